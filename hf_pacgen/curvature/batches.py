@@ -1,0 +1,264 @@
+"""Data as re-iterable batches with stable numbers, whatever it came as."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, IterableDataset
+from transformers import default_data_collator
+
+from hf_pacgen.curvature.model_state import seed_everything
+from hf_pacgen.processes import Processes
+
+__all__ = ["Batches", "count_examples"]
+
+LABEL_NAMES = ("labels", "label", "label_ids")
+PADDING = {"labels": -100, "label_ids": -100, "attention_mask": 0, "token_type_ids": 0}
+
+
+class Batches:
+    """The batches of a pass over the data, each with its index; every pass gives the same ones.
+
+    Random collators and shuffling loaders are reseeded, so that a batch is the same in every pass
+    (and, for a dataset, in every process).  A process gets the batches whose index it is due.
+
+    Args:
+        data: a DataLoader, a map-style or iterable dataset, or a re-iterable of batches.
+        model: whose ``forward`` says which columns of a dataset are used.
+        batch_size, collate_fn: for datasets; by default columns are stacked and ragged ones padded.
+        max_examples: a seeded random subset of a map-style dataset, the first of any other data.
+        seed: of the subset and of what the data draws at random.
+    """
+
+    def __init__(
+        self,
+        data: Any,
+        *,
+        model: nn.Module,
+        batch_size: int = 8,
+        collate_fn: Callable[[list[Any]], Any] | None = None,
+        max_examples: int | None = None,
+        seed: int = 0,
+        processes: Processes | None = None,
+    ) -> None:
+        if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+            raise ValueError(f"batch_size must be an integer of at least 1; got {batch_size!r}.")
+        self.processes = processes or Processes()
+        self.max_examples, self.seed, self.batch_size = max_examples, seed, batch_size
+        self.collate = collate_fn or (lambda rows: collate(rows, model))
+        self.indices: list[list[int]] | None = None
+        _refuse_single_use(data)
+        if isinstance(data, DataLoader):
+            _refuse_sharded_loader(data, self.processes)
+        elif collate_fn is None and hasattr(data, "column_names"):
+            data = _model_columns(data, model)
+        if _is_map_style(data):
+            self.indices = self._choose(len(data))
+        elif isinstance(data, IterableDataset) or _is_hub_stream(data):
+            data = DataLoader(data, batch_size=batch_size, collate_fn=self.collate)
+        self.data = data
+        self._generator_states = [(g, g.get_state()) for g in _generators(data)]
+        self.examples_per_pass: int | None = None
+        """Number of examples in one pass (before any share of a process), known after one."""
+
+    def __iter__(self) -> Iterator[tuple[int, Any]]:
+        """The batches of this process, with their indices among all batches."""
+        for index, batch in self._all():
+            if index % self.processes.size == self.processes.rank and batch is not None:
+                yield index, batch
+
+    def head(self, count: int) -> list[tuple[int, Any]]:
+        """The first ``count`` batches, the same in every process."""
+        first: list[tuple[int, Any]] = []
+        for index, batch in self._all(everywhere=True):
+            first.append((index, batch))
+            if len(first) == count:
+                break
+        return first
+
+    def num_examples(self) -> int:
+        """Number of examples in the data given, before ``max_examples``."""
+        if self.indices is not None:
+            return len(self.data)
+        if isinstance(self.data, DataLoader) and not self.data.drop_last and _sized(self.data.dataset):
+            return len(self.data.dataset)  # type: ignore[arg-type]
+        return sum(count_examples(batch) for batch in self._reseeded())
+
+    def _choose(self, size: int) -> list[list[int]]:
+        chosen: Sequence[int] = range(size)
+        if self.max_examples is not None and self.max_examples < size:
+            generator = torch.Generator().manual_seed(self.seed)
+            chosen = torch.randperm(size, generator=generator)[: self.max_examples].sort().values.tolist()
+        return [list(chosen[i : i + self.batch_size]) for i in range(0, len(chosen), self.batch_size)]
+
+    def _all(self, everywhere: bool = False) -> Iterator[tuple[int, Any]]:
+        if self.indices is not None:
+            for index, rows in enumerate(self.indices):
+                if not everywhere and index % self.processes.size != self.processes.rank:
+                    continue
+                seed_everything(self.seed + index)  # a batch is the same whichever process draws it
+                fetch = getattr(self.data, "__getitems__", None)
+                examples = fetch(rows) if fetch is not None else [self.data[row] for row in rows]
+                yield index, self.collate(examples)
+            return
+        left = self.max_examples
+        for index, batch in enumerate(self._reseeded()):
+            if left is not None:
+                size = count_examples(batch)
+                if size > left:
+                    batch = _truncate(batch, left, size)
+                left -= min(size, left)
+            yield index, batch
+            if left == 0:
+                return
+
+    def _reseeded(self) -> Iterable[Any]:
+        seed_everything(self.seed)
+        for generator, state in self._generator_states:
+            generator.set_state(state)
+        return self.data
+
+    def close(self) -> None:
+        """Give back the state of the data's own random generators."""
+        for generator, state in self._generator_states:
+            generator.set_state(state)
+
+
+def count_examples(batch: Any) -> int:
+    """Number of examples in a batch: the length of its labels, or of its first tensor."""
+    for tensor in _tensors(batch):
+        if tensor.ndim:
+            return tensor.shape[0]
+    raise ValueError(
+        f"Cannot tell how many examples a batch of type {type(batch).__name__} has: expected a dict or a sequence "
+        "with at least one tensor that has a batch dimension."
+    )
+
+
+def collate(rows: list[Any], model: nn.Module) -> Any:
+    """Stack the columns of examples; pad ragged integer sequences as the model expects."""
+    if not isinstance(rows[0], Mapping):
+        return torch.utils.data.default_collate(rows)
+    rows = [dict(row) for row in rows]
+    ragged = [
+        key for key, value in rows[0].items() if _length(value) is not None and len({_length(r[key]) for r in rows}) > 1
+    ]
+    if ragged:
+        lengths = [_length(row[ragged[0]]) or 0 for row in rows]
+        for row, length in zip(rows, lengths, strict=True):
+            row.setdefault("attention_mask", [1] * length)
+        keys = ragged if "attention_mask" in ragged else [*ragged, "attention_mask"]
+        config = getattr(model, "config", None)
+        pad_token = getattr(config, "pad_token_id", None) or 0
+        for key in keys:
+            longest = max(_length(row[key]) or 0 for row in rows)
+            fill = PADDING.get(key, pad_token)
+            for row in rows:
+                values = [int(v) for v in row[key]]
+                row[key] = values + [fill] * (longest - len(values))
+    return default_data_collator(rows, return_tensors="pt")
+
+
+def _length(value: Any) -> int | None:
+    """Length of a one-dimensional integer sequence, None for anything else."""
+    if isinstance(value, Tensor):
+        return len(value) if value.ndim == 1 and not value.is_floating_point() else None
+    if hasattr(value, "ndim"):
+        return len(value) if value.ndim == 1 and value.dtype.kind in "iub" else None
+    if isinstance(value, (list, tuple)):
+        return len(value) if all(isinstance(v, int) for v in value) else None
+    return None
+
+
+def _tensors(batch: Any) -> Iterator[Tensor]:
+    if isinstance(batch, Tensor):
+        yield batch
+    elif isinstance(batch, Mapping):
+        for key in (*(k for k in LABEL_NAMES if k in batch), *batch):
+            yield from _tensors(batch[key])
+    elif isinstance(batch, (list, tuple)):
+        for item in batch:
+            yield from _tensors(item)
+
+
+def _truncate(batch: Any, count: int, size: int) -> Any:
+    if isinstance(batch, Tensor):
+        return batch[:count] if batch.ndim and batch.shape[0] == size else batch
+    if isinstance(batch, Mapping):
+        return {key: _truncate(value, count, size) for key, value in batch.items()}
+    if isinstance(batch, (list, tuple)):
+        return type(batch)(_truncate(item, count, size) for item in batch)
+    return batch
+
+
+def _model_columns(data: Any, model: nn.Module) -> Any:
+    """Drop the columns that are no input of the model, as Trainer does."""
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    parameters = inspect.signature(base.forward).parameters
+    names = {name for name, p in parameters.items() if p.kind is not inspect.Parameter.VAR_KEYWORD}
+    columns = list(data.column_names or [])
+    inputs = [column for column in columns if column in names and column not in LABEL_NAMES]
+    if columns and not inputs:
+        raise ValueError(
+            f"None of the dataset's columns {columns} is an input of {type(base).__name__}, which takes "
+            f"{sorted(names)}. Tokenize or process the dataset first, or pass collate_fn."
+        )
+    keep = [column for column in columns if column in names or column in LABEL_NAMES]
+    return data.select_columns(keep) if columns and len(keep) < len(columns) else data
+
+
+def _refuse_single_use(data: Any) -> None:
+    if isinstance(data, (str, bytes, Mapping)):
+        hint = "pick one of its splits" if hasattr(data, "column_names") else "wrap a single batch in a list: [batch]"
+        raise TypeError(
+            f"data must be a DataLoader, a dataset, or an iterable of batches; got {type(data).__name__}. "
+            f"{'If it is a batch or several splits, ' + hint if isinstance(data, Mapping) else 'Load it first'}."
+        )
+    if _is_map_style(data) or isinstance(data, (DataLoader, IterableDataset)):
+        return
+    if not isinstance(data, Iterable):
+        raise TypeError(
+            f"data must be a DataLoader, a dataset, or an iterable of batches; got {type(data).__name__}."
+        )
+    if iter(data) is data:
+        raise ValueError(
+            f"data is an iterator ({type(data).__name__}), which is exhausted after one pass, and several passes are "
+            "needed. Pass a list of batches, a DataLoader or a dataset."
+        )
+
+
+def _refuse_sharded_loader(loader: DataLoader[Any], processes: Processes) -> None:
+    # accelerate's prepared loaders give each process its share, and repeat examples to even them out
+    if processes.size > 1 and hasattr(loader, "total_dataset_length"):
+        raise ValueError(
+            "data is a DataLoader prepared by accelerate, which repeats examples so that all processes get equally "
+            "many. Pass the unprepared DataLoader or the dataset: the batches are shared out without repeats."
+        )
+
+
+def _is_map_style(data: Any) -> bool:
+    is_dataset = isinstance(data, Dataset) or hasattr(data, "column_names")
+    return is_dataset and hasattr(data, "__getitem__") and _sized(data) and not isinstance(data, IterableDataset)
+
+
+def _is_hub_stream(data: Any) -> bool:
+    return hasattr(data, "column_names") and not _sized(data)
+
+
+def _sized(data: Any) -> bool:
+    try:
+        len(data)
+    except TypeError:
+        return False
+    return True
+
+
+def _generators(data: Any) -> list[torch.Generator]:
+    owners = (data, getattr(data, "sampler", None), getattr(getattr(data, "batch_sampler", None), "sampler", None))
+    found = [getattr(owner, "generator", None) for owner in owners] if isinstance(data, DataLoader) else []
+    unique = {id(g): g for g in found if isinstance(g, torch.Generator)}
+    return list(unique.values())

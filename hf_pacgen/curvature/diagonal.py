@@ -1,0 +1,303 @@
+"""The diagonal of the Hessian: Hutchinson, Gauss-Newton-Bartlett, their blend, and exact.
+
+The sum over batches is linear, so every batch has its own Rademacher probe: the pooled diagonal
+averages as many independent off-diagonal noises as there are batches, at no cost.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hf_pacgen.config import Estimator, HVPMethod, ScoreConfig
+from hf_pacgen.curvature.batches import count_examples
+from hf_pacgen.curvature.hvp import HessianProduct, batch_gradient
+from hf_pacgen.curvature.model_state import double_backward_attention, evaluation_mode
+from hf_pacgen.curvature.objective import BatchLoss, Objective
+from hf_pacgen.curvature.sums import DiagonalSums, zeros_like
+from hf_pacgen.noise.perturbation import RademacherDirection, SavedWeights, chunks
+from hf_pacgen.noise.random_bits import stream_key
+
+__all__ = ["DiagonalEstimate", "EXACT_LIMIT", "estimate_diagonal"]
+
+EXACT_LIMIT = 20_000
+"""Most parameters for which the exact diagonal (one backward pass a parameter and batch) is computed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiagonalEstimate:
+    """An estimate of diag ∇²L̂(w), L̂ the mean loss over all units of the data.
+
+    Attributes:
+        values: H_ii by parameter name, shaped like the parameters, at least float32.
+        stderr: standard error of every entry, from the spread between batches and passes, where asked for
+            (``standard_error=True``): of the Hutchinson part times its share for the blend, 0 for the exact one,
+            NaN where a single batch shows no spread.
+        trace, trace_stderr: Σ H_ii and its standard error (None where a single batch shows no spread).
+        loss: L̂(w).  num_units: loss units in the data.  num_examples: examples in it.
+        estimator: what was used in the end.  hvp_method: None where no product was needed.
+        num_hvps, num_gradients: Hessian-vector products, and gradients on sampled labels, of a batch.
+        blend: share of the Hutchinson estimate in each parameter tensor, for the blend.
+        notes: what a user should know, in sentences.
+    """
+
+    values: dict[str, Tensor]
+    stderr: dict[str, Tensor] | None
+    trace: float
+    trace_stderr: float | None
+    loss: float
+    num_units: float
+    num_examples: int
+    estimator: Estimator
+    hvp_method: HVPMethod | None
+    num_hvps: int
+    num_gradients: int
+    blend: dict[str, float] | None
+    notes: tuple[str, ...]
+
+
+class _Run:
+    """The sums of one estimate, and the counters that go with them."""
+
+    def __init__(self, objective: Objective, config: ScoreConfig, estimator: Estimator) -> None:
+        parameters, keep = objective.parameters, config.standard_error
+        self.probes = (
+            DiagonalSums(parameters, elementwise=keep)
+            if estimator in (Estimator.HUTCHINSON, Estimator.BLEND)
+            else None
+        )
+        self.gradients = (
+            DiagonalSums(parameters, elementwise=keep and estimator is Estimator.GAUSS_NEWTON)
+            if estimator in (Estimator.GAUSS_NEWTON, Estimator.BLEND)
+            else None
+        )
+        self.exact = {n: zeros_like(p) for n, p in parameters.items()} if estimator is Estimator.EXACT else None
+        self.counts = torch.zeros(5, dtype=torch.float64)
+        """Σ loss, units and examples of the first pass, then the numbers of HVPs and of gradients."""
+
+    def reduce(self, objective: Objective) -> None:
+        processes = objective.batches.processes
+        for sums in (self.probes, self.gradients):
+            if sums is not None:
+                sums.reduce(processes)
+        for tensor in (self.exact or {}).values():
+            processes.sum_(tensor)
+        processes.sum_(self.counts)
+
+
+def estimate_diagonal(
+    objective: Objective,
+    config: ScoreConfig,
+    *,
+    saved: SavedWeights | None,
+    tick: Callable[[], Any] = lambda: None,
+) -> DiagonalEstimate:
+    """Estimate the pooled Hessian's diagonal of an inspected objective.
+
+    Args:
+        objective: the loss, at weights that are left as found.
+        config: estimator, HVP method, passes, seed, whether entries get standard errors.
+        saved: a copy of the weights; needed by finite differences.
+        tick: called after every batch.
+
+    Raises:
+        ValueError: ``exact`` on a model with more than ``EXACT_LIMIT`` parameters, or a batch whose gradient
+            is not finite, or data without a single loss unit.
+    """
+    estimator, notes = _supported(objective, config.estimator)
+    run = _Run(objective, config, estimator)
+    method = None
+    with objective.batches.processes.together():
+        if estimator is Estimator.EXACT:
+            _exact_pass(objective, run, tick)
+        else:
+            method = _stream(objective, config, estimator, run, saved, tick)
+    run.reduce(objective)
+    loss, units, examples, num_hvps, num_gradients = run.counts.tolist()
+    if units == 0:
+        raise ValueError("The data has no loss unit: expected at least one labeled token or example.")
+    values, stderr, trace, trace_stderr, blend = _finish(run, estimator, units)
+    if config.standard_error and estimator is Estimator.EXACT:
+        stderr = {name: torch.zeros_like(value) for name, value in values.items()}
+    return DiagonalEstimate(
+        values=values,
+        stderr=stderr if config.standard_error else None,
+        trace=trace,
+        trace_stderr=trace_stderr,
+        loss=loss / units,
+        num_units=units,
+        num_examples=int(examples),
+        estimator=estimator,
+        hvp_method=method,
+        num_hvps=int(num_hvps),
+        num_gradients=int(num_gradients),
+        blend=blend,
+        notes=tuple(notes),
+    )
+
+
+def _supported(objective: Objective, estimator: Estimator) -> tuple[Estimator, list[str]]:
+    if estimator is Estimator.EXACT and objective.num_parameters > EXACT_LIMIT:
+        raise ValueError(
+            f"estimator='exact' takes one backward pass for every parameter and batch: expected at most {EXACT_LIMIT} "
+            f"trainable parameters, got {objective.num_parameters}. Use 'blend' or 'hutchinson', or freeze more weights."
+        )
+    if estimator in (Estimator.BLEND, Estimator.GAUSS_NEWTON) and objective.kind.is_other:
+        note = (
+            f"The estimator is hutchinson instead of {estimator.value}: Gauss-Newton with sampled labels needs a "
+            f"cross-entropy on the model's logits, and this is {objective.kind.value}."
+        )
+        return Estimator.HUTCHINSON, [note]
+    return estimator, []
+
+
+def _stream(
+    objective: Objective,
+    config: ScoreConfig,
+    estimator: Estimator,
+    run: _Run,
+    saved: SavedWeights | None,
+    tick: Callable[[], Any],
+) -> HVPMethod | None:
+    """One streaming loop over passes and batches; weights are back at w whenever a loss is taken there."""
+    product = None
+    if run.probes is not None:
+        product = HessianProduct(objective, config.hvp, saved=saved, displacement=config.displacement)
+    elif objective.checkpointing:
+        evaluation_mode(objective.model, checkpointing=True)
+    gradient_passes = config.passes if estimator is Estimator.GAUSS_NEWTON else 1
+    for sweep in range(config.passes):
+        for index, batch in objective.batches:
+            if not objective.has_units(batch):
+                tick()
+                continue
+            group = index + 31 * sweep
+            true = None
+            if run.gradients is not None and sweep < gradient_passes:
+                if saved is not None:
+                    saved.restore()
+                key = stream_key(config.seed, "labels", sweep, index)
+                sampled, true = objective.sampled_loss(batch, index, key)
+                finite = run.gradients.add_gradient(group, batch_gradient(objective, sampled), true.units)
+                _check_gradient(finite, index)
+                run.counts[4] += 1
+            if sweep == 0:
+                if true is None:
+                    true = _loss_at_weights(objective, batch, index, saved)
+                _count_batch(run, true.total, true.units, batch)
+            if product is not None and run.probes is not None:
+                probe = RademacherDirection(config.seed, "probe", sweep, index)
+                values, units = product(batch, index, probe)
+                if units:
+                    _check_gradient(run.probes.add_probe(group, values, probe, units), index)
+                    run.counts[3] += 1
+            tick()
+    return product.method if product is not None else None
+
+
+def _exact_pass(objective: Objective, run: _Run, tick: Callable[[], Any]) -> None:
+    """diag H_b row by row: the gradient's entries are differentiated one after another."""
+    evaluation_mode(objective.model, checkpointing=False)
+    parameters = list(objective.parameters.values())
+    for index, batch in objective.batches:
+        if objective.has_units(batch):
+            with double_backward_attention(objective.model):
+                result = objective.loss(batch, index)
+                gradients = torch.autograd.grad(result.total, parameters, create_graph=True, allow_unused=True)
+                for total, parameter, gradient in zip((run.exact or {}).values(), parameters, gradients, strict=True):
+                    if gradient is None or not gradient.requires_grad:
+                        continue
+                    flat, out = gradient.reshape(-1), total.view(-1)
+                    for i in range(flat.numel()):
+                        (row,) = torch.autograd.grad(flat[i], parameter, retain_graph=True, allow_unused=True)
+                        if row is not None:
+                            out[i] += row.reshape(-1)[i]
+                    _check_gradient(bool(out.isfinite().all()), index)
+            _count_batch(run, result.total.detach(), result.units, batch)
+        tick()
+
+
+def _finish(
+    run: _Run, estimator: Estimator, units: float
+) -> tuple[dict[str, Tensor], dict[str, Tensor] | None, float, float | None, dict[str, float] | None]:
+    """Divide sums into means, and blend: values, entry errors, trace, its error, shares of Hutchinson."""
+    if run.exact is not None:
+        for total in run.exact.values():
+            total.div_(units)
+        return run.exact, None, sum(v.double().sum().item() for v in run.exact.values()), 0.0, None
+    if run.probes is None or run.gradients is None:
+        only = run.probes or run.gradients
+        if only is None:
+            raise ValueError(f"estimator {estimator.value!r} keeps no sums.")  # pragma: no cover - closed choice
+        share = torch.ones(len(only.names), dtype=torch.float64)
+        trace, error = _trace([(only, share)])
+        values = only.mean_()
+        return values, only.elementwise_stderr_(), trace, error, None
+    share = _blend_share(run.probes, run.gradients)
+    trace, error = _trace([(run.probes, share), (run.gradients, 1 - share)])
+    quiet, noisy = run.gradients.total, run.probes.total  # both are means by now
+    stderr = run.probes.elementwise_stderr_()
+    for name, alpha in zip(run.probes.names, share.tolist(), strict=True):
+        quiet[name].lerp_(noisy[name], alpha)
+        if stderr is not None:
+            stderr[name].mul_(alpha)
+    return quiet, stderr, trace, error, dict(zip(run.probes.names, share.tolist(), strict=True))
+
+
+def _blend_share(probes: DiagonalSums, gradients: DiagonalSums) -> Tensor:
+    """α of D̂ = g + α(h - g) for every tensor: max(0, 1 - Σ var(h)/Σ (h - g)²), g and h becoming means.
+
+    E‖h - g‖² = ‖H - GGN‖² + var h + var g, so this is the α of least expected squared error, estimated.
+    """
+    noisy, quiet = probes.mean_(), gradients.mean_()
+    norms, distances = [], []
+    for name in probes.names:
+        norm = distance = torch.zeros(())
+        for _, (h, g) in chunks(noisy[name], quiet[name]):
+            norm = norm + torch.linalg.vector_norm(h).square()
+            distance = distance + torch.linalg.vector_norm(h - g).square()
+        norms.append(norm.double().cpu())
+        distances.append(distance.double().cpu())
+    variance = probes.mean_variance(torch.stack(norms))
+    if variance is None:
+        return torch.zeros(len(norms), dtype=torch.float64)  # one batch shows no spread: trust the quiet one
+    return (1 - variance / torch.stack(distances).clamp_min(1e-300)).clamp_(0, 1)
+
+
+def _trace(parts: list[tuple[DiagonalSums, Tensor]]) -> tuple[float, float | None]:
+    """Σ_t share_t · trace_t over parameter tensors t and parts, and its standard error between groups of batches."""
+    value, errors = 0.0, None
+    means = [(sums.traces @ share, sums.units, sums.num_units) for sums, share in parts]
+    value = sum(float(traces.sum()) / total for traces, _, total in means)
+    occupied = means[0][1] > 0
+    groups = int(occupied.sum())
+    if groups > 1:
+        residual = torch.zeros(int(occupied.sum()), dtype=torch.float64)
+        for traces, units, total in means:
+            mean = traces.sum() / total
+            residual += (traces[occupied] - units[occupied] * mean) / total
+        errors = float((residual.square().sum() * groups / (groups - 1)).sqrt())
+    return value, errors
+
+
+def _loss_at_weights(objective: Objective, batch: Any, index: int, saved: SavedWeights | None) -> BatchLoss:
+    if saved is not None:
+        saved.restore()
+    with torch.no_grad():
+        return objective.loss(batch, index)
+
+
+def _count_batch(run: _Run, total: Tensor, units: float, batch: Any) -> None:
+    run.counts[:3] += torch.tensor([total.item(), units, count_examples(batch)], dtype=torch.float64)
+
+
+def _check_gradient(finite: bool, index: int) -> None:
+    if not finite:
+        raise ValueError(
+            f"The gradient of batch {index} is not finite. Look at that batch's inputs, or use wider weights "
+            "(float32 instead of float16)."
+        )

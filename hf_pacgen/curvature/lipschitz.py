@@ -1,0 +1,184 @@
+"""ρ, the Lipschitz constant of the Hessian in the box around the weights."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hf_pacgen.config import ScoreConfig
+from hf_pacgen.curvature.hvp import HessianProduct
+from hf_pacgen.curvature.objective import Objective
+from hf_pacgen.curvature.sums import zeros_like
+from hf_pacgen.noise.perturbation import (
+    BoxDirection,
+    Direction,
+    RademacherDirection,
+    SavedWeights,
+    TensorDirection,
+    chunks,
+)
+
+__all__ = ["LipschitzEstimate", "estimate_lipschitz"]
+
+TOLERANCE = 0.05
+"""Relative change of the norm in the last Lanczos step below which it counts as converged."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LipschitzEstimate:
+    """A lower estimate of ρ = sup ‖H(w+u) - H(w)‖/‖u‖ over u in the box |u_i| ≤ N_i.
+
+    Attributes:
+        value: the largest ratio found.
+        ratios: ‖H(w+u) - H(w)‖/‖u‖ of every displacement u tried.
+        iterations: Lanczos steps done for every one of them.
+        batches: number of batches whose mean loss was taken.
+        converged: whether the last step changed the norm of the largest by less than 5 %.
+        num_hvps: Hessian-vector products of a batch.
+    """
+
+    value: float
+    ratios: tuple[float, ...]
+    iterations: tuple[int, ...]
+    batches: int
+    converged: bool
+    num_hvps: int
+
+
+def estimate_lipschitz(
+    objective: Objective,
+    config: ScoreConfig,
+    *,
+    saved: SavedWeights,
+    tick: Callable[[], Any] = lambda: None,
+) -> LipschitzEstimate:
+    """max over a few random u in the box of ‖(H(w+u) - H(w)) v‖/‖u‖, v by the Lanczos process.
+
+    The difference of Hessians is symmetric but indefinite, so the largest |eigenvalue| is wanted: Lanczos
+    (without reorthogonalization, which the extreme eigenvalues do not need) finds it in a few steps with
+    three vectors.  Directions are shared out over processes.
+
+    Args:
+        objective: an inspected objective.
+        config: γ, ε, and the numbers of directions, iterations and batches.
+        saved: a copy of the weights.
+        tick: called after every iteration and batch.
+    """
+    processes = objective.batches.processes
+    found: dict[int, tuple[float, int, bool, int]] = {}
+    used = 0
+    with processes.together():
+        batches = [(i, b) for i, b in objective.batches.head(config.lipschitz_batches) if objective.has_units(b)]
+        used = len(batches)
+        # a norm within a few percent will do, so longer steps (fewer repeats) than elsewhere
+        product = HessianProduct(
+            objective, config.hvp, saved=saved, displacement=config.displacement, asymmetry=0.03
+        )
+        for direction in range(processes.rank, config.lipschitz_directions, processes.size):
+            shift = BoxDirection(config.seed, "box", direction, gamma=config.gamma, epsilon=config.epsilon)
+            start = RademacherDirection(config.seed, "lanczos", direction)
+            product.reset()
+            difference = _HessianDifference(product, batches, shift, tick)
+            norm, steps, converged = _lanczos_norm(difference, start, objective, config.lipschitz_iterations)
+            found[direction] = (norm / _norm(shift, saved), steps, converged, difference.num_hvps)
+        saved.restore()
+    merged = {key: value for part in processes.gather(found) for key, value in part.items()}
+    rows = [merged[direction] for direction in sorted(merged)]
+    best = max(rows, key=lambda row: row[0])
+    return LipschitzEstimate(
+        value=best[0],
+        ratios=tuple(row[0] for row in rows),
+        iterations=tuple(row[1] for row in rows),
+        batches=used,
+        converged=best[2],
+        num_hvps=sum(row[3] for row in rows),
+    )
+
+
+class _HessianDifference:
+    """v ↦ (H(w+u) - H(w)) v of the mean loss over some batches."""
+
+    def __init__(
+        self, product: HessianProduct, batches: list[tuple[int, Any]], shift: Direction, tick: Callable[[], Any]
+    ) -> None:
+        self.product, self.batches, self.shift, self.tick = product, batches, shift, tick
+        self.units = sum(product.objective.count_units(batch, index) for index, batch in batches)
+        self.num_hvps = 0
+
+    def add(self, vector: dict[str, Tensor], out: dict[str, Tensor]) -> None:
+        """Add the product with a unit vector to ``out``."""
+        for index, batch in self.batches:
+            for sign, at in ((1.0, [(self.shift, 1.0)]), (-1.0, [])):
+                values, _ = self.product(batch, index, TensorDirection(vector), norm=1.0, at=at)
+                for name, value in values.items():
+                    out[name].add_(value, alpha=sign / self.units)
+                self.num_hvps += 1
+            self.tick()
+
+
+def _lanczos_norm(
+    operator: _HessianDifference, start: Direction, objective: Objective, iterations: int
+) -> tuple[float, int, bool]:
+    """Largest |eigenvalue| of a symmetric operator by the three-term Lanczos recurrence."""
+    vector = {name: zeros_like(p) for name, p in objective.parameters.items()}
+    for name, parameter in objective.parameters.items():
+        for offset, (piece, weights) in chunks(vector[name], parameter.detach()):
+            piece.copy_(start.piece(name, offset, weights))
+    _scale(vector, 1 / math.sqrt(objective.num_parameters))
+    previous: dict[str, Tensor] | None = None
+    diagonal: list[float] = []
+    off_diagonal: list[float] = []
+    norm = last = 0.0
+    for _ in range(min(iterations, objective.num_parameters)):
+        if previous is None:
+            image = {name: torch.zeros_like(v) for name, v in vector.items()}
+        else:
+            image = previous
+            _scale(image, -off_diagonal[-1])
+        operator.add(vector, image)
+        alpha = _dot(vector, image)
+        for name, value in image.items():
+            value.add_(vector[name], alpha=-alpha)
+        diagonal.append(alpha)
+        beta = math.sqrt(_dot(image, image))
+        last, norm = norm, _tridiagonal_norm(diagonal, off_diagonal)
+        if beta <= 1e-6 * norm or beta == 0:
+            return norm, len(diagonal), True  # the Krylov space is exhausted
+        off_diagonal.append(beta)
+        _scale(image, 1 / beta)
+        previous, vector = vector, image
+    return norm, len(diagonal), abs(norm - last) <= TOLERANCE * norm
+
+
+def _tridiagonal_norm(diagonal: list[float], off_diagonal: list[float]) -> float:
+    matrix = torch.diag(torch.tensor(diagonal, dtype=torch.float64))
+    if off_diagonal:
+        side = torch.tensor(off_diagonal, dtype=torch.float64)
+        matrix = matrix + torch.diag(side, 1) + torch.diag(side, -1)
+    return torch.linalg.eigvalsh(matrix).abs().max().item()
+
+
+def _scale(vectors: dict[str, Tensor], factor: float) -> None:
+    for vector in vectors.values():
+        vector.mul_(factor)
+
+
+def _dot(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
+    total = 0.0
+    for name in a:
+        for _, (x, y) in chunks(a[name], b[name]):
+            total += torch.dot(x.reshape(-1), y.reshape(-1)).item()
+    return total
+
+
+def _norm(direction: Direction, saved: SavedWeights) -> float:
+    squares = 0.0
+    for name, whole in saved.copy.items():
+        for start, (weights,) in chunks(whole):
+            squares += torch.linalg.vector_norm(direction.piece(name, start, weights)).item() ** 2
+    return math.sqrt(squares)

@@ -1,0 +1,316 @@
+"""The empirical loss of a model on data: the mean over all loss units, whatever the batching."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils._python_dispatch import TorchDispatchMode
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+from hf_pacgen.curvature.batches import Batches, count_examples
+from hf_pacgen.curvature.model_state import evaluation_mode, uses_checkpointing
+from hf_pacgen.processes import send_to_device
+
+__all__ = ["BatchLoss", "LossFunction", "Objective", "trainable_parameters"]
+
+IGNORED = -100
+LossFunction = Callable[[nn.Module, Any], tuple[Tensor, Any]]
+
+
+class LossKind(str, Enum):
+    """What the model's loss turned out to be, by comparing it with a cross-entropy on its logits."""
+
+    CAUSAL = "cross-entropy of the next token"
+    ALIGNED = "cross-entropy"
+    OTHER = "a loss that is no cross-entropy on logits"
+    CUSTOM = "a loss function of the user's"
+
+    @property
+    def is_other(self) -> bool:
+        """Whether labels cannot be sampled from the model's own predictions."""
+        return self in (LossKind.OTHER, LossKind.CUSTOM)
+
+
+@dataclass(frozen=True)
+class BatchLoss:
+    """Sum of the loss over a batch's units (labelled tokens or examples), and their number."""
+
+    total: Tensor
+    units: float
+
+
+class Objective:
+    """L̂(w) = Σ_b loss_b / Σ_b units_b over all batches, with gradients by parameter name.
+
+    A unit is a labelled token (label ≠ -100; after the shift, for causal language models) where the
+    loss is a cross-entropy on per-token logits, and an example otherwise.  The pooled mean is what
+    ``Trainer`` optimizes, and does not depend on how the data is cut into batches.
+
+    Args:
+        model: any module; wrappers of DDP and torch.compile are looked through.
+        batches: the data.
+        loss_fn: ``loss_fn(model, batch) -> (loss_sum, num_units)``, instead of the model's own loss.
+
+    Raises:
+        ValueError: no trainable or no floating-point trainable parameters, non-finite weights.
+    """
+
+    def __init__(self, model: nn.Module, batches: Batches, *, loss_fn: LossFunction | None = None) -> None:
+        self.model, self.batches, self.loss_fn = model, batches, loss_fn
+        self.parameters = trainable_parameters(model)
+        self.kind = LossKind.CUSTOM if loss_fn is not None else LossKind.OTHER
+        self.low_precision = False
+        self.checkpointing = False
+        self.device = next(iter(self.parameters.values())).device
+
+    @property
+    def num_parameters(self) -> int:
+        """m, the number of trainable weights; tied ones count once."""
+        return sum(parameter.numel() for parameter in self.parameters.values())
+
+    def inspect(self) -> None:
+        """Look at the first batch: which loss it is, in which precision, and whether it is the same twice.
+
+        Raises:
+            ValueError: empty data, a batch without labels, no labelled unit at all in any batch, or a loss
+                that is not finite or differs between two identical passes.
+        """
+        self.checkpointing = uses_checkpointing(self.model)
+        evaluation_mode(self.model, checkpointing=self.checkpointing)
+        index, batch = self._first_with_labels()
+        first = self._look(index, batch)
+        second = self._look(index, batch)
+        if self.checkpointing and not self._same(first, second):
+            # some layer draws random numbers while its training flag is set: give up checkpointing
+            self.checkpointing = False
+            evaluation_mode(self.model, checkpointing=False)
+            first, second = self._look(index, batch), self._look(index, batch)
+        if not self._same(first, second):
+            raise ValueError(
+                f"The loss of batch {index} differs between two identical passes in evaluation mode: {first:.8g} and "
+                f"{second:.8g}. Curvature needs a deterministic loss; turn off what draws random numbers in the "
+                "model's forward (dropout applied with training=True, random masking, sampled noise)."
+            )
+
+    def loss(self, batch: Any, index: int) -> BatchLoss:
+        """The summed loss of one batch, differentiable.
+
+        Raises:
+            ValueError: the model gave no loss, or it is not finite; the message names the batch.
+        """
+        batch = send_to_device(batch, self.device)
+        if self.loss_fn is not None:
+            total, units = self.loss_fn(self.model, batch)
+            result = BatchLoss(total, float(units))
+        else:
+            loss = _loss_of(self.model(**batch), batch, index)
+            units = self.units(batch)
+            # a mean over no units is 0/0: such a batch counts for nothing
+            result = BatchLoss(loss * units if units else loss.detach().new_zeros(()), units)
+        self._check_finite(result, index)
+        return result
+
+    def units(self, batch: Mapping[str, Any]) -> int:
+        """Number of loss units of a batch (for the model's own loss)."""
+        labels = batch.get("labels")
+        if isinstance(labels, Tensor) and not labels.is_floating_point() and labels.ndim:
+            if self.kind is LossKind.CAUSAL or (self.kind is LossKind.OTHER and labels.ndim > 1 and _is_causal(self.model)):
+                return int((labels[..., 1 - self._prefix :] != IGNORED).sum())
+            if self.kind is LossKind.ALIGNED or labels.ndim > 1:
+                return int((labels != IGNORED).sum())
+        return count_examples(batch)
+
+    def count_units(self, batch: Any, index: int) -> float:
+        """Number of loss units of a batch, for any loss."""
+        if self.loss_fn is None:
+            return self.units(batch)
+        with torch.no_grad():
+            return self.loss(batch, index).units
+
+    def has_units(self, batch: Any) -> bool:
+        """Whether a batch counts at all; a batch whose labels are all -100 does not."""
+        return self.loss_fn is not None or not isinstance(batch, Mapping) or self.units(batch) > 0
+
+    def sampled_loss(self, batch: Mapping[str, Any], index: int, key: int) -> tuple[Tensor, BatchLoss]:
+        """The summed loss on labels drawn from the model's own predictions, and (detached) on the true ones.
+
+        Its gradient G has E[G Gᵀ] equal to the Gauss-Newton matrix of the summed loss.
+        """
+        batch = send_to_device(batch, self.device)
+        inputs: Mapping[str, Any] = batch
+        config = getattr(self.model, "config", None)
+        if not getattr(config, "is_encoder_decoder", False):
+            # the model's own loss graph is not needed here (an encoder-decoder makes its inputs from the labels)
+            inputs = {key: value for key, value in batch.items() if key != "labels"}
+        scores, labels = self._scored(_get(self.model(**inputs), "logits"), batch["labels"], self.kind)
+        true = functional.cross_entropy(scores.detach(), labels, reduction="sum")
+        result = BatchLoss(true, float(labels.numel()))
+        self._check_finite(result, index)
+        generator = torch.Generator(device=scores.device).manual_seed(key)
+        with torch.no_grad():
+            drawn = torch.multinomial(scores.softmax(-1), 1, generator=generator).squeeze(-1)
+        return functional.cross_entropy(scores, drawn, reduction="sum"), result
+
+    # ------------------------------------------------------------------------------------------ internals
+
+    _prefix = 0
+    """1 where virtual tokens precede the labels, so that even the first label is predicted."""
+
+    def _first_with_labels(self) -> tuple[int, Any]:
+        empty = True
+        for index, batch in self.batches._all(everywhere=True):
+            empty = False
+            labels = batch.get("labels") if isinstance(batch, Mapping) else None
+            if isinstance(labels, Tensor) and not labels.is_floating_point() and self.loss_fn is None:
+                scored = labels[..., 1:] if labels.ndim > 1 and _is_causal(self.model) else labels
+                if not bool((scored != IGNORED).any()):
+                    continue
+            return index, batch
+        if empty:
+            raise ValueError("The data is empty: expected at least one batch, got none.")
+        raise ValueError(
+            f"All labels of the data are {IGNORED}, which means 'ignore': there is no loss unit to average over. "
+            "Check how the labels were made."
+        )
+
+    def _look(self, index: int, batch: Any) -> float:
+        precision = _LowPrecisionWatch()
+        batch = send_to_device(batch, self.device)
+        with torch.no_grad():
+            if self.loss_fn is not None:
+                with precision:
+                    result = self.loss(batch, index)
+                value, units = result.total, result.units
+            else:
+                if not isinstance(batch, Mapping):
+                    raise TypeError(
+                        f"A batch must be a dict of the model's inputs, with labels; got {type(batch).__name__}. "
+                        "Pass loss_fn(model, batch) -> (loss_sum, num_units) for other batches."
+                    )
+                with precision:
+                    outputs = self.model(**batch)
+                value, units = _loss_of(outputs, batch, index), 1
+                self._check_finite(BatchLoss(value, 1), index)
+                self.kind = self._recognize(value, outputs, batch.get("labels"))
+        self.low_precision = precision.seen
+        return value.item() / max(units, 1)
+
+    def _recognize(self, loss: Tensor, outputs: Any, labels: Any) -> LossKind:
+        logits = _get(outputs, "logits")
+        if not isinstance(logits, Tensor) or not isinstance(labels, Tensor) or labels.is_floating_point():
+            return LossKind.OTHER
+        tolerance = 1e-2 if loss.dtype in (torch.bfloat16, torch.float16) or logits.element_size() < 4 else 1e-4
+        # a head that predicts uniformly has both losses equal, so the likelier reading comes first
+        kinds = (LossKind.CAUSAL, LossKind.ALIGNED)
+        for kind in kinds if _is_causal(self.model) else reversed(kinds):
+            scored = self._scored(logits, labels, kind)
+            if scored is None or scored[1].numel() == 0 or int(scored[1].max()) >= scored[0].shape[-1]:
+                continue
+            entropy = functional.cross_entropy(*scored)
+            if math.isclose(entropy.item(), loss.item(), rel_tol=tolerance, abs_tol=tolerance * 1e-2):
+                self._prefix = int(kind is LossKind.CAUSAL and logits.shape[1] > labels.shape[1])
+                return kind
+        return LossKind.OTHER
+
+    def _scored(self, logits: Tensor, labels: Tensor, kind: LossKind) -> Any:
+        """Logits (units, classes) and labels (units,) of the units of a cross-entropy; None if shapes do not fit."""
+        if kind is LossKind.CAUSAL:
+            missing = logits.shape[1] - labels.shape[1] if logits.ndim == 3 and labels.ndim == 2 else -1
+            if missing < 0:
+                return None
+            labels = functional.pad(labels, (missing, 0), value=IGNORED)[:, 1:]
+            logits = logits[:, :-1]
+        if logits.shape[:-1] != labels.shape:
+            return None
+        valid = labels != IGNORED
+        dtype = torch.promote_types(logits.dtype, torch.float32)
+        return logits[valid].to(dtype), labels[valid].to(logits.device)
+
+    def _same(self, first: float, second: float) -> bool:
+        dtype = next(iter(self.parameters.values())).dtype
+        tolerance = 1e-3 if self.low_precision else (1e-9 if dtype == torch.float64 else 1e-5)
+        return math.isclose(first, second, rel_tol=tolerance, abs_tol=tolerance)
+
+    def _check_finite(self, result: BatchLoss, index: int) -> None:
+        if result.units and not bool(result.total.detach().isfinite()):
+            raise ValueError(
+                f"The loss of batch {index} is {result.total.item()}: expected a finite number. "
+                "Look at that batch's inputs and labels, and at the weights."
+            )
+
+
+class _LowPrecisionWatch(TorchDispatchMode):
+    """Notes whether any operation computes in less than float32 (autocast, or low-precision weights)."""
+
+    seen = False
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for tensor in out if isinstance(out, (tuple, list)) else (out,):
+            if isinstance(tensor, Tensor) and tensor.is_floating_point() and tensor.element_size() < 4:
+                self.seen = True
+        return out
+
+
+def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters that require gradients, by name; tied ones once, frozen ones not at all.
+
+    Raises:
+        ValueError: there are none, or one is quantized, not floating-point, on no device, or not finite.
+    """
+    found = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    quantized = [name for name, p in model.named_parameters() if _is_quantized(p)]
+    if not found:
+        kinds = f"{len(quantized)} of its parameters are integer or quantized. " if quantized else ""
+        raise ValueError(
+            f"{type(model).__name__} has no trainable parameters: expected at least one with requires_grad=True. "
+            f"{kinds}Unfreeze what is to be scored, or add a trainable adapter."
+        )
+    for name, parameter in found.items():
+        if _is_quantized(parameter) or parameter.is_complex():
+            raise ValueError(
+                f"The trainable parameter {name!r} has dtype {parameter.dtype}"
+                f" ({type(parameter).__name__}): expected real floating-point weights of 16 bits or more. "
+                "Freeze it, or load the model without quantization."
+            )
+        if parameter.is_meta:
+            raise ValueError(
+                f"The parameter {name!r} is on the meta device: its values are offloaded or were never loaded. "
+                "Load the model so that every trainable weight is on a device."
+            )
+        if not bool(parameter.detach().isfinite().all()):
+            raise ValueError(
+                f"The weights {name!r} contain NaN or infinity: expected finite numbers. Score an earlier checkpoint."
+            )
+    return found
+
+
+def _is_quantized(parameter: Tensor) -> bool:
+    small = not (parameter.is_floating_point() or parameter.is_complex()) or parameter.element_size() < 2
+    return small or parameter.is_quantized or hasattr(parameter, "quant_state")
+
+
+def _is_causal(model: nn.Module) -> bool:
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    return type(base).__name__ in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
+
+
+def _get(outputs: Any, name: str) -> Any:
+    return outputs.get(name) if isinstance(outputs, Mapping) else getattr(outputs, name, None)
+
+
+def _loss_of(outputs: Any, batch: Mapping[str, Any], index: int) -> Tensor:
+    loss = _get(outputs, "loss")
+    if not isinstance(loss, Tensor):
+        raise ValueError(
+            f"Batch {index} gave no loss: expected the model's output to have one, which it has when the batch has "
+            f"labels; the batch has {sorted(batch)}. Add labels, or pass loss_fn(model, batch) -> (loss_sum, num_units)."
+        )
+    return loss.mean()

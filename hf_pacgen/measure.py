@@ -1,0 +1,347 @@
+"""Where curvature, ρ and the score meet: ``pacgen()``, and each part by itself."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from hf_pacgen.config import Estimator, HVPMethod, ScoreConfig
+from hf_pacgen.curvature.batches import Batches
+from hf_pacgen.curvature.diagonal import DiagonalEstimate, estimate_diagonal
+from hf_pacgen.curvature.hvp import HessianProduct
+from hf_pacgen.curvature.lipschitz import LipschitzEstimate, estimate_lipschitz
+from hf_pacgen.curvature.model_state import preserved, unwrap
+from hf_pacgen.curvature.objective import LossFunction, Objective
+from hf_pacgen.curvature.sums import zeros_like
+from hf_pacgen.noise.perturbation import SavedWeights, TensorDirection
+from hf_pacgen.processes import Processes
+from hf_pacgen.score import PACGenResult, ScoreTerms, pacgen_score
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+__all__ = ["hessian_diagonal", "hessian_lipschitz", "hessian_vector_product", "pacgen"]
+
+SATURATED = 0.01
+"""Active fraction below which Ψ hardly depends on the curvature."""
+NOISY = 0.5
+"""Relative standard error of the trace above which the curvature counts as noisy."""
+
+
+def pacgen(
+    model: nn.Module,
+    data: Any,
+    *,
+    config: ScoreConfig = ScoreConfig(),
+    loss_fn: LossFunction | None = None,
+    collate_fn: Callable[[list[Any]], Any] | None = None,
+    batch_size: int = 8,
+    accelerator: Accelerator | None = None,
+    progress: bool = True,
+) -> PACGenResult:
+    """PACGen of a model on its training data: Ψ, K(η) and what is needed to judge them.
+
+    Ψ = Σ_i log((|w_i| + N_i) · max(sqrt(H_ii + ρ√m N_i), 1/N_i)), N_i = γ|w_i| + ε, with H the Hessian of
+    the mean loss over all loss units of the data and ρ its Lipschitz constant; see :func:`pacgen_score`
+    for K(η).  Lower is better.  The model is left exactly as it was found.
+
+    Args:
+        model: a ``PreTrainedModel``, a PEFT model, or any module with a ``loss_fn``; on its device.
+        data: the training data: a DataLoader, a ``datasets.Dataset`` of model inputs, or an iterable of
+            batches that can be gone over more than once.
+        config: settings of the score.
+        loss_fn: ``loss_fn(model, batch) -> (loss_sum, num_units)`` instead of the model's own loss.
+        collate_fn, batch_size: how a dataset becomes batches; ragged integer columns are padded by default.
+        accelerator: shares the batches out over its processes.
+        progress: show a progress bar (on the main process).
+
+    Returns:
+        A :class:`PACGenResult`; its ``status`` says in sentences what limits the numbers.
+
+    Raises:
+        ValueError: no trainable parameters, empty or unlabeled data, a loss that is not finite or not
+            deterministic, ...; nothing is left changed.
+        TypeError: ``data`` is of a kind that cannot be scored.
+
+    Source: Wang, Keskar, Xiong, Socher 2018, arXiv 1809.07402.
+    """
+    began = time.perf_counter()
+    with _measuring(model, data, config, loss_fn, collate_fn, batch_size, accelerator) as objective:
+        with ExitStack() as stack:
+            bar = stack.enter_context(_progress_bar(objective, config, progress))
+            saved = stack.enter_context(SavedWeights(objective.parameters)) if _displaces(objective, config) else None
+            smoothness = None
+            if config.lipschitz_directions and saved is not None:
+                bar.set_description("ρ")
+                smoothness = estimate_lipschitz(objective, config, saved=saved, tick=bar.update)
+            bar.set_description("Hessian diagonal")
+            diagonal = estimate_diagonal(objective, config, saved=saved, tick=bar.update)
+            rho = smoothness.value if smoothness is not None else config.rho
+            n = config.num_training_examples or objective.batches.num_examples()
+            eta = float(n) if config.eta == "n" else float(config.eta)
+        terms = {
+            name: pacgen_score(
+                parameter.detach(),
+                diagonal.values[name].to(parameter.device),
+                rho,
+                gamma=config.gamma,
+                epsilon=config.epsilon,
+                eta=eta,
+                num_parameters=objective.num_parameters,
+            )
+            for name, parameter in objective.parameters.items()
+        }
+    total = sum(terms.values(), ScoreTerms())
+    return PACGenResult(
+        score=total.score,
+        score_per_parameter=total.score / total.num_parameters,
+        kl_complexity=total.kl_complexity,
+        kl_complexity_per_parameter=total.kl_complexity / total.num_parameters,
+        eta=eta,
+        active_fraction=total.num_active / total.num_parameters,
+        kl_active_fraction=total.num_kl_active / total.num_parameters,
+        num_parameters=total.num_parameters,
+        num_examples=diagonal.num_examples,
+        num_units=diagonal.num_units,
+        loss=diagonal.loss,
+        hessian_trace=diagonal.trace,
+        hessian_trace_stderr=diagonal.trace_stderr,
+        hessian_lipschitz=rho,
+        by_module=_by_module(terms, diagonal.values),
+        estimator=diagonal.estimator.value,
+        hvp_method=_method_name(objective, config, diagonal),
+        num_hvps=diagonal.num_hvps + (smoothness.num_hvps if smoothness is not None else 0),
+        num_gradients=diagonal.num_gradients,
+        seconds=time.perf_counter() - began,
+        status=tuple(_status(total, diagonal, smoothness, eta)),
+        config=config.to_dict(),
+    )
+
+
+def hessian_diagonal(
+    model: nn.Module,
+    data: Any,
+    *,
+    config: ScoreConfig = ScoreConfig(),
+    loss_fn: LossFunction | None = None,
+    collate_fn: Callable[[list[Any]], Any] | None = None,
+    batch_size: int = 8,
+    accelerator: Accelerator | None = None,
+    progress: bool = True,
+) -> DiagonalEstimate:
+    """The diagonal of ∇²L̂(w), L̂ the mean loss over all loss units of the data.
+
+    Arguments and errors are those of :func:`pacgen`; ``config`` says by which estimator, how often over the
+    data, and whether every entry gets a standard error.
+    """
+    with _measuring(model, data, config, loss_fn, collate_fn, batch_size, accelerator) as objective:
+        with ExitStack() as stack:
+            bar = stack.enter_context(_progress_bar(objective, config, progress))
+            bar.set_description("Hessian diagonal")
+            displaces = config.estimator in (Estimator.HUTCHINSON, Estimator.BLEND) or objective.kind.is_other
+            saved = stack.enter_context(SavedWeights(objective.parameters)) if displaces else None
+            return estimate_diagonal(objective, config, saved=saved, tick=bar.update)
+
+
+def hessian_lipschitz(
+    model: nn.Module,
+    data: Any,
+    *,
+    config: ScoreConfig = ScoreConfig(),
+    loss_fn: LossFunction | None = None,
+    collate_fn: Callable[[list[Any]], Any] | None = None,
+    batch_size: int = 8,
+    accelerator: Accelerator | None = None,
+    progress: bool = True,
+) -> LipschitzEstimate:
+    """A lower estimate of ρ, the Lipschitz constant of the Hessian in the box |u_i| ≤ N_i around the weights.
+
+    Arguments and errors are those of :func:`pacgen`, and ``config.lipschitz_directions`` must be at least 1.
+    """
+    if config.lipschitz_directions < 1:
+        raise ValueError("hessian_lipschitz needs lipschitz_directions of at least 1; got 0, which means 'not at all'.")
+    with _measuring(model, data, config, loss_fn, collate_fn, batch_size, accelerator) as objective:
+        with _progress_bar(objective, config, progress) as bar, SavedWeights(objective.parameters) as saved:
+            bar.set_description("ρ")
+            return estimate_lipschitz(objective, config, saved=saved, tick=bar.update)
+
+
+def hessian_vector_product(
+    model: nn.Module,
+    data: Any,
+    vector: Mapping[str, Tensor],
+    *,
+    method: HVPMethod | str = HVPMethod.AUTO,
+    displacement: float | None = None,
+    loss_fn: LossFunction | None = None,
+    collate_fn: Callable[[list[Any]], Any] | None = None,
+    batch_size: int = 8,
+    accelerator: Accelerator | None = None,
+) -> dict[str, Tensor]:
+    """∇²L̂(w) v, with L̂ the mean loss over all loss units of the data.
+
+    Args:
+        model, data, loss_fn, collate_fn, batch_size, accelerator: as for :func:`pacgen`.
+        vector: v by parameter name, shaped like the trainable parameters.
+        method: ``auto``, ``finite_difference``, ``reverse_over_reverse`` or ``forward_over_reverse``.
+        displacement: norm of the displacement of a finite difference; by default it suits ‖w‖ and the dtype.
+
+    Returns:
+        The product by parameter name, at least float32; 0 where the loss does not depend on a parameter.
+
+    Raises:
+        ValueError: names or shapes that differ from the trainable parameters', a zero-length or non-finite
+            vector, and what :func:`pacgen` raises.
+    """
+    config = ScoreConfig(hvp=HVPMethod(method), displacement=displacement)
+    with _measuring(model, data, config, loss_fn, collate_fn, batch_size, accelerator) as objective:
+        _check_vector(objective, vector)
+        norm = math.sqrt(sum(v.double().square().sum().item() for v in vector.values()))
+        out = {name: zeros_like(parameter) for name, parameter in objective.parameters.items()}
+        units = torch.zeros(1, dtype=torch.float64)
+        if norm == 0:
+            return out
+        direction = TensorDirection(vector)
+        with SavedWeights(objective.parameters) as saved, objective.batches.processes.together():
+            product = HessianProduct(objective, config.hvp, saved=saved, displacement=displacement)
+            # a step is learned on the first batch, on every process the same, and then only shortened
+            first = objective.batches.head(1) if objective.batches.processes.rank else []
+            for index, batch in (*first, *_own(objective)):
+                values, batch_units = product(batch, index, direction, norm=norm)
+                product.reset(keep=index == 0)
+                if not (first and index == 0):
+                    units += batch_units
+                    for name, value in values.items():
+                        out[name].add_(value)
+        for tensor in (*out.values(), units):
+            objective.batches.processes.sum_(tensor)
+        return {name: tensor.div_(units.item()) for name, tensor in out.items()}
+
+
+@contextmanager
+def _measuring(
+    model: nn.Module,
+    data: Any,
+    config: ScoreConfig,
+    loss_fn: LossFunction | None,
+    collate_fn: Callable[[list[Any]], Any] | None,
+    batch_size: int,
+    accelerator: Accelerator | None,
+) -> Iterator[Objective]:
+    """An inspected objective; on the way out the model, the random state and the data are as before."""
+    model = unwrap(model)
+    processes = Processes(accelerator)
+    with preserved(model):
+        with processes.together():
+            batches = Batches(
+                data,
+                model=model,
+                batch_size=batch_size,
+                collate_fn=collate_fn,
+                max_examples=config.max_examples,
+                seed=config.seed,
+                processes=processes,
+            )
+            objective = Objective(model, batches, loss_fn=loss_fn)
+            objective.inspect()
+        try:
+            yield objective
+        finally:
+            batches.close()
+
+
+def _own(objective: Objective) -> Iterator[tuple[int, Any]]:
+    """This process's batches that have loss units."""
+    return ((index, batch) for index, batch in objective.batches if objective.has_units(batch))
+
+
+def _displaces(objective: Objective, config: ScoreConfig) -> bool:
+    if config.lipschitz_directions or objective.kind.is_other:
+        return True
+    return config.estimator in (Estimator.HUTCHINSON, Estimator.BLEND)
+
+
+def _progress_bar(objective: Objective, config: ScoreConfig, progress: bool) -> Any:
+    # the number of batches of a stream is not known beforehand, so the bar counts without a total
+    return tqdm(disable=not (progress and objective.batches.processes.is_main), leave=False, unit="batch")
+
+
+def _by_module(terms: dict[str, ScoreTerms], curvature: dict[str, Tensor]) -> dict[str, dict[str, float]]:
+    sums: dict[str, ScoreTerms] = {}
+    traces: dict[str, float] = {}
+    for name, term in terms.items():
+        module = name.rpartition(".")[0] or name
+        sums[module] = sums.get(module, ScoreTerms()) + term
+        traces[module] = traces.get(module, 0.0) + curvature[name].sum(dtype=torch.float64).item()
+    return {
+        module: {
+            "score": term.score,
+            "kl_complexity": term.kl_complexity,
+            "hessian_trace": traces[module],
+            "num_parameters": term.num_parameters,
+            "active_fraction": term.num_active / term.num_parameters,
+            "kl_active_fraction": term.num_kl_active / term.num_parameters,
+        }
+        for module, term in sums.items()
+    }
+
+
+def _method_name(objective: Objective, config: ScoreConfig, diagonal: DiagonalEstimate) -> str | None:
+    if diagonal.hvp_method is None and config.lipschitz_directions:
+        return HessianProduct(objective, config.hvp, displacement=1.0).method.value
+    return diagonal.hvp_method.value if diagonal.hvp_method is not None else None
+
+
+def _status(
+    total: ScoreTerms, diagonal: DiagonalEstimate, smoothness: LipschitzEstimate | None, eta: float
+) -> Iterator[str]:
+    """Sentences on what limits the numbers."""
+    active, kl_active = (n / total.num_parameters for n in (total.num_active, total.num_kl_active))
+    if active < SATURATED:
+        yield (
+            f"Ψ is saturated: the curvature is felt in {active:.1%} of the coordinates, so Ψ is a function of the "
+            f"weights' size alone. Judge by K(η) at η = {eta:g}, which feels it in {kl_active:.1%}."
+        )
+    if kl_active < SATURATED:
+        yield (
+            f"K(η) is saturated too: it feels the curvature in {kl_active:.1%} of the coordinates. "
+            "Raise eta, gamma or epsilon to see the curvature."
+        )
+    yield from diagonal.notes
+    if diagonal.trace_stderr is None:
+        yield "The standard error of the trace is unknown: one batch in one pass shows no spread. Use smaller batches."
+    elif diagonal.trace_stderr > NOISY * abs(diagonal.trace):
+        yield (
+            f"The Hessian diagonal is noisy: its trace is {diagonal.trace:.4g} ± {diagonal.trace_stderr:.2g}. "
+            "Use more passes or more data."
+        )
+    if smoothness is not None and not smoothness.converged:
+        yield (
+            f"ρ did not converge in {max(smoothness.iterations)} iterations, and is a lower estimate. "
+            "Use more lipschitz_iterations."
+        )
+
+
+def _check_vector(objective: Objective, vector: Mapping[str, Tensor]) -> None:
+    parameters = objective.parameters
+    if vector.keys() != parameters.keys():
+        odd = sorted(vector.keys() ^ parameters.keys())
+        raise ValueError(
+            f"vector must have the names of the trainable parameters; these are in one only: {odd[:5]}. "
+            "Take the names from model.named_parameters()."
+        )
+    for name, value in vector.items():
+        if value.shape != parameters[name].shape:
+            raise ValueError(
+                f"vector[{name!r}] must have shape {tuple(parameters[name].shape)}, like the parameter; "
+                f"got {tuple(value.shape)}."
+            )
+        if not bool(value.isfinite().all()):
+            raise ValueError(f"vector[{name!r}] contains NaN or infinity: expected finite numbers.")

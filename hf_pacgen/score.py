@@ -1,0 +1,281 @@
+"""The PACGen score Ψ, its complexity K(η) and their active fractions: pure tensor functions.
+
+Source: Wang, Keskar, Xiong, Socher, *Identifying Generalization Properties in Neural
+Networks* (2018, arXiv 1809.07402).  All logarithms are natural, all KL in nats.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ["PACGenResult", "RESULT_VERSION", "ScoreTerms", "neighborhood", "pacgen_score"]
+
+RESULT_VERSION = 1
+"""Version of the form in which results are written."""
+
+CHUNK = 1 << 20
+"""Elements converted to float64 at a time, so that a large embedding costs no second copy."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreTerms:
+    """Sums over parameters, from which a score is made.  They add over tensors, shards and processes.
+
+    Attributes:
+        score: Σ log((|w_i| + N_i) · max(sqrt(H_ii + ρ√m N_i), 1/N_i)), in nats.
+        kl_complexity: Σ log((|w_i| + N_i) · max(sqrt(η(H_ii/3 + ρ√m N_i/9)), 1/N_i)), in nats.
+        num_active: number of coordinates of Ψ in which the curvature branch is the larger.
+        num_kl_active: the same for K(η).
+        num_parameters: number of coordinates summed.
+    """
+
+    score: float = 0.0
+    kl_complexity: float = 0.0
+    num_active: int = 0
+    num_kl_active: int = 0
+    num_parameters: int = 0
+
+    def __add__(self, other: ScoreTerms) -> ScoreTerms:
+        return ScoreTerms(
+            score=self.score + other.score,
+            kl_complexity=self.kl_complexity + other.kl_complexity,
+            num_active=self.num_active + other.num_active,
+            num_kl_active=self.num_kl_active + other.num_kl_active,
+            num_parameters=self.num_parameters + other.num_parameters,
+        )
+
+
+def neighborhood(weights: Tensor, *, gamma: float, epsilon: float) -> Tensor:
+    """N_i = γ|w_i| + ε, the half-width of the box around w_i in which ρ holds."""
+    return weights.abs().mul_(gamma).add_(epsilon)
+
+
+def pacgen_score(
+    weights: Tensor | Mapping[str, Tensor],
+    hessian_diagonal: Tensor | Mapping[str, Tensor],
+    hessian_lipschitz: float,
+    *,
+    gamma: float = 0.1,
+    epsilon: float = 0.1,
+    eta: float = 1.0,
+    num_parameters: int | None = None,
+) -> ScoreTerms:
+    """Ψ and K(η) of weights with a given curvature.
+
+    Ψ = Σ_i log((|w_i| + N_i) · max(sqrt(H_ii + ρ√m N_i), 1/N_i)) and
+    K(η) = Σ_i log((|w_i| + N_i) · max(sqrt(η(H_ii/3 + ρ√m N_i/9)), 1/N_i)), N_i = γ|w_i| + ε.
+    A negative curvature counts as 0.  Sums are accumulated in float64 whatever the input's dtype.
+    Where ε = 0 and w_i = 0 the box is empty and the coordinate takes its limit, log((1+γ)/γ).
+
+    Args:
+        weights: a tensor, or tensors by parameter name.
+        hessian_diagonal: H_ii, shaped and named like ``weights``.
+        hessian_lipschitz: ρ ≥ 0.
+        gamma, epsilon: of the neighborhood, ≥ 0 and not both 0.
+        eta: η > 0.
+        num_parameters: m of the whole model; by default the number of weights given.
+
+    Returns:
+        The sums, in nats, and the number of coordinates where the curvature branch is the larger.
+
+    Raises:
+        ValueError: on settings out of range, shapes or names that differ, and non-finite values.
+
+    Source: arXiv 1809.07402; K(η) restores η and the constants which the published Ψ drops.
+
+    >>> terms = pacgen_score(torch.zeros(2), torch.full((2,), 400.0), 0.0, gamma=0.0, epsilon=0.1)
+    >>> round(terms.score / 2, 4) == round(math.log(0.1 * math.sqrt(400.0)), 4)
+    True
+    """
+    if not (gamma >= 0 and epsilon >= 0 and gamma + epsilon > 0 and math.isfinite(gamma + epsilon)):
+        raise ValueError(f"gamma and epsilon must be finite, >= 0 and not both 0; got {gamma} and {epsilon}.")
+    if not (eta > 0 and math.isfinite(eta)):
+        raise ValueError(f"eta must be a positive, finite number; got {eta}.")
+    if not (hessian_lipschitz >= 0 and math.isfinite(hessian_lipschitz)):
+        raise ValueError(f"hessian_lipschitz must be a finite number >= 0; got {hessian_lipschitz}.")
+    pairs = list(_pairs(weights, hessian_diagonal))
+    count = num_parameters if num_parameters is not None else sum(w.numel() for _, w, _ in pairs)
+    smoothness = hessian_lipschitz * math.sqrt(count)
+    total = ScoreTerms()
+    for name, w, h in pairs:
+        for w_part, h_part in zip(w.reshape(-1).split(CHUNK), h.reshape(-1).split(CHUNK), strict=True):
+            total = total + _chunk_terms(name, w_part, h_part, smoothness, gamma, epsilon, eta)
+    return total
+
+
+def _pairs(
+    weights: Tensor | Mapping[str, Tensor], curvature: Tensor | Mapping[str, Tensor]
+) -> Iterator[tuple[str, Tensor, Tensor]]:
+    if isinstance(weights, Tensor) or isinstance(curvature, Tensor):
+        if not (isinstance(weights, Tensor) and isinstance(curvature, Tensor)):
+            raise ValueError("weights and hessian_diagonal must both be tensors, or both be tensors by name.")
+        weights, curvature = {"weights": weights}, {"weights": curvature}
+    if weights.keys() != curvature.keys():
+        odd = sorted(weights.keys() ^ curvature.keys())
+        raise ValueError(f"weights and hessian_diagonal must have the same names; these are in one only: {odd[:5]}.")
+    for name, w in weights.items():
+        h = curvature[name]
+        if w.shape != h.shape:
+            raise ValueError(
+                f"weights and hessian_diagonal must have the same shapes; "
+                f"{name!r} has {tuple(w.shape)} and {tuple(h.shape)}."
+            )
+        yield name, w.detach(), h.detach()
+
+
+def _chunk_terms(
+    name: str, w: Tensor, h: Tensor, smoothness: float, gamma: float, epsilon: float, eta: float
+) -> ScoreTerms:
+    w, h = w.double(), h.double()
+    if not (w.isfinite().all() and h.isfinite().all()):
+        which = "weights" if not w.isfinite().all() else "hessian_diagonal"
+        raise ValueError(f"{which} must be finite; {name!r} contains NaN or infinity.")
+    box = neighborhood(w, gamma=gamma, epsilon=epsilon)
+    # In logarithms: log(|w| + N) + max(log sqrt(curvature), -log N); log 0 = -inf leaves the box branch.
+    log_inverse_box = box.log().neg_()
+    log_range = w.abs().add_(box).log_()
+    if epsilon == 0:  # N = gamma |w|: the limit w -> 0 of log((|w| + N)/N) is log((1 + gamma)/gamma)
+        empty = box == 0
+        log_inverse_box[empty] = math.log((1 + gamma) / gamma)
+        log_range[empty] = 0.0
+    smooth = smoothness * box
+    curvature = (h + smooth).clamp_(min=0).log_().mul_(0.5)
+    kl_curvature = (h.div(3).add_(smooth.div_(9))).mul_(eta).clamp_(min=0).log_().mul_(0.5)
+    if epsilon == 0:
+        curvature[empty] = kl_curvature[empty] = -math.inf
+    return ScoreTerms(
+        score=(log_range + torch.maximum(curvature, log_inverse_box)).sum().item(),
+        kl_complexity=(log_range + torch.maximum(kl_curvature, log_inverse_box)).sum().item(),
+        num_active=int((curvature > log_inverse_box).sum()),
+        num_kl_active=int((kl_curvature > log_inverse_box).sum()),
+        num_parameters=w.numel(),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PACGenResult:
+    """PACGen of a model, with what is needed to judge it.  Lower is better.
+
+    Scores add over parameters, so compare them between models of one architecture, or use the values
+    per parameter.
+
+    Attributes:
+        score: Ψ, the published score, in nats.  score_per_parameter: Ψ/m.
+        kl_complexity: K(η), the KL at the optimal noise, in nats.  kl_complexity_per_parameter: K(η)/m.
+        eta: η of K(η).
+        active_fraction: share of coordinates in which Ψ feels the curvature.  kl_active_fraction: the same of K(η).
+        num_parameters: m, trainable weights; tied ones count once.
+        num_examples, num_units: examples scored, and loss units in them (labeled tokens, or examples).
+        loss: mean loss over all units, in nats for a cross-entropy.
+        hessian_trace, hessian_trace_stderr: Σ H_ii and its standard error (None: a single batch shows no spread).
+        hessian_lipschitz: ρ, a lower estimate by construction.
+        by_module: for every module that owns parameters, its share of ``score``, ``kl_complexity``,
+            ``hessian_trace`` and ``num_parameters``, and its own active fractions.
+        estimator, hvp_method: what was used.  num_hvps: Hessian-vector products of a batch.
+        num_gradients: gradients of a batch on sampled labels.
+        seconds: wall-clock time.
+        status: plain sentences on what limits the numbers; empty if nothing does.
+        config: the settings.
+    """
+
+    score: float
+    score_per_parameter: float
+    kl_complexity: float
+    kl_complexity_per_parameter: float
+    eta: float
+    active_fraction: float
+    kl_active_fraction: float
+    num_parameters: int
+    num_examples: int
+    num_units: float
+    loss: float
+    hessian_trace: float
+    hessian_trace_stderr: float | None
+    hessian_lipschitz: float
+    by_module: dict[str, dict[str, float]]
+    estimator: str
+    hvp_method: str | None
+    num_hvps: int
+    num_gradients: int
+    seconds: float
+    status: tuple[str, ...]
+    config: dict[str, Any]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The result as JSON-able values, with the version of this form."""
+        values = dataclasses.asdict(self)
+        return {"version": RESULT_VERSION, **values, "status": list(self.status)}
+
+    def metrics(self, prefix: str = "") -> dict[str, float]:
+        """The numbers under the keys by which they are logged, reported and compared, such as ``eval_pacgen_kl``."""
+        return {
+            f"{prefix}pacgen": self.score,
+            f"{prefix}pacgen_per_parameter": self.score_per_parameter,
+            f"{prefix}pacgen_kl": self.kl_complexity,
+            f"{prefix}pacgen_kl_per_parameter": self.kl_complexity_per_parameter,
+            f"{prefix}pacgen_active_fraction": self.active_fraction,
+            f"{prefix}hessian_trace": self.hessian_trace,
+            f"{prefix}hessian_lipschitz": self.hessian_lipschitz,
+        }
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> PACGenResult:
+        """The result from :meth:`to_dict`.
+
+        Raises:
+            ValueError: another version, or fields missing or unknown; the message names them.
+        """
+        if not isinstance(values, Mapping) or "version" not in values:
+            raise ValueError("This is no result of hf_pacgen: expected a JSON object with a 'version'.")
+        if values["version"] != RESULT_VERSION:
+            raise ValueError(
+                f"The result has version {values['version']!r}; this release reads version {RESULT_VERSION}. "
+                "Score the model again, or install the release that wrote it."
+            )
+        names = {f.name for f in dataclasses.fields(cls)}
+        given = set(values) - {"version"}
+        if given != names:
+            raise ValueError(
+                f"The result does not have the expected fields: missing {sorted(names - given)}, "
+                f"unknown {sorted(given - names)}."
+            )
+        return cls(**{name: values[name] for name in names - {"status"}}, status=tuple(values["status"]))
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the result as JSON, atomically.
+
+        Raises:
+            FileNotFoundError: the folder does not exist.
+        """
+        target = Path(path)
+        if not target.parent.is_dir():
+            raise FileNotFoundError(f"Cannot write {target}: the folder {target.parent} does not exist. Make it first.")
+        temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+        try:
+            temporary.write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
+            os.replace(temporary, target)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> PACGenResult:
+        """Read a result that :meth:`save` wrote.
+
+        Raises:
+            ValueError: the file is no JSON, or no result of this version.
+        """
+        try:
+            values = json.loads(Path(path).read_text(encoding="utf-8"))
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise ValueError(f"{path} is not a JSON file ({error}); expected a result written by hf_pacgen.") from None
+        return cls.from_dict(values)
