@@ -252,7 +252,8 @@ def _measuring(
             objective = Objective(model, batches, loss_fn=loss_fn)
             objective.inspect()
         try:
-            yield objective
+            with objective.watching():
+                yield objective
         finally:
             batches.close()
 

@@ -182,7 +182,7 @@ def _stream(
                     saved.restore()
                 key = stream_key(config.seed, "labels", sweep, index)
                 sampled, true = objective.sampled_loss(batch, index, key)
-                finite = run.gradients.add_gradient(group, batch_gradient(objective, sampled), true.units)
+                finite = run.gradients.add_gradient(group, batch_gradient(objective, sampled), true.units, objective.rows(index))
                 _check_gradient(finite, index)
                 run.counts[4] += 1
             if sweep == 0:
@@ -193,7 +193,8 @@ def _stream(
                 probe = RademacherDirection(config.seed, "probe", sweep, index)
                 values, units = product(batch, index, probe)
                 if units:
-                    _check_gradient(run.probes.add_probe(group, values, probe, units), index)
+                    rows = objective.rows(index)
+                    _check_gradient(run.probes.add_probe(group, values, probe, units, rows), index)
                     run.counts[3] += 1
             tick()
     return product.method if product is not None else None

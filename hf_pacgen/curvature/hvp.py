@@ -21,9 +21,9 @@ from hf_pacgen.curvature.model_state import (
     uses_reentrant_checkpointing,
 )
 from hf_pacgen.curvature.objective import BatchLoss, Objective
-from hf_pacgen.noise.perturbation import Direction, RademacherDirection, SavedWeights, chunks
+from hf_pacgen.noise.perturbation import Direction, RademacherDirection, Rows, SavedWeights, chunks
 
-__all__ = ["HessianProduct", "batch_gradient", "choose_method", "default_displacement"]
+__all__ = ["HessianProduct", "batch_gradient", "choose_method", "default_displacement", "take_gradients"]
 
 Terms = Sequence[tuple[Direction, float]]
 
@@ -60,8 +60,7 @@ def default_displacement(objective: Objective) -> float:
     """Norm of a finite difference's displacement that suits the weights' norm and dtype."""
     dtypes = {p.dtype for p in objective.parameters.values()}
     relative = max(RELATIVE_DISPLACEMENT[dtype] for dtype in dtypes)
-    squares = [p.detach().double().square().sum().item() for p in objective.parameters.values()]
-    norm = math.sqrt(sum(squares))
+    norm = math.sqrt(sum(torch.linalg.vector_norm(p.detach()).item() ** 2 for p in objective.parameters.values()))
     # weights that are all (nearly) zero give no scale: take that of an ordinary initialization
     return relative * max(norm, 0.02 * math.sqrt(objective.num_parameters))
 
@@ -70,7 +69,7 @@ def batch_gradient(objective: Objective, total: Tensor) -> dict[str, Tensor]:
     """Gradient of a scalar by ``.backward()``, by parameter name; parameters it does not reach are absent."""
     if total.requires_grad:
         total.backward()
-    return _take_gradients(objective)
+    return take_gradients(objective)
 
 
 class HessianProduct:
@@ -112,6 +111,10 @@ class HessianProduct:
         )
         evaluation_mode(objective.model, checkpointing=checkpointing)
 
+    def start_at(self, fraction: float) -> None:
+        """Begin controlled steps at a fraction of the default, where sharp directions are to be expected."""
+        self._current = {away: fraction * self.longest for away in (False, True)}
+
     def reset(self, *, keep: bool = False) -> None:
         """Forget the step lengths learned so far; with ``keep``, start from the present one ever after."""
         if keep:
@@ -134,7 +137,7 @@ class HessianProduct:
         if self.method is HVPMethod.FINITE_DIFFERENCE:
             return self._finite_difference(batch, index, direction, norm, at)
         if self.saved is not None:
-            self.saved.displace(at)
+            self.saved.displace(at, self.objective.rows(index))
         vector = {
             name: _whole(direction, name, parameter).to(parameter.dtype)
             for name, parameter in self.objective.parameters.items()
@@ -181,15 +184,15 @@ class HessianProduct:
         objective, saved = self.objective, self.saved
         losses, slopes, units = [], [], 0.0
         for sign in (1.0, -1.0):
-            saved.displace([*at, (direction, sign * step)])  # type: ignore[union-attr]
+            saved.displace([*at, (direction, sign * step)], objective.rows(index))  # type: ignore[union-attr]
             result = objective.loss(batch, index)
             units = result.units
             if result.total.requires_grad:
                 (result.total * (sign / (2 * step))).backward()
             if norm is not None:
                 losses.append(result.total.item())
-                slopes.append(_slope(objective, direction))
-        gradients = _take_gradients(objective)
+                slopes.append(_slope(objective, direction, objective.rows(index)))
+        gradients = take_gradients(objective)
         if norm is None:
             return gradients, units, 0.0
         # slopes[0] is c s₊ and slopes[1] is c (s₊ - s₋), with c = 1/(2 step)
@@ -200,11 +203,15 @@ class HessianProduct:
         return gradients, units, abs(gap) / whole if abs(gap) > rounding and whole > 0 else 0.0
 
 
-def _slope(objective: Objective, direction: Direction) -> float:
+def _slope(objective: Objective, direction: Direction, rows: Rows) -> float:
     """Inner product of the accumulated gradients with a direction."""
     total = 0.0
     for name, parameter in objective.parameters.items():
-        if parameter.grad is not None:
+        if parameter.grad is not None and name in rows and not parameter.grad.is_sparse:
+            gradient = parameter.grad.index_select(0, rows[name])
+            along = direction.rows(name, rows[name], gradient).to(gradient.dtype)
+            total += torch.dot(gradient.view(-1), along.reshape(-1)).item()
+        elif parameter.grad is not None:
             gradient = parameter.grad.to_dense() if parameter.grad.is_sparse else parameter.grad
             for start, (piece,) in chunks(gradient.detach()):
                 along = direction.piece(name, start, piece).to(piece.dtype).reshape(-1)
@@ -212,7 +219,8 @@ def _slope(objective: Objective, direction: Direction) -> float:
     return total
 
 
-def _take_gradients(objective: Objective) -> dict[str, Tensor]:
+def take_gradients(objective: Objective) -> dict[str, Tensor]:
+    """Move the gradients out of the parameters, by name; those of sparse layout become dense."""
     gradients = {}
     for name, parameter in objective.parameters.items():
         if parameter.grad is not None:

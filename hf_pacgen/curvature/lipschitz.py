@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from hf_pacgen.config import ScoreConfig
-from hf_pacgen.curvature.hvp import HessianProduct
+from hf_pacgen.curvature.hvp import HessianProduct, take_gradients
 from hf_pacgen.curvature.objective import Objective
 from hf_pacgen.curvature.sums import zeros_like
 from hf_pacgen.noise.perturbation import (
@@ -81,10 +81,9 @@ def estimate_lipschitz(
         )
         for direction in range(processes.rank, config.lipschitz_directions, processes.size):
             shift = BoxDirection(config.seed, "box", direction, gamma=config.gamma, epsilon=config.epsilon)
-            start = RademacherDirection(config.seed, "lanczos", direction)
-            product.reset()
             difference = _HessianDifference(product, batches, shift, tick)
-            norm, steps, converged = _lanczos_norm(difference, start, objective, config.lipschitz_iterations)
+            vector = difference.start(RademacherDirection(config.seed, "lanczos", direction))
+            norm, steps, converged = _lanczos_norm(difference, vector, config.lipschitz_iterations)
             found[direction] = (norm / _norm(shift, saved), steps, converged, difference.num_hvps)
         saved.restore()
     merged = {key: value for part in processes.gather(found) for key, value in part.items()}
@@ -110,6 +109,33 @@ class _HessianDifference:
         self.units = sum(product.objective.count_units(batch, index) for index, batch in batches)
         self.num_hvps = 0
 
+    def start(self, fallback: Direction) -> dict[str, Tensor]:
+        """A unit vector that leans on the largest eigenvalues: ∇L(w+u) - ∇L(w), which is ∫ H(w+tu) u dt.
+
+        It costs two gradients and saves more iterations than a random start would need to find as much.
+        Where it vanishes, the fallback is taken.
+        """
+        objective, saved = self.product.objective, self.product.saved
+        self.product.start_at(0.03)
+        for index, batch in self.batches:
+            for sign, at in ((1.0, [(self.shift, 1.0)]), (-1.0, [])):
+                saved.displace(at, objective.rows(index))  # type: ignore[union-attr]
+                total = objective.loss(batch, index).total
+                if total.requires_grad:
+                    (total * sign).backward()
+        vector = take_gradients(objective)
+        for name, parameter in objective.parameters.items():
+            if name not in vector or vector[name].dtype != _wide(parameter):
+                vector[name] = zeros_like(parameter) if name not in vector else vector[name].to(_wide(parameter))
+        length = math.sqrt(_dot(vector, vector))
+        if length == 0 or not math.isfinite(length):
+            for name, value in vector.items():
+                for offset, (piece, weights) in chunks(value, objective.parameters[name].detach()):
+                    piece.copy_(fallback.piece(name, offset, weights))
+            length = math.sqrt(objective.num_parameters)
+        _scale(vector, 1 / length)
+        return vector
+
     def add(self, vector: dict[str, Tensor], out: dict[str, Tensor]) -> None:
         """Add the product with a unit vector to ``out``."""
         for index, batch in self.batches:
@@ -122,19 +148,14 @@ class _HessianDifference:
 
 
 def _lanczos_norm(
-    operator: _HessianDifference, start: Direction, objective: Objective, iterations: int
+    operator: _HessianDifference, vector: dict[str, Tensor], iterations: int
 ) -> tuple[float, int, bool]:
-    """Largest |eigenvalue| of a symmetric operator by the three-term Lanczos recurrence."""
-    vector = {name: zeros_like(p) for name, p in objective.parameters.items()}
-    for name, parameter in objective.parameters.items():
-        for offset, (piece, weights) in chunks(vector[name], parameter.detach()):
-            piece.copy_(start.piece(name, offset, weights))
-    _scale(vector, 1 / math.sqrt(objective.num_parameters))
+    """Largest |eigenvalue| of a symmetric operator by the three-term Lanczos recurrence from a unit vector."""
     previous: dict[str, Tensor] | None = None
     diagonal: list[float] = []
     off_diagonal: list[float] = []
     norm = last = 0.0
-    for _ in range(min(iterations, objective.num_parameters)):
+    for _ in range(min(iterations, sum(v.numel() for v in vector.values()))):
         if previous is None:
             image = {name: torch.zeros_like(v) for name, v in vector.items()}
         else:
@@ -161,6 +182,10 @@ def _tridiagonal_norm(diagonal: list[float], off_diagonal: list[float]) -> float
         side = torch.tensor(off_diagonal, dtype=torch.float64)
         matrix = matrix + torch.diag(side, 1) + torch.diag(side, -1)
     return torch.linalg.eigvalsh(matrix).abs().max().item()
+
+
+def _wide(parameter: Tensor) -> torch.dtype:
+    return torch.promote_types(parameter.dtype, torch.float32)
 
 
 def _scale(vectors: dict[str, Tensor], factor: float) -> None:

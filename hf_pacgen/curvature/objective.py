@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
@@ -69,14 +70,41 @@ class Objective:
         self.low_precision = False
         self.checkpointing = False
         self.device = next(iter(self.parameters.values())).device
+        self.embeddings = _lone_embeddings(model, self.parameters)
+        self._touched: dict[str, list[Tensor]] = {}
+        self._rows: dict[str, Tensor] = {}
+        self._rows_of: int | None = None
 
     @property
     def num_parameters(self) -> int:
         """m, the number of trainable weights; tied ones count once."""
         return sum(parameter.numel() for parameter in self.parameters.values())
 
+    def rows(self, index: int) -> dict[str, Tensor]:
+        """Of embedding matrices, the rows that batch ``index`` reads, if it was the last one to go through the model.
+
+        The loss of the batch does not depend on the other rows, so they need neither displacement nor probe.
+        """
+        return self._rows if self._rows_of == index else {}
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Note which embedding rows are read, while inside."""
+
+        def note(name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+            return lambda module, args: self._touched.setdefault(name, []).append(args[0].detach())
+
+        handles = [module.register_forward_pre_hook(note(name)) for name, module in self.embeddings.items()]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
     def inspect(self) -> None:
-        """Look at the first batch: which loss it is, in which precision, and whether it is the same twice.
+        """Look at an example: which loss it is, in which precision, and whether it is the same twice.
+
+        It is the first one with labels, or the whole batch where it cannot be told apart from the others.
 
         Raises:
             ValueError: empty data, a batch without labels, no labelled unit at all in any batch, or a loss
@@ -92,6 +120,7 @@ class Objective:
             self.checkpointing = False
             evaluation_mode(self.model, checkpointing=False)
             first, second = self._look(index, batch), self._look(index, batch)
+        self._confirm_lone_embeddings(index, batch)
         if not self._same(first, second):
             raise ValueError(
                 f"The loss of batch {index} differs between two identical passes in evaluation mode: {first:.8g} and "
@@ -107,10 +136,12 @@ class Objective:
         """
         batch = send_to_device(batch, self.device)
         if self.loss_fn is not None:
+            self._touched.clear()
             total, units = self.loss_fn(self.model, batch)
+            self._note_rows(index)
             result = BatchLoss(total, float(units))
         else:
-            loss = _loss_of(self.model(**batch), batch, index)
+            loss = _loss_of(self._forward(batch, index), batch, index)
             units = self.units(batch)
             # a mean over no units is 0/0: such a batch counts for nothing
             result = BatchLoss(loss * units if units else loss.detach().new_zeros(()), units)
@@ -149,7 +180,7 @@ class Objective:
         if not getattr(config, "is_encoder_decoder", False):
             # the model's own loss graph is not needed here (an encoder-decoder makes its inputs from the labels)
             inputs = {key: value for key, value in batch.items() if key != "labels"}
-        scores, labels = self._scored(_get(self.model(**inputs), "logits"), batch["labels"], self.kind)
+        scores, labels = self._scored(_get(self._forward(inputs, index), "logits"), batch["labels"], self.kind)
         true = functional.cross_entropy(scores.detach(), labels, reduction="sum")
         result = BatchLoss(true, float(labels.numel()))
         self._check_finite(result, index)
@@ -163,6 +194,34 @@ class Objective:
     _prefix = 0
     """1 where virtual tokens precede the labels, so that even the first label is predicted."""
 
+    def _forward(self, batch: Mapping[str, Any], index: int) -> Any:
+        self._touched.clear()
+        outputs = self.model(**batch)
+        self._note_rows(index)
+        return outputs
+
+    def _note_rows(self, index: int) -> None:
+        if self._rows_of == index:
+            return  # the rows of this batch are known already
+        self._rows = {name: torch.cat([t.reshape(-1) for t in read]).unique() for name, read in self._touched.items()}
+        self._rows_of = index
+
+    def _confirm_lone_embeddings(self, index: int, batch: Any) -> None:
+        """Keep only the embeddings whose gradient vanishes outside the rows read: nothing else uses their weights."""
+        if not self.embeddings:
+            return
+        with self.watching():
+            total = self.loss(batch, index).total
+            if total.requires_grad:
+                total.backward()
+        rows, self._rows_of = self.rows(index), None
+        for name in list(self.embeddings):
+            gradient = self.parameters[name].grad
+            if name not in rows or (gradient is not None and _reaches_beyond(gradient, rows[name])):
+                del self.embeddings[name]
+        for parameter in self.parameters.values():
+            parameter.grad = None
+
     def _first_with_labels(self) -> tuple[int, Any]:
         empty = True
         for index, batch in self.batches._all(everywhere=True):
@@ -172,6 +231,7 @@ class Objective:
                 scored = labels[..., 1:] if labels.ndim > 1 and _is_causal(self.model) else labels
                 if not bool((scored != IGNORED).any()):
                     continue
+                batch = _one_example(batch, scored)
             return index, batch
         if empty:
             raise ValueError("The data is empty: expected at least one batch, got none.")
@@ -290,6 +350,40 @@ def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
                 f"The weights {name!r} contain NaN or infinity: expected finite numbers. Score an earlier checkpoint."
             )
     return found
+
+
+def _lone_embeddings(model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> dict[str, nn.Module]:
+    """Embedding layers, by the name of their weights, whose matrix no other module owns."""
+    owners: dict[int, int] = {}
+    for module in model.modules():
+        for parameter in module.parameters(recurse=False):
+            owners[id(parameter)] = owners.get(id(parameter), 0) + 1
+    found: dict[str, nn.Module] = {}
+    for module_name, module in model.named_modules():
+        name = f"{module_name}.weight" if module_name else "weight"
+        if type(module) is nn.Embedding and name in parameters and owners[id(module.weight)] == 1:
+            # rows of the counter-based streams start at words of 64 elements
+            if module.embedding_dim % 64 == 0 and module.max_norm is None and type(module.weight) is nn.Parameter:
+                found[name] = module
+    return found
+
+
+def _one_example(batch: Mapping[str, Any], labels: Tensor) -> Mapping[str, Any]:
+    """The first example that has labels, if all tensors of the batch share their first dimension."""
+    size = len(labels)
+    if any(not isinstance(v, Tensor) or v.ndim == 0 or len(v) != size for v in batch.values()):
+        return batch
+    labeled = (labels != IGNORED).view(size, -1).any(dim=1)
+    first = int(labeled.nonzero()[0])
+    return {key: value[first : first + 1] for key, value in batch.items()}
+
+
+def _reaches_beyond(gradient: Tensor, rows: Tensor) -> bool:
+    if gradient.is_sparse:
+        return False
+    beyond = gradient.detach().abs().amax(dim=1) > 0
+    beyond[rows] = False
+    return bool(beyond.any())
 
 
 def _is_quantized(parameter: Tensor) -> bool:

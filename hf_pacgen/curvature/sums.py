@@ -11,7 +11,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from hf_pacgen.noise.perturbation import Direction, chunks
+from hf_pacgen.noise.perturbation import Direction, Rows, chunks
 from hf_pacgen.processes import Processes
 
 __all__ = ["DiagonalSums", "NUM_GROUPS", "zeros_like"]
@@ -40,13 +40,27 @@ class DiagonalSums:
         self.units = torch.zeros(NUM_GROUPS, dtype=torch.float64)
         self.units_squared = torch.zeros(1, dtype=torch.float64)
 
-    def add_probe(self, group: int, product: Mapping[str, Tensor], probe: Direction, units: float) -> bool:
-        """Add n_b d_b = z ⊙ H_b z of a batch's summed loss; returns whether all numbers were finite."""
+    def add_probe(
+        self, group: int, product: Mapping[str, Tensor], probe: Direction, units: float, rows: Rows | None = None
+    ) -> bool:
+        """Add n_b d_b = z ⊙ H_b z of a batch's summed loss; returns whether all numbers were finite.
+
+        ``rows`` are the only rows of some matrices in which the product is not 0.
+        """
         statistics = []
         for name in self.names:
             trace = square = torch.zeros(())
-            if name in product:
-                for start, (part, total, *rest) in chunks(*self._rows(name, product[name])):
+            only = rows.get(name) if rows else None
+            if name in product and only is not None:
+                total = self.total[name]
+                part = product[name].index_select(0, only).to(total.dtype)
+                part.mul_(probe.rows(name, only, part))
+                total.index_add_(0, only, part)
+                if self.elementwise is not None:
+                    self.elementwise[name].index_add_(0, only, part.square(), alpha=1 / units)
+                trace, square = part.sum(), torch.linalg.vector_norm(part).square()
+            elif name in product:
+                for start, (part, total, *rest) in chunks(*self._buffers(name, product[name])):
                     part = part.to(total.dtype).mul_(probe.piece(name, start, part))
                     total.add_(part)
                     if rest:
@@ -56,21 +70,29 @@ class DiagonalSums:
             statistics.append(torch.stack([trace, square]))
         return self._count(group, statistics, units)
 
-    def add_gradient(self, group: int, gradient: Mapping[str, Tensor], units: float) -> bool:
-        """Add n_b d_b = G_b ⊙ G_b, with G_b the gradient of a batch's loss summed over sampled labels."""
+    def add_gradient(
+        self, group: int, gradient: Mapping[str, Tensor], units: float, rows: Rows | None = None
+    ) -> bool:
+        """Add n_b d_b = G_b ⊙ G_b, with G_b the gradient of a batch's loss summed over sampled labels.
+
+        ``squares`` stays 0: nothing needs the spread of these by tensor.
+        """
         statistics = []
         for name in self.names:
-            trace = square = torch.zeros(())
-            if name in gradient:
-                for _, (part, total, *rest) in chunks(*self._rows(name, gradient[name])):
+            trace = torch.zeros(())
+            only = rows.get(name) if rows else None
+            if name in gradient and only is not None and self.elementwise is None:
+                part = gradient[name].index_select(0, only).to(self.total[name].dtype)
+                self.total[name].index_add_(0, only, part.square())
+                trace = torch.linalg.vector_norm(part).square()
+            elif name in gradient:
+                for _, (part, total, *rest) in chunks(*self._buffers(name, gradient[name])):
                     part = part.to(total.dtype)
-                    part = part * part
-                    total.add_(part)
+                    total.addcmul_(part, part)
                     if rest:
-                        rest[0].addcmul_(part, part, value=1 / units)
-                    trace = trace + part.sum()
-                    square = square + torch.linalg.vector_norm(part).square()
-            statistics.append(torch.stack([trace, square]))
+                        rest[0].addcmul_(part.square(), part.square(), value=1 / units)
+                    trace = trace + torch.linalg.vector_norm(part).square()
+            statistics.append(torch.stack([trace, torch.zeros_like(trace)]))
         return self._count(group, statistics, units)
 
     def reduce(self, processes: Processes) -> None:
@@ -126,7 +148,7 @@ class DiagonalSums:
                 moment.mul_(share / (1 - share)).sqrt_()
         return self.elementwise
 
-    def _rows(self, name: str, update: Tensor) -> tuple[Tensor, ...]:
+    def _buffers(self, name: str, update: Tensor) -> tuple[Tensor, ...]:
         extra = () if self.elementwise is None else (self.elementwise[name],)
         return (update, self.total[name], *extra)
 

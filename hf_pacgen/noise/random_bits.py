@@ -13,12 +13,13 @@ number generators*, 2014), computed in wrapping int64 arithmetic.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from functools import lru_cache
 
 import torch
 from torch import Tensor
 
-__all__ = ["rademacher", "stream_key", "uniform"]
+__all__ = ["centered_bytes", "rademacher", "rademacher_rows", "stream_key", "uniform", "uniform_rows"]
 
 _GOLDEN = 0x9E3779B97F4A7C15 - (1 << 64)
 _MIX_1 = 0xBF58476D1CE4E5B9 - (1 << 64)
@@ -44,10 +45,17 @@ def rademacher(
     >>> bool((rademacher(stream_key(0, "doc"), 10, start=500) == signs[500:510]).all())
     True
     """
-    raw, skip = _bytes(key, count, start, elements_per_word=64, device=device)
-    # Each byte holds eight signs: look them up eight at a time.
-    signs = _sign_table(dtype, str(device)).index_select(0, raw.to(torch.int32)).view(-1)
-    return signs[skip : skip + count]
+    words, skip = _words(count, start, per_word=64, device=device)
+    return _signs(_hash(key, words), dtype)[skip : skip + count]
+
+
+def rademacher_rows(key: int, rows: Tensor, width: int, *, dtype: torch.dtype = torch.float32) -> Tensor:
+    """The signs that :func:`rademacher` gives to some rows of a matrix of ``width`` columns, shape (rows, width).
+
+    Raises:
+        ValueError: ``width`` is no multiple of 64, so that rows do not start at words.
+    """
+    return _signs(_hash(key, _row_words(rows, width, per_word=64)), dtype).view(-1, width)
 
 
 def uniform(
@@ -62,20 +70,79 @@ def uniform(
     >>> bool(values.abs().max() < 1) and abs(values.square().mean().item() - 1 / 3) < 0.02
     True
     """
-    raw, skip = _bytes(key, count, start, elements_per_word=8, device=device)
-    return raw[skip : skip + count].to(dtype).mul_(2 / 256).add_(1 / 256 - 1)
+    words, skip = _words(count, start, per_word=8, device=device)
+    return _levels(_hash(key, words)[skip : skip + count], dtype)
 
 
-def _bytes(
-    key: int, count: int, start: int, *, elements_per_word: int, device: torch.device | str
-) -> tuple[Tensor, int]:
-    first = start // elements_per_word
-    last = -(-(start + count) // elements_per_word)
-    word = torch.arange(first, last, dtype=torch.int64, device=device).mul_(_GOLDEN).add_(key)
+def uniform_rows(key: int, rows: Tensor, width: int, *, dtype: torch.dtype = torch.float32) -> Tensor:
+    """The numbers that :func:`uniform` gives to some rows of a matrix of ``width`` columns, shape (rows, width).
+
+    Raises:
+        ValueError: ``width`` is no multiple of 8.
+    """
+    return _levels(_hash(key, _row_words(rows, width, per_word=8)), dtype).view(-1, width)
+
+
+def centered_bytes(streams: Sequence[tuple[int, int, int]], size: int, *, device: torch.device | str = "cpu") -> Tensor:
+    """128 times what :func:`uniform` gives, for pieces of several streams at once; float32, shape (size,).
+
+    One pass over many small tensors: the streams differ by what is added to the word numbers, not by a call.
+
+    Args:
+        streams: (key, start, at) of each piece, whose elements from ``start`` on lie at ``at``; starts and places
+            are multiples of 8, and a piece reaches to the next.
+
+    >>> pieces = centered_bytes([(5, 16, 0), (7, 0, 8)], 24)
+    >>> bool((pieces[:8] == 128 * uniform(5, 8, start=16)).all() and (pieces[8:] == 128 * uniform(7, 16)).all())
+    True
+    """
+    words = torch.arange(-(-size // 8), dtype=torch.int64, device=device).mul_(_GOLDEN)
+    keys = [_wrap(key + (start - at) // 8 * _GOLDEN) for key, start, at in streams]
+    if len(streams) == 1:
+        words.add_(keys[0])
+    else:
+        ends = [at // 8 for _, _, at in streams[1:]]
+        torch._foreach_add_(list(words.tensor_split(ends)), keys)
+    return _finish(words)[:size].to(torch.float32).sub_(127.5)
+
+
+def _wrap(value: int) -> int:
+    return (value + (1 << 63)) % (1 << 64) - (1 << 63)
+
+
+def _words(count: int, start: int, *, per_word: int, device: torch.device | str) -> tuple[Tensor, int]:
+    """Numbers of the words that hold some elements, and how many elements of the first to skip."""
+    first = start // per_word
+    last = -(-(start + count) // per_word)
+    return torch.arange(first, last, dtype=torch.int64, device=device), start - first * per_word
+
+
+def _row_words(rows: Tensor, width: int, *, per_word: int) -> Tensor:
+    if width % per_word:
+        raise ValueError(f"width must be a multiple of {per_word}, so that rows start at words; got {width}.")
+    offsets = torch.arange(width // per_word, dtype=torch.int64, device=rows.device)
+    return (rows[:, None] * (width // per_word) + offsets).view(-1)
+
+
+def _hash(key: int, words: Tensor) -> Tensor:
+    """Eight hashed bytes for every word number, flat; overwrites its argument."""
+    return _finish(words.mul_(_GOLDEN).add_(key))
+
+
+def _finish(word: Tensor) -> Tensor:
     word = word.bitwise_xor_(_logical_shift(word, 30)).mul_(_MIX_1)
     word = word.bitwise_xor_(_logical_shift(word, 27)).mul_(_MIX_2)
     word = word.bitwise_xor_(_logical_shift(word, 31))
-    return word.view(torch.uint8), start - first * elements_per_word
+    return word.view(torch.uint8)
+
+
+def _signs(raw: Tensor, dtype: torch.dtype) -> Tensor:
+    # each byte holds eight signs: look them up eight at a time
+    return _sign_table(dtype, str(raw.device)).index_select(0, raw.to(torch.int32)).view(-1)
+
+
+def _levels(raw: Tensor, dtype: torch.dtype) -> Tensor:
+    return raw.to(dtype).mul_(2 / 256).add_(1 / 256 - 1)
 
 
 def _logical_shift(word: Tensor, bits: int) -> Tensor:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from hf_pacgen.score import neighborhood
 
-__all__ = ["article_noise_scale", "optimal_noise_scale"]
+__all__ = ["article_noise_scale", "isotropic_noise_scale", "magnitude_noise_scale", "optimal_noise_scale"]
 
 
 def optimal_noise_scale(
@@ -21,6 +21,7 @@ def optimal_noise_scale(
     gamma: float = 0.1,
     epsilon: float = 0.1,
     num_parameters: int,
+    scale: float = 1.0,
 ) -> Tensor:
     """Half-width of the uniform noise that minimizes the third-order PAC-Bayes bound.
 
@@ -33,6 +34,7 @@ def optimal_noise_scale(
         eta: η > 0, the inverse temperature.
         gamma, epsilon: of the neighborhood.
         num_parameters: m of the whole model.
+        scale: factor of 1/sqrt(...), 1 for the optimum; the box stays.
 
     Returns:
         σ, shaped like ``weights``, in their dtype (at least float32).
@@ -43,13 +45,11 @@ def optimal_noise_scale(
     >>> round(sigma.item(), 6)
     0.1
     """
-    dtype = torch.promote_types(weights.dtype, torch.float32)
-    w = weights.detach().to(dtype)
-    box = neighborhood(w, gamma=gamma, epsilon=epsilon)
-    curvature = hessian_diagonal.detach().to(dtype) / 3
-    curvature.add_(box, alpha=hessian_lipschitz * math.sqrt(num_parameters) / 9)
-    # 1/sqrt(0) = inf, which the minimum with the box turns into N_i.
-    return curvature.mul_(eta).clamp_(min=0).rsqrt_().minimum(box)
+    # η(H/3 + ρ√m N/9) = (η/3)(H + (ρ√m/3) N): the constants leave the elementwise work
+    return _in_box(
+        weights, hessian_diagonal, hessian_lipschitz * math.sqrt(num_parameters) / 3,
+        scale * math.sqrt(3 / eta), gamma, epsilon,
+    )  # fmt: skip
 
 
 def article_noise_scale(
@@ -68,8 +68,40 @@ def article_noise_scale(
     >>> article_noise_scale(torch.ones(1), torch.tensor([400.0]), 0.0, scale=1.0).item() == 0.05000000074505806
     True
     """
-    dtype = torch.promote_types(weights.dtype, torch.float32)
-    w = weights.detach().to(dtype)
+    return _in_box(weights, hessian_diagonal, hessian_lipschitz, scale, gamma, epsilon)
+
+
+def magnitude_noise_scale(weights: Tensor, *, scale: float) -> Tensor:
+    """σ_i = scale · |w_i|.
+
+    >>> magnitude_noise_scale(torch.tensor([-2.0, 0.0]), scale=0.5).tolist()
+    [1.0, 0.0]
+    """
+    return _wide(weights).abs().mul_(scale)
+
+
+def isotropic_noise_scale(weights: Tensor, *, scale: float) -> Tensor:
+    """σ_i = scale, the same for every weight.
+
+    >>> isotropic_noise_scale(torch.zeros(2), scale=0.5).tolist()
+    [0.5, 0.5]
+    """
+    return torch.full_like(weights, scale, dtype=torch.promote_types(weights.dtype, torch.float32), requires_grad=False)
+
+
+def _in_box(
+    weights: Tensor, hessian_diagonal: Tensor, slope: float, factor: float, gamma: float, epsilon: float
+) -> Tensor:
+    """min(factor/sqrt(H + slope·N), N), and N where H + slope·N is not positive."""
+    w, curvature = _wide(weights), _wide(hessian_diagonal)
     box = neighborhood(w, gamma=gamma, epsilon=epsilon)
-    curvature = hessian_diagonal.detach().to(dtype).add(box, alpha=hessian_lipschitz)
-    return curvature.clamp_(min=0).rsqrt_().mul_(scale).minimum(box)
+    if factor == 0:
+        return box.zero_()
+    if slope:
+        curvature = torch.add(curvature, box, alpha=slope)
+    # 1/sqrt(0) = inf, which the minimum with the box turns into N_i
+    return curvature.clamp(min=0).rsqrt_().mul_(factor).minimum(box)
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    return tensor.detach().to(torch.promote_types(tensor.dtype, torch.float32))

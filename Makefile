@@ -1,0 +1,52 @@
+# Every target makes its own virtual environment on first use; VENV=... and PYTHON=... choose another.
+VENV ?= .venv
+PYTHON ?= python3
+BIN := $(VENV)/bin
+REQUIREMENTS := pyproject.toml constraints.txt
+
+# Other libraries that the benchmarks measure against. The first group comes without its dependencies,
+# which would bring in torchvision and with it another torch.
+PEERS_ALONE := curvlinops-for-pytorch einops einconv linear_operator backpack-for-pytorch unfoldNd \
+               jaxtyping wadler-lindig hessian-eigenthings
+PEERS := ivon-opt pyhessian
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint format benchmarks clean
+
+help: ## Show this list
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 20
+
+demo: $(VENV)/.installed-demo ## Train a small vision transformer on handwritten digits and score it (1 to 3 minutes)
+	$(BIN)/python examples/digits_vit.py --output digits_vit.json
+
+test: $(VENV)/.installed-dev ## Run all tests
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.installed-dev ## Check style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/.installed-dev ## Rewrite the code in the house's style
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+benchmarks: $(VENV)/.installed-benchmarks ## Measure against other libraries (takes long)
+	set -e; for script in $(wildcard examples/benchmarks/*.py); do $(BIN)/python $$script; done
+
+clean: ## Remove the virtual environment and what tools left behind
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .coverage digits_vit.json
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(BIN)/python:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed: make PYTHON=python3.11 ...")'
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed-%: $(REQUIREMENTS) | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[$*]"
+	touch $@
+
+$(VENV)/.installed-benchmarks: $(VENV)/.installed-dev
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps $(PEERS_ALONE)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt $(PEERS)
+	touch $@

@@ -1,0 +1,10 @@
+"""``python -m hf_pacgen`` is ``hf-pacgen``."""
+
+from __future__ import annotations
+
+import sys
+
+from hf_pacgen.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

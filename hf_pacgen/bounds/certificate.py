@@ -1,0 +1,191 @@
+"""``certify()``: a bound on the error of the noisy model that holds for new examples."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from hf_pacgen.bounds.draws import NoisyErrors
+from hf_pacgen.bounds.errors import ErrorFunction, ErrorRate, is_per_document
+from hf_pacgen.bounds.posterior import DEFAULT_SCALES, PriorScales
+from hf_pacgen.bounds.priors import Prior, PriorLike, resolve_prior
+from hf_pacgen.bounds.search import Candidate, best_shape, certified_draws, refined
+from hf_pacgen.bounds.splits import batch_fingerprints
+from hf_pacgen.bounds.statement import Certificate
+from hf_pacgen.bounds.validity import (
+    certified_parameters,
+    check_batch_norm,
+    check_packing,
+    check_repeats,
+    check_sampling,
+    doubts,
+)
+from hf_pacgen.config import CertificateConfig, PriorGroups, ScoreConfig
+from hf_pacgen.curvature.batches import count_examples
+from hf_pacgen.curvature.model_state import unwrap
+from hf_pacgen.curvature.objective import LossFunction, Objective
+from hf_pacgen.measure import _measuring, hessian_diagonal
+from hf_pacgen.noise.perturbation import SavedWeights
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+__all__ = ["Certificate", "certify"]
+
+logger = logging.getLogger(__name__)
+
+
+def certify(
+    model: nn.Module,
+    data: Any,
+    *,
+    prior: PriorLike,
+    config: CertificateConfig = CertificateConfig(),
+    error_fn: ErrorFunction | None = None,
+    loss_fn: LossFunction | None = None,
+    collate_fn: Callable[[list[Any]], Any] | None = None,
+    batch_size: int = 8,
+    accelerator: Accelerator | None = None,
+    progress: bool = True,
+) -> Certificate:
+    """Bound the error of a model with Hessian-shaped noise on new examples, by PAC-Bayes.
+
+    The posterior is noise around the trained weights, 1/s_i² = ηH_ii + 1/τ² (and refined, if asked), which may depend
+    on the data in every way; the prior N(p, τ²) may not: its center p is given, and the choice of τ from a grid fixed
+    beforehand is paid for.  The model is left exactly as it was found.
+
+    Args:
+        model: as for :func:`hf_pacgen.pacgen`, trained on the data or not.
+        data: the n independent examples; every batch has a draw of the noise of its own, so small batches give more
+            draws.  For language models a row is one document.
+        prior: ``"zero"``; the initial weights by name; a model or a folder with the *pretrained* weights; or what
+            :func:`train_prior` made of a part of the data, to be certified on the other part.
+        config: settings.
+        error_fn: ``error_fn(model, batch)`` -> one error in [0, 1] for each example.  By default the 0-1 error of the
+            model's logits, for an example with several labels the fraction of wrong ones.
+        loss_fn, collate_fn, batch_size, accelerator, progress: as for :func:`hf_pacgen.pacgen`; the loss shapes
+            the noise, and need not be bounded.
+
+    Returns:
+        A :class:`Certificate`; print its ``sentence``.
+
+    Raises:
+        ValueError: whatever would make the certificate invalid and can be seen: a prior that saw the data or has
+            other names or shapes, batch-norm in train mode, errors outside [0, 1] or not one for each example,
+            copies among the examples, packed documents; and what :func:`hf_pacgen.pacgen` raises.
+        TypeError: data or a prior of another kind.
+
+    Source: Seeger (JMLR 2002), Maurer (2004), Langford and Caruana (2002), Dziugaite and Roy (UAI 2017); noise of
+    Wang et al. 2018 (arXiv 1809.07402).
+    """
+    began = time.perf_counter()
+    model = unwrap(model)
+    check_batch_norm(model)
+    check_sampling(data)
+    trainable = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    common: Any = {
+        "loss_fn": loss_fn,
+        "collate_fn": collate_fn,
+        "batch_size": batch_size,
+        "accelerator": accelerator,
+    }
+    with certified_parameters(model, config.parameters) as parameters:
+        center = resolve_prior(prior, model, parameters, assume_independent=config.assume_independent)
+        examples = (
+            config.search_examples if config.max_examples is None else min(config.search_examples, config.max_examples)
+        )
+        settings = ScoreConfig(estimator=config.estimator, max_examples=examples, seed=config.seed)
+        curvature = hessian_diagonal(model, data, config=settings, progress=progress, **common)
+        settings = ScoreConfig(max_examples=config.max_examples, seed=config.seed)
+        with _measuring(model, data, settings, **common) as objective, SavedWeights(objective.parameters) as saved:
+            noisy = NoisyErrors(objective, ErrorRate(objective, error_fn), saved, seed=config.seed)
+            sizes, unit, notes = _survey(noisy, center, config)
+            notes += [*center.notes, *doubts(model, trainable, parameters, center)]
+            scales = PriorScales(center.state, _groups(parameters, config), config.prior_scales or DEFAULT_SCALES)
+            stride = max(1, sum(sizes) // config.search_examples)
+            with tqdm(disable=not (progress and objective.batches.processes.is_main), leave=False, unit="batch") as bar:
+                run: Any = {"n": sum(sizes), "stride": stride, "tick": bar.update}
+                start = chosen = best_shape(noisy, curvature.values, scales, config, **run)
+                if config.refine_steps:
+                    chosen = refined(noisy, start, scales, config, **run)
+                run = {"n": sum(sizes), "sizes": sizes, "tick": bar.update}
+                proved, draws = certified_draws(noisy, chosen, config, **run)
+    for note in notes:
+        logger.warning(note)
+    sizes_by_name = {name: parameter.numel() for name, parameter in parameters.items()}
+    count = sum(sizes_by_name.values())
+    return Certificate(
+        bound=proved.bound,
+        status="vacuous" if proved.vacuous else "certified",
+        empirical_error=proved.mean,
+        empirical_bound=proved.empirical_bound,
+        kl=chosen.fit.kl,
+        price=chosen.fit.price,
+        n=sum(sizes),
+        delta=config.delta,
+        eta=chosen.eta if proved.eta is None else proved.eta,
+        prior_scale=math.exp(sum(m * math.log(chosen.fit.scales[name]) for name, m in sizes_by_name.items()) / count),
+        prior=center.description,
+        draws=draws,
+        num_parameters=count,
+        by_module=_by_module(chosen, sizes_by_name),
+        refinement=_gain(start, chosen, config),
+        unit=unit,
+        notes=tuple(notes),
+        seconds=time.perf_counter() - began,
+        config=config.to_dict(),
+    )
+
+
+def _survey(noisy: NoisyErrors, prior: Prior, config: CertificateConfig) -> tuple[list[int], str, list[str]]:
+    """Sizes of all batches, the unit of an example, and notes; refuses what is not n independent examples."""
+    objective: Objective = noisy.objective
+    processes = objective.batches.processes
+    found: list[tuple[int, bool, list[bytes]]] = []
+    with processes.together():
+        for index, batch in noisy.batches():
+            check_packing(objective, batch, index, assume_independent=config.assume_independent)
+            found.append((count_examples(batch), is_per_document(batch), list(batch_fingerprints(batch))))
+    found = [entry for part in processes.gather(found) for entry in part]
+    prints = [key for _, _, keys in found for key in keys]
+    prior.check_unseen(prints)
+    repeats = check_repeats(prints, assume_independent=config.assume_independent)
+    unit = "document" if any(document for _, document, _ in found) else "example"
+    return [size for size, _, _ in found], unit, [repeats] if repeats else []
+
+
+def _module(name: str) -> str:
+    return name.rpartition(".")[0] or name
+
+
+def _groups(parameters: Mapping[str, Tensor], config: CertificateConfig) -> dict[str, str]:
+    by_module = config.prior_groups is PriorGroups.MODULE
+    return {name: _module(name) if by_module else "all" for name in parameters}
+
+
+def _by_module(chosen: Candidate, sizes: Mapping[str, int]) -> dict[str, dict[str, float]]:
+    shares: dict[str, dict[str, float]] = {}
+    for name, size in sizes.items():
+        entry = shares.setdefault(_module(name), {"kl": 0.0, "kl_share": 0.0, "num_parameters": 0, "prior_scale": 0.0})
+        entry["kl"] += chosen.fit.kl_by_name[name]
+        entry["kl_share"] = entry["kl"] / chosen.fit.kl if chosen.fit.kl else 0.0
+        entry["num_parameters"] += size
+        entry["prior_scale"] = chosen.fit.scales[name]
+    return shares
+
+
+def _gain(start: Candidate, chosen: Candidate, config: CertificateConfig) -> dict[str, float] | None:
+    if not config.refine_steps:
+        return None
+    return {
+        "steps": config.refine_steps,
+        "shaped_bound": start.estimate,
+        "refined_bound": chosen.estimate,
+        "gain": start.estimate - chosen.estimate,
+    }

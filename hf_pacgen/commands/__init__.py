@@ -1,0 +1,1 @@
+"""The subcommands of ``hf-pacgen``: one module each, with a function ``run(argv)``."""

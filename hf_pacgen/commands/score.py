@@ -1,0 +1,117 @@
+"""``hf-pacgen score``: PACGen of a model on its training data, from one command."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+
+from hf_pacgen.commands.parser import CommandParser
+from hf_pacgen.config import Config, ScoreConfig, check_number, option
+from hf_pacgen.inputs.errors import InputError, quiet
+from hf_pacgen.inputs.models import ModelArguments, choose_device
+from hf_pacgen.inputs.subject import load_subject
+from hf_pacgen.inputs.tables import DataArguments
+from hf_pacgen.measure import pacgen
+from hf_pacgen.report import print_report
+from hf_pacgen.score import PACGenResult
+
+__all__ = ["RunArguments", "run"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunArguments(Config):
+    """How the command runs, and where the result goes."""
+
+    _argument_group_name = "run"
+
+    batch_size: int = option(8, "Number of examples in a batch.")
+    output: str | None = option(None, "JSON file to write the result to; its folder must exist.")
+    top_modules: int = option(8, "Number of modules to list, those with the largest share of K(η) first; 0 lists none.")
+    progress: bool = option(True, "Show a progress bar.")
+
+    def __post_init__(self) -> None:
+        check_number(self, "batch_size", minimum=1, integer=True)
+        check_number(self, "top_modules", minimum=0, integer=True)
+
+
+def run(argv: list[str]) -> None:
+    """Score, print and save.
+
+    Raises:
+        InputError: bad input of any kind.
+    """
+    parser = CommandParser(
+        (ModelArguments, DataArguments, RunArguments, ScoreConfig),
+        prog="hf-pacgen score",
+        group="measurement",
+        usage="hf-pacgen score MODEL --dataset NAME_OR_FILE [options]",
+        description="PACGen of a model on its training data: how well its solution should generalize. Lower is better.",
+        epilog="Example: hf-pacgen score ./my-model --dataset train.parquet --max-examples 512 --output result.json",
+    )
+    parser.add_argument("model", metavar="MODEL", help="The model: a folder, or an id on the Hugging Face hub.")
+    model_args, data_args, run_args, config, positional = parser.settings(argv)
+    check_output(run_args.output)
+    device = choose_device(model_args.device)
+    accelerator = launched(device)
+    if accelerator is not None:
+        device = accelerator.device
+    subject = load_subject(positional.model, model_args, data_args, device=device, seed=config.seed)
+    try:
+        with quiet():
+            result = pacgen(
+                subject.model,
+                subject.examples,
+                config=config,
+                batch_size=run_args.batch_size,
+                accelerator=accelerator,
+                progress=run_args.progress,
+            )
+    except torch.OutOfMemoryError as error:
+        raise InputError("The device is out of memory: take a smaller --batch-size or --max-length.") from error
+    except (ValueError, TypeError) as error:
+        raise InputError(str(error)) from error
+    if accelerator is not None and not accelerator.is_main_process:
+        return
+    result = dataclasses.replace(result, status=(*subject.notes, *result.status))
+    unsaved = _save(result, run_args.output)  # first, so that a closed terminal does not lose it
+    print_report(result, title=subject.title, top_modules=run_args.top_modules)
+    if unsaved is not None:
+        raise InputError(f"--output {run_args.output!r} could not be written: {unsaved}.") from unsaved
+    if run_args.output is not None:
+        print(f"\nWritten to {run_args.output}")
+
+
+def _save(result: PACGenResult, output: str | None) -> OSError | None:
+    if output is not None:
+        try:
+            result.save(output)
+        except OSError as error:
+            return error
+    return None
+
+
+def check_output(output: str | None) -> None:
+    """Raise before the work begins if the result could not be written."""
+    if output is None:
+        return
+    path = Path(output)
+    if not path.parent.is_dir():
+        raise InputError(f"--output {output!r}: the folder {str(path.parent)!r} does not exist. Make it first.")
+    if path.is_dir():
+        raise InputError(
+            f"--output {output!r} is a folder: expected the name of a JSON file, such as {path / 'result.json'}."
+        )
+    if not os.access(path.parent, os.W_OK):
+        raise InputError(f"--output {output!r}: the folder {str(path.parent)!r} cannot be written to. Choose another.")
+
+
+def launched(device: torch.device) -> Accelerator | None:
+    """The accelerator of a run that torchrun or accelerate started in several processes, else None."""
+    if int(os.environ.get("WORLD_SIZE", "1")) < 2:
+        return None
+    return Accelerator(cpu=device.type == "cpu")

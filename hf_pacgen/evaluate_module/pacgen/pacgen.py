@@ -1,0 +1,244 @@
+"""The ``pacgen`` metric of ``evaluate``: how well a model's solution should generalize, from training data alone.
+
+This folder is laid out as a Space on the Hugging Face hub.  ``evaluate`` copies this file and takes the first metric
+class that it finds in it: import modules that define metrics as modules, never a class from them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import os
+
+import datasets
+import evaluate
+
+from hf_pacgen.config import ScoreConfig
+from hf_pacgen.inputs.arrays import to_number, to_tensors
+from hf_pacgen.inputs.errors import InputError
+from hf_pacgen.measure import SATURATED, pacgen
+from hf_pacgen.score import pacgen_score
+
+logger = logging.getLogger("hf_pacgen.evaluate_module")
+
+_CITATION = """\
+@article{wang2018identifying,
+    title = {Identifying Generalization Properties in Neural Networks},
+    author = {Wang, Huan and Keskar, Nitish Shirish and Xiong, Caiming and Socher, Richard},
+    journal = {arXiv preprint arXiv:1809.07402},
+    year = {2018}
+}
+"""
+
+_DESCRIPTION = """\
+PACGen says how well a model's solution should generalize, from the model and its training data alone: no held-out
+data, no predictions and no references. It is small where the loss around the weights is flat.
+
+    PACGen = sum_i log( (|w_i| + N_i) * max( sqrt(H_ii + rho * sqrt(m) * N_i), 1 / N_i ) )
+
+with the m weights w_i, the neighborhood N_i = gamma * |w_i| + epsilon, the diagonal H_ii of the Hessian of the training
+loss, and the Lipschitz constant rho of that Hessian. Beside it comes K(eta), the complexity in the PAC-Bayes bound from
+which PACGen was derived. Lower is better.
+"""
+
+_KWARGS_DESCRIPTION = """
+Either from a model and its training data:
+    model: a loaded model, the folder of a saved one, or the id of one on the Hugging Face hub.
+    data: its training data, with labels: a DataLoader, a `datasets.Dataset` of model inputs, or a list of batches.
+        Where the model is given by name, the name of a data set (a file, a folder or a hub id) will do.
+    loss_fn: `loss_fn(model, batch) -> (loss_sum, num_units)`, instead of the model's own loss.
+    collate_fn, batch_size: how a dataset becomes batches (by default padded batches of 8).
+    accelerator: an `accelerate.Accelerator`, which shares the batches out over its processes.
+    progress: whether to show a progress bar (True).
+or from numbers, without a model:
+    weights: a tensor, an array or a list; or these by parameter name.
+    hessian_diagonal: H_ii, shaped and named like `weights`.
+    hessian_lipschitz: rho, at least 0 (0 leaves the smoothness of the Hessian out).
+
+Settings, the fields of `hf_pacgen.ScoreConfig`; of these only `gamma`, `epsilon`, `eta` and `num_training_examples`
+apply without a model:
+    gamma, epsilon: of the neighborhood N_i = gamma * |w_i| + epsilon (0.1 each).
+    eta: of K(eta), a positive number, or "n" for the number of training examples (the default).
+    num_training_examples: that number, if it is not the length of `data`. Without a model, eta="n" needs it.
+    max_examples: score at most this many examples.
+    estimator: of the Hessian diagonal: "blend" (the default), "hutchinson", "gauss_newton" or "exact".
+    hvp: how Hessian-vector products are computed: "auto" (the default) or a method by name.
+    passes: how often the estimator goes over the data (1).
+    lipschitz_directions, lipschitz_iterations, lipschitz_batches: effort that goes into rho.
+    rho: a known rho; needs lipschitz_directions=0.
+    standard_error, displacement, seed: see `hf_pacgen.ScoreConfig`.
+
+Returns:
+    pacgen: the published score, in nats. At least 0, no upper limit; lower is better.
+    pacgen_per_parameter: the same over the number of parameters, to compare models of different sizes.
+    pacgen_kl, pacgen_kl_per_parameter: K(eta), in nats. Likewise.
+    pacgen_active_fraction: share of the weights, from 0 to 1, in which `pacgen` feels the curvature. Near 0 it is
+        saturated: it tells the size of the weights and nothing else. Judge by `pacgen_kl` then.
+    hessian_trace: the sum of H_ii.
+    hessian_lipschitz: rho; when estimated, from below.
+
+Examples:
+
+    >>> import evaluate
+    >>> metric = evaluate.load("pacgen")
+    >>> results = metric.compute(
+    ...     weights=[0.5, -1.0, 2.0], hessian_diagonal=[400.0, 100.0, -5.0], hessian_lipschitz=3.0, eta=1000.0
+    ... )
+    >>> {name: round(value, 4) for name, value in results.items()}  # doctest: +NORMALIZE_WHITESPACE
+    {'pacgen': 7.0929, 'pacgen_per_parameter': 2.3643, 'pacgen_kl': 12.8979, 'pacgen_kl_per_parameter': 4.2993,
+     'pacgen_active_fraction': 0.6667, 'hessian_trace': 495.0, 'hessian_lipschitz': 3.0}
+"""
+
+_DEFAULTS = ScoreConfig()
+_SETTINGS = tuple(field.name for field in dataclasses.fields(ScoreConfig))
+_NUMBER_SETTINGS = ("gamma", "epsilon", "eta", "num_training_examples")
+"""The settings that mean something without a model."""
+
+
+@evaluate.utils.file_utils.add_start_docstrings(_DESCRIPTION, _KWARGS_DESCRIPTION)
+class PACGen(evaluate.Metric):
+    """See the metric card.
+
+    Attributes:
+        result: of the last computation on a model, the ``hf_pacgen.PACGenResult`` with all that is known about it.
+    """
+
+    result = None
+    _has_warned = False
+
+    def _info(self):
+        return evaluate.MetricInfo(
+            description=_DESCRIPTION,
+            citation=_CITATION,
+            inputs_description=_KWARGS_DESCRIPTION,
+            features=datasets.Features({}),  # there are no predictions and no references
+            reference_urls=["https://arxiv.org/abs/1809.07402"],
+        )
+
+    def compute(self, *, predictions=None, references=None, **kwargs):
+        """Compute PACGen.  All arguments are keywords; there are no predictions and no references.
+
+        What it raises is a ``ValueError`` that says what was expected, what came and what to do; a ``TypeError`` for a
+        keyword that there is not.  A model is left exactly as it was found.
+        """
+        if predictions is not None or references is not None:
+            raise InputError(
+                "PACGen takes no predictions and no references: give model= with its training data=, "
+                "or weights= with hessian_diagonal= and hessian_lipschitz=."
+            )
+        # The base class would write predictions to a file and read them back; there are none.
+        return self._compute(**kwargs)
+
+    def _compute(
+        self,
+        *,
+        model=None,
+        data=None,
+        weights=None,
+        hessian_diagonal=None,
+        hessian_lipschitz=None,
+        loss_fn=None,
+        collate_fn=None,
+        batch_size=8,
+        accelerator=None,
+        progress=True,
+        gamma=_DEFAULTS.gamma,
+        epsilon=_DEFAULTS.epsilon,
+        eta=_DEFAULTS.eta,
+        estimator=_DEFAULTS.estimator,
+        hvp=_DEFAULTS.hvp,
+        passes=_DEFAULTS.passes,
+        lipschitz_directions=_DEFAULTS.lipschitz_directions,
+        lipschitz_iterations=_DEFAULTS.lipschitz_iterations,
+        lipschitz_batches=_DEFAULTS.lipschitz_batches,
+        rho=_DEFAULTS.rho,
+        max_examples=_DEFAULTS.max_examples,
+        num_training_examples=_DEFAULTS.num_training_examples,
+        standard_error=_DEFAULTS.standard_error,
+        displacement=_DEFAULTS.displacement,
+        seed=_DEFAULTS.seed,
+    ):
+        given = locals()
+        config = ScoreConfig(**{name: given[name] for name in _SETTINGS if name in given})
+        numbers = {
+            name: given[name]
+            for name in ("weights", "hessian_diagonal", "hessian_lipschitz")
+            if given[name] is not None
+        }
+        if model is None and data is None:
+            return self._from_numbers(numbers, config)
+        if numbers:
+            raise InputError(
+                f"Both a model or data and {', '.join(numbers)} were given. Give model= and data=, "
+                "or weights=, hessian_diagonal= and hessian_lipschitz=, and not both."
+            )
+        if model is None or data is None:
+            missing = "model" if model is None else "data"
+            raise InputError(f"{missing}= is missing: a score needs a model and its training data.")
+        notes = ()
+        if isinstance(model, (str, os.PathLike)):
+            from hf_pacgen.inputs.named import load_named
+
+            model, data, notes = load_named(model, data, seed=config.seed)
+        self.result = pacgen(
+            model,
+            data,
+            config=config,
+            loss_fn=loss_fn,
+            collate_fn=collate_fn,
+            batch_size=batch_size,
+            accelerator=accelerator,
+            progress=progress,
+        )
+        self._tell(*notes, *self.result.status)
+        return self.result.metrics()
+
+    def _from_numbers(self, numbers, config):
+        missing = [name for name in ("weights", "hessian_diagonal", "hessian_lipschitz") if name not in numbers]
+        if missing:
+            raise InputError(
+                f"Not given: {', '.join(missing)}. A score needs model= and data=, or all of weights=, "
+                "hessian_diagonal= and hessian_lipschitz= (0 leaves the smoothness of the Hessian out)."
+            )
+        useless = [
+            name
+            for name in _SETTINGS
+            if name not in _NUMBER_SETTINGS and getattr(config, name) != getattr(_DEFAULTS, name)
+        ]
+        if useless:
+            raise InputError(
+                f"{', '.join(useless)} cannot be heeded without a model: with weights= and hessian_diagonal= there is "
+                f"nothing left to estimate. Leave it out; the settings are {', '.join(_NUMBER_SETTINGS)}."
+            )
+        if config.eta == "n" and config.num_training_examples is None:
+            raise InputError(
+                "eta='n' is the number of training examples, which is not known without a model and data: "
+                "give num_training_examples=, or eta= a number."
+            )
+        eta = float(config.num_training_examples if config.eta == "n" else config.eta)
+        rho = to_number(numbers["hessian_lipschitz"], "hessian_lipschitz")
+        w = to_tensors(numbers["weights"], "weights")
+        h = to_tensors(numbers["hessian_diagonal"], "hessian_diagonal")
+        h = {name: value.to(w[name].device) if name in w else value for name, value in h.items()}
+        terms = pacgen_score(w, h, rho, gamma=config.gamma, epsilon=config.epsilon, eta=eta)
+        active = terms.num_active / terms.num_parameters
+        if active < SATURATED:
+            self._tell(
+                f"PACGen is saturated: it feels the curvature in {active:.1%} of the weights, so it is a function of "
+                "their size alone. Judge by pacgen_kl."
+            )
+        return {  # the keys of PACGenResult.metrics()
+            "pacgen": terms.score,
+            "pacgen_per_parameter": terms.score / terms.num_parameters,
+            "pacgen_kl": terms.kl_complexity,
+            "pacgen_kl_per_parameter": terms.kl_complexity / terms.num_parameters,
+            "pacgen_active_fraction": active,
+            "hessian_trace": sum(value.double().sum().item() for value in h.values()),
+            "hessian_lipschitz": rho,
+        }
+
+    def _tell(self, *sentences):
+        """Warn at the first computation; a training run that computes the metric a hundred times is told once."""
+        for sentence in sentences:
+            logger.log(logging.INFO if self._has_warned else logging.WARNING, "%s", sentence)
+        self._has_warned = self._has_warned or bool(sentences)

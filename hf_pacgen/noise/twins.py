@@ -1,0 +1,158 @@
+"""Noise on the parameters of a model: every parameter has a twin that it can point to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from hf_pacgen.noise.distributions import NoiseDistribution, make_noise
+from hf_pacgen.noise.layout import Block, Layout
+from hf_pacgen.noise.random_bits import centered_bytes, stream_key
+from hf_pacgen.score import neighborhood
+
+__all__ = ["Perturbation", "ScaleFunction"]
+
+ScaleFunction = Callable[[Block, Tensor], Tensor]
+"""(block, its weights) -> σ of the block, both flat and at least float32."""
+
+
+class Perturbation:
+    """Noise on parameters, put on and taken off without ever writing to the weights.
+
+    Every parameter has a twin, into which w + u is written.  :meth:`apply` lets the parameters point to their
+    twins, :meth:`restore` lets them point back: it costs nothing, what already refers to the weights (a state
+    dict, say) keeps seeing them clean, and nothing that happens meanwhile can change a bit of them.
+
+    Args:
+        parameters: by name, on one device each, not sharded.
+        distribution: of the noise.  σ is the half-width of "uniform" and the standard deviation (before the
+            truncation to N_i) of the others.
+        gamma, epsilon: of N_i = γ|w_i| + ε, at which "truncated_normal" is truncated.
+        block_size: elements treated at a time.
+
+    Raises:
+        ValueError: a parameter is sharded over processes (FSDP, tensor parallelism, DeepSpeed ZeRO-3).
+    """
+
+    def __init__(
+        self,
+        parameters: Mapping[str, Tensor],
+        *,
+        distribution: NoiseDistribution | str = NoiseDistribution.UNIFORM,
+        gamma: float = 0.1,
+        epsilon: float = 0.1,
+        block_size: int | None = None,
+    ) -> None:
+        for name, parameter in parameters.items():
+            if hasattr(parameter, "to_local") or hasattr(parameter, "ds_id"):
+                raise ValueError(
+                    f"The parameter {name!r} is sharded over processes ({type(parameter).__name__}), and noise needs "
+                    "whole parameters. Train with DistributedDataParallel or DeepSpeed ZeRO-1 or -2 instead."
+                )
+        self.parameters = dict(parameters)
+        self.distribution = NoiseDistribution(distribution)
+        self.gamma, self.epsilon = gamma, epsilon
+        self.layout = Layout(parameters, block_size=block_size)
+        self._buffers = self.layout.buffers()
+        self._twins = self.layout.views(self._buffers)
+        self.weights = {name: parameter.data for name, parameter in parameters.items()}
+        self._streams = {name: stream_key("parameter", name) for name in parameters}
+        self.applied = False
+
+    @torch.no_grad()
+    def draw(
+        self,
+        scale: ScaleFunction,
+        *key: str | int,
+        factor: float = 1.0,
+        blocks: Iterable[Block] | None = None,
+    ) -> None:
+        """Draw u at the level factor · σ, as a function of the key and the parameters' names, for the next apply.
+
+        Args:
+            blocks: those that get a new draw, by default all.
+
+        Raises:
+            RuntimeError: a parameter has another shape, dtype or device than at the start.
+        """
+        self.restore()
+        self._follow()
+        step = stream_key(*key)
+        for block in self.layout.blocks if blocks is None else blocks:
+            wide = torch.promote_types(block.pool[1], torch.float32)
+            weights = self.layout.gather(block, self.weights, wide)
+            sigma = scale(block, weights)
+            twin = self._buffers[block.pool][block.begin : block.end]
+            streams = [(self._streams[s.name] ^ step, s.start, s.at) for s in block.segments]
+            if self.distribution is NoiseDistribution.UNIFORM:
+                levels = centered_bytes(streams, block.size, device=block.pool[0]).to(wide)
+                out = twin if twin.dtype == wide else None
+                noisy = torch.addcmul(weights, levels, sigma, value=factor / 128, out=out)
+            else:
+                noisy = weights + self._sample(weights, sigma.mul_(factor), streams)
+            if noisy is not twin:
+                twin.copy_(noisy)
+
+    @torch.no_grad()
+    def mirror(self) -> None:
+        """Turn w + u into w - u."""
+        for block in self.layout.blocks:
+            twin = self._buffers[block.pool][block.begin : block.end]
+            twin.neg_().add_(self.layout.gather(block, self.weights), alpha=2)
+
+    def noise(self, block: Block) -> Tensor:
+        """The u of the last draw in a block, as rounded in the weights; flat, at least float32."""
+        wide = torch.promote_types(block.pool[1], torch.float32)
+        twin = self._buffers[block.pool][block.begin : block.end].to(wide)
+        return twin - self.layout.gather(block, self.weights, wide)
+
+    def second_moment(self, weights: Tensor, sigma: Tensor) -> Tensor:
+        """E u² at the level σ, which may be overwritten."""
+        if self.distribution is NoiseDistribution.UNIFORM:
+            return sigma.square_().div_(3)
+        box = neighborhood(weights, gamma=self.gamma, epsilon=self.epsilon)
+        return make_noise(self.distribution, sigma, box).second_moment().to(sigma.dtype)
+
+    def apply(self) -> None:
+        """Put the last draw on the parameters."""
+        self.applied = True  # first, so that an interrupt between two parameters leaves something to restore
+        for name, parameter in self.parameters.items():
+            parameter.data = self._twins[name]
+        # autocast caches casts of the weights and would go on using the old ones
+        torch.clear_autocast_cache()
+
+    def restore(self) -> None:
+        """Give the parameters their weights back; does nothing where they have them."""
+        if self.applied:
+            for name, parameter in self.parameters.items():
+                parameter.data = self.weights[name]
+            torch.clear_autocast_cache()
+            self.applied = False
+
+    def _sample(self, weights: Tensor, sigma: Tensor, streams: Sequence[tuple[int, int, int]]) -> Tensor:
+        box = neighborhood(weights, gamma=self.gamma, epsilon=self.epsilon)
+        ends = [at for _, _, at in streams[1:]]
+        parts = zip(streams, sigma.tensor_split(ends), box.tensor_split(ends), strict=True)
+        generator = torch.Generator(weights.device)
+        return torch.cat(
+            [
+                make_noise(self.distribution, s, n).sample(generator.manual_seed(stream_key(key, start)))
+                for (key, start, _), s, n in parts
+            ]
+        )
+
+    def _follow(self) -> None:
+        """Find the weights again where other code let the parameters point elsewhere."""
+        for name, parameter in self.parameters.items():
+            weights = self.weights[name]
+            if parameter.data_ptr() == weights.data_ptr():
+                continue
+            if (parameter.shape, parameter.dtype, parameter.device) != (weights.shape, weights.dtype, weights.device):
+                raise RuntimeError(
+                    f"The parameter {name!r} was {tuple(weights.shape)} {weights.dtype} on {weights.device} when noise "
+                    f"was set up and is {tuple(parameter.shape)} {parameter.dtype} on {parameter.device} now. "
+                    "Move and cast the model before training starts."
+                )
+            self.weights[name] = parameter.data

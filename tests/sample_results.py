@@ -1,0 +1,50 @@
+"""A result with three modules, made by hand."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from hf_pacgen.config import ScoreConfig
+from hf_pacgen.score import PACGenResult
+
+
+def module(score: float, kl_complexity: float, num_parameters: int) -> dict[str, float]:
+    """A module's share of a result."""
+    return {
+        "score": score,
+        "kl_complexity": kl_complexity,
+        "hessian_trace": 1.5,
+        "num_parameters": num_parameters,
+        "active_fraction": 0.25,
+        "kl_active_fraction": 0.75,
+    }
+
+
+def sample_result(**changes: Any) -> PACGenResult:
+    """The result; ``changes`` are fields with other values."""
+    result = PACGenResult(
+        score=60.0,
+        score_per_parameter=0.6,
+        kl_complexity=240.0,
+        kl_complexity_per_parameter=2.4,
+        eta=1000.0,
+        active_fraction=0.25,
+        kl_active_fraction=0.75,
+        num_parameters=100,
+        num_examples=1000,
+        num_units=1000.0,
+        loss=0.125,
+        hessian_trace=4.5,
+        hessian_trace_stderr=0.5,
+        hessian_lipschitz=3.25,
+        by_module={"head": module(10, 30, 10), "layer.0": module(30, 120, 50), "layer.1": module(20, 90, 40)},
+        estimator="blend",
+        hvp_method="finite_difference",
+        num_hvps=12,
+        num_gradients=4,
+        seconds=1.0,
+        status=("ρ did not converge in 5 iterations.",),
+        config=ScoreConfig().to_dict(),
+    )
+    return dataclasses.replace(result, **changes)

@@ -1,0 +1,156 @@
+"""Pictures: what they show, in numbers and words.  How they look was looked at."""
+
+from __future__ import annotations
+
+import math
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import StepPatch
+from sample_results import module, sample_result
+
+from hf_pacgen.config import Estimator
+from hf_pacgen.curvature.diagonal import DiagonalEstimate
+from hf_pacgen.plots import plot_by_module, plot_hessian_diagonal, save_figure
+
+RESULT = sample_result()
+
+
+def bars(ax: Axes) -> dict[str, list[float]]:
+    """The lengths of the bars, by the label of their series."""
+    return {str(c.get_label()): [bar.get_width() for bar in c] for c in ax.containers}  # type: ignore[union-attr]
+
+
+def test_bars_by_module() -> None:
+    ax = plot_by_module(RESULT)
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["layer.0", "layer.1", "head"]
+    assert bars(ax) == {"Ψ, the published score": [30, 20, 10], "K(η) at η = 1,000": [120, 90, 30]}
+    assert ax.get_xlabel() == "nats (lower is better)"
+    assert "25.0 % of the weights, K(η) in 75.0 %" in ax.get_title(loc="left")
+    low, high = ax.get_xlim()
+    assert low == 0 and high > 120
+    assert ax.get_ylim()[0] > ax.get_ylim()[1], "the largest is on top"
+    assert {text.get_text() for text in ax.texts} == {"30", "20", "10", "120", "90"}
+
+
+def test_the_other_modules_are_pooled() -> None:
+    ax = plot_by_module(RESULT, top_modules=1)
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["layer.0", "2 other modules"]
+    assert [sum(lengths) for lengths in bars(ax).values()] == [60, 240]
+    assert plot_by_module(RESULT, top_modules=2).get_yticklabels()[-1].get_text() == "1 other module"
+
+
+def test_bars_per_parameter() -> None:
+    ax = plot_by_module(RESULT, top_modules=1, per_parameter=True)
+    assert list(bars(ax).values()) == [pytest.approx([30 / 50, 30 / 50]), pytest.approx([120 / 50, 120 / 50])]
+    assert ax.get_xlabel() == "nats per parameter (lower is better)"
+
+
+def test_long_names_keep_their_end_and_zeros_have_an_axis() -> None:
+    name = "model.decoder." + "block." * 20 + "mlp.fc1"
+    ax = plot_by_module(sample_result(by_module={name: module(0.0, 0.0, 3)}))
+    label = ax.get_yticklabels()[0].get_text()
+    assert label.startswith("...") and label.endswith("mlp.fc1") and len(label) == 44
+    assert ax.get_xlim() == (0, 1)
+
+
+def test_axes_that_are_given_are_used() -> None:
+    ax = Figure().add_subplot()
+    assert plot_by_module(RESULT, ax=ax) is ax
+    assert plot_hessian_diagonal(torch.ones(3), ax=ax) is ax
+
+
+def histogram(ax: Axes) -> dict[str, tuple[list[float], list[float]]]:
+    """Heights and edges of the bins, by the first word of their label."""
+    found = {}
+    for patch in ax.patches:
+        assert isinstance(patch, StepPatch)
+        data: Any = patch.get_data()
+        found[str(patch.get_label()).split()[0]] = (list(data.values), list(data.edges))
+    return found
+
+
+def test_the_histogram_is_even_in_the_logarithm() -> None:
+    values = {"a": torch.tensor([[1e-4, 3e-3], [3e-2, -3e-2]]), "b": torch.tensor([0.0, 1.0, 0.0])}
+    ax = plot_hessian_diagonal(values, bins=4)
+    drawn = histogram(ax)
+    assert drawn["positive"][0] == [1, 1, 1, 1]
+    assert drawn["negative"][0] == [0, 0, 1, 0]
+    assert drawn["positive"][1] == pytest.approx([1e-4, 1e-3, 1e-2, 1e-1, 1], rel=1e-5)
+    assert ax.get_xscale() == "log"
+    labels = [text.get_text() for text in ax.get_legend().get_texts()]  # type: ignore[union-attr]
+    assert labels == ["positive curvature: 4 (57.1 %)", "negative curvature: 1 (14.3 %)"]
+    assert ax.get_title(loc="left") == (
+        "Hessian diagonal of 7 weights\ntrace 1.003; 2 (28.6 %) are exactly 0 and not drawn"
+    )
+    assert "|$H_{ii}$|" in ax.get_xlabel() and ax.get_ylabel() == "weights in a bin"
+
+
+def test_the_histogram_of_an_estimate_counts_every_entry(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In pieces, and in a range of bfloat16."""
+    monkeypatch.setattr("hf_pacgen.plots.CHUNK", 7)
+    torch.manual_seed(0)
+    values = {"a": torch.randn(10, 10).exp(), "b": torch.randn(33).bfloat16()}
+    estimate = DiagonalEstimate(
+        values=values,
+        stderr=None,
+        trace=1.0,
+        trace_stderr=None,
+        loss=1.0,
+        num_units=1.0,
+        num_examples=1,
+        estimator=Estimator.EXACT,
+        hvp_method=None,
+        num_hvps=0,
+        num_gradients=0,
+        blend=None,
+        notes=(),
+    )
+    drawn = histogram(plot_hessian_diagonal(estimate))
+    negative = int((values["b"] < 0).sum())
+    assert (sum(drawn["positive"][0]), sum(drawn["negative"][0])) == (133 - negative, negative)
+
+
+@pytest.mark.parametrize("value", [0.0, 2.5, -2.5])
+def test_a_single_value_has_a_bar(value: float) -> None:
+    ax = plot_hessian_diagonal(torch.full((5,), value))
+    low, high = ax.get_xlim()
+    assert 0 < low < abs(value or 1) < high
+    assert sum(sum(heights) for heights, _ in histogram(ax).values()) == (5 if value else 0)
+
+
+@pytest.mark.parametrize("kind", ["png", "svg", "PNG"])
+def test_saved_pictures_are_whole_and_the_same_again(kind: str, tmp_path: Path) -> None:
+    for draw in (lambda: plot_by_module(RESULT), lambda: plot_hessian_diagonal(torch.tensor([1.0, -2.0, 0.0]))):
+        first = save_figure(draw(), tmp_path / f"first.{kind}").read_bytes()
+        assert save_figure(draw(), str(tmp_path / f"again.{kind}")).read_bytes() == first
+        assert first.startswith(b"<?xml" if kind == "svg" else b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda path: plot_by_module(RESULT, top_modules=0), ValueError, "top_modules must be at least 1; got 0"),
+        (lambda path: plot_by_module(sample_result(by_module={})), ValueError, "The result lists no modules"),
+        (lambda path: plot_hessian_diagonal(torch.ones(2), bins=0), ValueError, "bins must be at least 1; got 0"),
+        (lambda path: plot_hessian_diagonal({}), ValueError, "has no entries"),
+        (lambda path: plot_hessian_diagonal(torch.tensor([1, math.nan])), ValueError, "contains NaN or infinity"),
+        (lambda path: save_figure(plot_by_module(RESULT), path / "a.jpg"), ValueError, r"ends in \.png or \.svg"),
+        (lambda path: save_figure(plot_by_module(RESULT), path / "b" / "a.png"), FileNotFoundError, "Make it first"),
+    ],
+)
+def test_bad_input(call: Any, error: type[Exception], message: str, tmp_path: Path) -> None:
+    with pytest.raises(error, match=message):
+        call(tmp_path)
+
+
+def test_without_matplotlib(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in sys.modules if name.split(".")[0] == "matplotlib"]:
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(ImportError, match=r'not installed: pip install "hf_pacgen\[plots\]"'):
+        plot_by_module(RESULT)

