@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import math
 import re
 from collections.abc import Mapping
@@ -106,7 +107,11 @@ def card_section(result: PACGenResult, *, chart: str | None = None, numbers: str
         chart: address of the picture by module; None draws it in text.
         numbers: address of the result's JSON, if it is there to link to.
     """
-    settings = ", ".join(f"{key}={value!r}" for key, value in result.config.items() if value is not None)
+    settings = [
+        f"    {key}={json.dumps(value) if isinstance(value, str) else repr(value)},".replace("`", "'")
+        for key, value in result.config.items()
+        if value is not None
+    ]
     template = TEMPLATES.get_template("pacgen_section.md.jinja")
     bars = "" if chart else _text_bars(result)
     return template.render(
@@ -115,7 +120,7 @@ def card_section(result: PACGenResult, *, chart: str | None = None, numbers: str
         numbers=numbers,
         bars=bars,
         limits=limits(result),
-        settings=settings.replace("`", "'"),
+        settings=settings,
     )
 
 

@@ -93,8 +93,7 @@ class Card:
             after = yaml.safe_load(text)
         except yaml.YAMLError:
             after = None
-        # as text, since a NaN is not equal to itself
-        if yaml_dump(after) != yaml_dump({**self.metadata, key: value}):
+        if after != {**self.metadata, key: value}:
             raise self._broken(f"{key!r} cannot be changed without touching the rest, so write one key on a line")
         self._yaml, self.metadata = text, after
         self._check()

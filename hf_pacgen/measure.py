@@ -18,7 +18,7 @@ from hf_pacgen.curvature.diagonal import DiagonalEstimate, estimate_diagonal
 from hf_pacgen.curvature.hvp import HessianProduct
 from hf_pacgen.curvature.lipschitz import LipschitzEstimate, estimate_lipschitz
 from hf_pacgen.curvature.model_state import preserved, unwrap
-from hf_pacgen.curvature.objective import LossFunction, Objective
+from hf_pacgen.curvature.objective import LossFunction, Objective, is_finite
 from hf_pacgen.curvature.sums import zeros_like
 from hf_pacgen.noise.perturbation import SavedWeights, TensorDirection
 from hf_pacgen.processes import Processes
@@ -33,6 +33,8 @@ SATURATED = 0.01
 """Active fraction below which Ψ hardly depends on the curvature."""
 NOISY = 0.5
 """Relative standard error of the trace above which the curvature counts as noisy."""
+ALONE = 10
+"""Ratio of the smoothness term to the trace above which the score is one of ρ alone."""
 
 
 def pacgen(
@@ -200,10 +202,12 @@ def hessian_vector_product(
         ValueError: names or shapes that differ from the trainable parameters', a zero-length or non-finite
             vector, and what :func:`pacgen` raises.
     """
-    config = ScoreConfig(hvp=HVPMethod(method), displacement=displacement)
-    with _measuring(model, data, config, loss_fn, collate_fn, batch_size, accelerator) as objective:
+    config = ScoreConfig(hvp=method, displacement=displacement)  # type: ignore[arg-type]
+    with _measuring(
+        model, data, config, loss_fn, collate_fn, batch_size, accelerator, streams=False
+    ) as objective:
         _check_vector(objective, vector)
-        norm = math.sqrt(sum(v.double().square().sum().item() for v in vector.values()))
+        norm = math.sqrt(sum(torch.linalg.vector_norm(v).item() ** 2 for v in vector.values()))
         out = {name: zeros_like(parameter) for name, parameter in objective.parameters.items()}
         units = torch.zeros(1, dtype=torch.float64)
         if norm == 0:
@@ -234,6 +238,8 @@ def _measuring(
     collate_fn: Callable[[list[Any]], Any] | None,
     batch_size: int,
     accelerator: Accelerator | None,
+    *,
+    streams: bool = True,
 ) -> Iterator[Objective]:
     """An inspected objective; on the way out the model, the random state and the data are as before."""
     model = unwrap(model)
@@ -250,7 +256,7 @@ def _measuring(
                 processes=processes,
             )
             objective = Objective(model, batches, loss_fn=loss_fn)
-            objective.inspect()
+            objective.inspect(embeddings=streams)
         try:
             with objective.watching():
                 yield objective
@@ -323,6 +329,12 @@ def _status(
             f"The Hessian diagonal is noisy: its trace is {diagonal.trace:.4g} ± {diagonal.trace_stderr:.2g}. "
             "Use more passes or more data."
         )
+    if smoothness is not None and total.smoothness > ALONE * abs(diagonal.trace):
+        yield (
+            f"ρ outweighs the curvature: its term Σ ρ√m N_i is {total.smoothness:.3g}, the Hessian's trace "
+            f"{diagonal.trace:.3g}, so Ψ and K(η) mostly follow ρ, estimated on {smoothness.batches} batch(es). "
+            "More lipschitz_batches make it steadier; a smaller epsilon weighs it less."
+        )
     if smoothness is not None and not smoothness.converged:
         yield (
             f"ρ did not converge in {max(smoothness.iterations)} iterations, and is a lower estimate. "
@@ -344,5 +356,5 @@ def _check_vector(objective: Objective, vector: Mapping[str, Tensor]) -> None:
                 f"vector[{name!r}] must have shape {tuple(parameters[name].shape)}, like the parameter; "
                 f"got {tuple(value.shape)}."
             )
-        if not bool(value.isfinite().all()):
+        if not is_finite(value):
             raise ValueError(f"vector[{name!r}] contains NaN or infinity: expected finite numbers.")

@@ -65,7 +65,7 @@ def plot_by_module(
     longest = max(max(values) for _, _, values, _ in series)
     for label, color, values, shift in series:
         bars = ax.barh([i + shift for i in range(len(names))], values, height=0.36, color=color, label=label)
-        ax.bar_label(bars, [number(value) for value in values], padding=3, fontsize=8, color="#333333")
+        ax.bar_label(bars, [_compact(value) for value in values], padding=3, fontsize=8, color="#333333")
     ax.set_xlim(0, 1.14 * longest or 1.0)  # leaves room for the numbers beside the bars
     ax.set_yticks(range(len(names)), [_shorten(name) for name in names], fontsize=8.5)
     ax.set_ylim(len(names) - 0.4, -0.6)  # the largest on top
@@ -215,7 +215,15 @@ def _plain(ax: Axes, *, grid: Literal["x", "y"]) -> None:
     ax.set_axisbelow(True)
     ax.tick_params(colors="#333333", labelsize=8.5)
     axis = ax.xaxis if grid == "x" else ax.yaxis
-    axis.set_major_formatter(lambda value, _: number(value))
+    axis.set_major_formatter(lambda value, _: _compact(value))
+
+
+def _compact(value: float) -> str:
+    """As :func:`number`, and millions as such: 1,234, 21.94 M, 1.5 G."""
+    for size, letter in ((1e9, "G"), (1e6, "M")):
+        if abs(value) >= size:
+            return f"{value / size:.4g} {letter}"
+    return number(value)
 
 
 def _shorten(name: str) -> str:

@@ -37,6 +37,7 @@ class ScoreTerms:
         num_active: number of coordinates of Ψ in which the curvature branch is the larger.
         num_kl_active: the same for K(η).
         num_parameters: number of coordinates summed.
+        smoothness: Σ ρ√m N_i, to be held against the trace of H.
     """
 
     score: float = 0.0
@@ -44,6 +45,7 @@ class ScoreTerms:
     num_active: int = 0
     num_kl_active: int = 0
     num_parameters: int = 0
+    smoothness: float = 0.0
 
     def __add__(self, other: ScoreTerms) -> ScoreTerms:
         return ScoreTerms(
@@ -52,6 +54,7 @@ class ScoreTerms:
             num_active=self.num_active + other.num_active,
             num_kl_active=self.num_kl_active + other.num_kl_active,
             num_parameters=self.num_parameters + other.num_parameters,
+            smoothness=self.smoothness + other.smoothness,
         )
 
 
@@ -149,6 +152,7 @@ def _chunk_terms(
         log_inverse_box[empty] = math.log((1 + gamma) / gamma)
         log_range[empty] = 0.0
     smooth = smoothness * box
+    term = smooth.sum().item()
     curvature = (h + smooth).clamp_(min=0).log_().mul_(0.5)
     kl_curvature = (h.div(3).add_(smooth.div_(9))).mul_(eta).clamp_(min=0).log_().mul_(0.5)
     if epsilon == 0:
@@ -159,6 +163,7 @@ def _chunk_terms(
         num_active=int((curvature > log_inverse_box).sum()),
         num_kl_active=int((kl_curvature > log_inverse_box).sum()),
         num_parameters=w.numel(),
+        smoothness=term,
     )
 
 

@@ -51,6 +51,11 @@ def test_bars_per_parameter() -> None:
     assert ax.get_xlabel() == "nats per parameter (lower is better)"
 
 
+def test_millions_are_written_short() -> None:
+    ax = plot_by_module(sample_result(by_module={"a": module(999_999, 21_937_390, 3), "b": module(1, 1.5e9, 3)}))
+    assert {text.get_text() for text in ax.texts} == {"999,999", "21.94 M", "1", "1.5 G"}
+
+
 def test_long_names_keep_their_end_and_zeros_have_an_axis() -> None:
     name = "model.decoder." + "block." * 20 + "mlp.fc1"
     ax = plot_by_module(sample_result(by_module={name: module(0.0, 0.0, 3)}))
@@ -121,7 +126,10 @@ def test_a_single_value_has_a_bar(value: float) -> None:
     ax = plot_hessian_diagonal(torch.full((5,), value))
     low, high = ax.get_xlim()
     assert 0 < low < abs(value or 1) < high
-    assert sum(sum(heights) for heights, _ in histogram(ax).values()) == (5 if value else 0)
+    drawn = histogram(ax)
+    assert sum(sum(heights) for heights, _ in drawn.values()) == (5 if value else 0)
+    edges = drawn["positive"][1]
+    assert edges[-1] / edges[0] == pytest.approx(10 if value else 100)
 
 
 @pytest.mark.parametrize("kind", ["png", "svg", "PNG"])

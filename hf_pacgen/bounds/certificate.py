@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import time
+import warnings
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -37,8 +37,6 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 __all__ = ["Certificate", "certify"]
-
-logger = logging.getLogger(__name__)
 
 
 def certify(
@@ -106,7 +104,10 @@ def certify(
         with _measuring(model, data, settings, **common) as objective, SavedWeights(objective.parameters) as saved:
             noisy = NoisyErrors(objective, ErrorRate(objective, error_fn), saved, seed=config.seed)
             sizes, unit, notes = _survey(noisy, center, config)
-            notes += [*center.notes, *doubts(model, trainable, parameters, center)]
+            doubtful = list(doubts(model, trainable, parameters, center))
+            for sentence in doubtful:
+                warnings.warn(sentence, stacklevel=2)
+            notes += [*center.notes, *doubtful]
             scales = PriorScales(center.state, _groups(parameters, config), config.prior_scales or DEFAULT_SCALES)
             stride = max(1, sum(sizes) // config.search_examples)
             with tqdm(disable=not (progress and objective.batches.processes.is_main), leave=False, unit="batch") as bar:
@@ -116,8 +117,6 @@ def certify(
                     chosen = refined(noisy, start, scales, config, **run)
                 run = {"n": sum(sizes), "sizes": sizes, "tick": bar.update}
                 proved, draws = certified_draws(noisy, chosen, config, **run)
-    for note in notes:
-        logger.warning(note)
     sizes_by_name = {name: parameter.numel() for name, parameter in parameters.items()}
     count = sum(sizes_by_name.values())
     return Certificate(
@@ -165,8 +164,12 @@ def _module(name: str) -> str:
 
 
 def _groups(parameters: Mapping[str, Tensor], config: CertificateConfig) -> dict[str, str]:
-    by_module = config.prior_groups is PriorGroups.MODULE
-    return {name: _module(name) if by_module else "all" for name in parameters}
+    if config.prior_groups is PriorGroups.MODEL:
+        return dict.fromkeys(parameters, "all")
+    modules = {name: _module(name) for name in parameters}
+    if config.prior_groups is PriorGroups.MODULE:
+        return modules
+    return {n: ".".join(part for part in m.split(".") if not part.isdigit()) for n, m in modules.items()}
 
 
 def _by_module(chosen: Candidate, sizes: Mapping[str, int]) -> dict[str, dict[str, float]]:

@@ -135,8 +135,8 @@ def _from_folder(folder: Path, model: nn.Module) -> Prior:
     if not folder.is_dir():
         raise ValueError(
             f"prior {str(folder)!r} is neither 'zero' nor a folder. "
-            "Give 'zero', a model, its folder, what train_prior() returned, or the initial weights themselves, by name: "
-            "copies made before the training."
+            "Give 'zero', a model, its folder, what train_prior() returned, or the initial weights themselves: a dict "
+            "of copies made before the training."
         )
     adapter = hasattr(model, "peft_config")
     base: Any = model.get_base_model() if adapter else model  # type: ignore[operator]

@@ -25,6 +25,8 @@ __all__ = ["refine"]
 REFIT = 20
 """Steps after which the prior's τ, and the bound's slopes, are taken anew."""
 BETAS = (0.9, 0.99)
+FARTHEST = 8.0
+"""By how much the logarithm of a scale may change."""
 MEMORY = 0.98
 """Of the running mean of the error."""
 
@@ -75,7 +77,7 @@ def refine(
             if bounded:
                 error, inverse_eta = MEMORY * error + (1 - MEMORY) * mean, slopes
             for name, center in current.means.items():
-                scale, g = current.scales[name], gradients[name].to(center.device)
+                scale, g = current.scales[name], gradients[name].nan_to_num(0, 0, 0).to(center.device)
                 # KL = -log s + (E u² + (mean - p)²)/(2τ²) + ..., and u and s scale together
                 precision = fit.scales[name] ** -2
                 second = current.noise(name).second_moment() * precision
@@ -85,7 +87,7 @@ def refine(
             optimizer.step()
             schedule.step()
             means = {n: m + shifts[n] * posterior.scales[n] for n, m in posterior.means.items()}
-            current = posterior.rescaled(means, {n: log.exp() for n, log in logs.items()})
+            current = posterior.rescaled(means, {n: log.clamp_(-FARTHEST, FARTHEST).exp() for n, log in logs.items()})
             tick()
     finally:
         noisy.saved.restore()

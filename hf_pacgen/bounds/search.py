@@ -19,7 +19,7 @@ __all__ = ["Candidate", "best_shape", "certified_draws", "refined"]
 
 LOWEST, HIGHEST = -8, 16
 """η is searched from n 2⁻⁸ to n 2¹⁶."""
-ENOUGH_DRAWS, MOST_PASSES = 1000, 8
+ENOUGH_DRAWS, MOST_PASSES = 256, 8
 """Draws by which candidates are compared, and passes over the searched examples for them."""
 SMALL_SHARE = 0.1
 """Of the gap: a Monte-Carlo correction below it is worth no more draws."""
@@ -152,13 +152,14 @@ def certified_draws(
         The bound and the number of draws on the whole sample that were made.
     """
     looks = planned_passes(config.draws, sizes)
-    total, done, draws = 0.0, 0, 0.0
-    for look in looks:
-        for index in range(done, look):
-            total += noisy.mean(chosen.posterior, "certificate", index, tick=tick)[0]
-        done, draws = look, effective_draws(sizes) * look
+    errors: list[float] = []
+
+    def look(passes: int) -> tuple[CertifiedBound, float]:
+        while len(errors) < passes:
+            errors.append(noisy.mean(chosen.posterior, "certificate", len(errors), tick=tick)[0])
+        draws = effective_draws(sizes) * passes
         result = certified_bound(
-            min(total / done, 1.0),
+            min(sum(errors) / passes, 1.0),
             chosen.fit.kl + chosen.fit.price,
             n,
             delta=config.delta,
@@ -168,7 +169,11 @@ def certified_draws(
             looks=len(looks),
             etas=config.etas,
         )
+        return replace(result, kl=chosen.fit.kl), draws
+
+    for passes in looks[:-1]:
+        result, draws = look(passes)
         correction = result.empirical_bound - result.mean
-        small = correction <= SMALL_SHARE * (result.bound - result.empirical_bound)
-        if look == looks[-1] or result.vacuous or small:
-            return replace(result, kl=chosen.fit.kl), draws
+        if result.vacuous or correction <= SMALL_SHARE * (result.bound - result.empirical_bound):
+            return result, draws
+    return look(looks[-1])

@@ -6,6 +6,7 @@ averages as many independent off-diagonal noises as there are batches, at no cos
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -250,9 +251,12 @@ def _finish(
 
 
 def _blend_share(probes: DiagonalSums, gradients: DiagonalSums) -> Tensor:
-    """α of D̂ = g + α(h - g) for every tensor: max(0, 1 - Σ var(h)/Σ (h - g)²), g and h becoming means.
+    """α of D̂ = g + α(h - g) for every tensor: max(0, 1 - q Σ var(h)/Σ (h - g)²), g and h becoming means.
 
-    E‖h - g‖² = ‖H - GGN‖² + var h + var g, so this is the α of least expected squared error, estimated.
+    E‖h - g‖² = ‖H - GGN‖² + var h + var g, so q = 1 would be the α of least expected squared error.  But the
+    noise of a probe lives in few directions (those of the largest eigenvalues), so with B probes in all the
+    ratio scatters like an F(1, B - 1) variable: q = 1 + 8/sqrt(B) keeps chance from letting the noise in.
+    At q = 2 the blend is never worse than the better of its parts; α → 1 as passes grow, whatever q.
     """
     noisy, quiet = probes.mean_(), gradients.mean_()
     norms, distances = [], []
@@ -266,7 +270,8 @@ def _blend_share(probes: DiagonalSums, gradients: DiagonalSums) -> Tensor:
     variance = probes.mean_variance(torch.stack(norms))
     if variance is None:
         return torch.zeros(len(norms), dtype=torch.float64)  # one batch shows no spread: trust the quiet one
-    return (1 - variance / torch.stack(distances).clamp_min(1e-300)).clamp_(0, 1)
+    caution = 1 + 8 / math.sqrt(probes.effective_number)
+    return (1 - caution * variance / torch.stack(distances).clamp_min(1e-300)).clamp_(0, 1)
 
 
 def _trace(parts: list[tuple[DiagonalSums, Tensor]]) -> tuple[float, float | None]:

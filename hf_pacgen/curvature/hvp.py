@@ -27,7 +27,7 @@ __all__ = ["HessianProduct", "batch_gradient", "choose_method", "default_displac
 
 Terms = Sequence[tuple[Direction, float]]
 
-RELATIVE_DISPLACEMENT = {torch.float32: 1e-3, torch.float64: 1e-5}
+RELATIVE_DISPLACEMENT = {torch.float32: 5e-4, torch.float64: 1e-5}
 """‖h z‖ as a fraction of ‖w‖: near (rounding error)^(1/3), where truncation and rounding balance."""
 MOST_ATTEMPTS = 6
 """How often a step that proves too long is shortened (by up to 30 times each)."""

@@ -19,7 +19,7 @@ from hf_pacgen.curvature.batches import Batches, count_examples
 from hf_pacgen.curvature.model_state import evaluation_mode, uses_checkpointing
 from hf_pacgen.processes import send_to_device
 
-__all__ = ["BatchLoss", "LossFunction", "Objective", "trainable_parameters"]
+__all__ = ["BatchLoss", "LossFunction", "LossKind", "Objective", "is_finite", "trainable_parameters"]
 
 IGNORED = -100
 LossFunction = Callable[[nn.Module, Any], tuple[Tensor, Any]]
@@ -101,10 +101,11 @@ class Objective:
             for handle in handles:
                 handle.remove()
 
-    def inspect(self) -> None:
+    def inspect(self, *, embeddings: bool = True) -> None:
         """Look at an example: which loss it is, in which precision, and whether it is the same twice.
 
         It is the first one with labels, or the whole batch where it cannot be told apart from the others.
+        ``embeddings`` says whether it is worth a gradient to learn which of their rows need no treatment.
 
         Raises:
             ValueError: empty data, a batch without labels, no labelled unit at all in any batch, or a loss
@@ -120,6 +121,8 @@ class Objective:
             self.checkpointing = False
             evaluation_mode(self.model, checkpointing=False)
             first, second = self._look(index, batch), self._look(index, batch)
+        if not embeddings:
+            self.embeddings.clear()
         self._confirm_lone_embeddings(index, batch)
         if not self._same(first, second):
             raise ValueError(
@@ -345,7 +348,7 @@ def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
                 f"The parameter {name!r} is on the meta device: its values are offloaded or were never loaded. "
                 "Load the model so that every trainable weight is on a device."
             )
-        if not bool(parameter.detach().isfinite().all()):
+        if not is_finite(parameter):
             raise ValueError(
                 f"The weights {name!r} contain NaN or infinity: expected finite numbers. Score an earlier checkpoint."
             )
@@ -384,6 +387,12 @@ def _reaches_beyond(gradient: Tensor, rows: Tensor) -> bool:
     beyond = gradient.detach().abs().amax(dim=1) > 0
     beyond[rows] = False
     return bool(beyond.any())
+
+
+def is_finite(tensor: Tensor) -> bool:
+    """Whether all elements are finite; the norm says so in one pass, unless it overflows."""
+    norm = torch.linalg.vector_norm(tensor.detach(), dtype=torch.promote_types(tensor.dtype, torch.float32))
+    return bool(norm.isfinite()) or bool(tensor.detach().isfinite().all())
 
 
 def _is_quantized(parameter: Tensor) -> bool:

@@ -113,6 +113,11 @@ class DiagonalSums:
         """Σ n_b, over batches and passes."""
         return float(self.units.sum())
 
+    @property
+    def effective_number(self) -> float:
+        """(Σ n_b)²/Σ n_b², the number of batches that would weigh as much if all were equal."""
+        return self.num_units**2 / float(self.units_squared)
+
     def mean_(self) -> dict[str, Tensor]:
         """The pooled diagonal Σ n_b d_b / Σ n_b, in place of the totals."""
         for tensor in self.total.values():
@@ -128,7 +133,7 @@ class DiagonalSums:
         Returns:
             Shape (tensors,), or None where a single batch shows no spread.
         """
-        share = float(self.units_squared) / self.num_units**2  # Σ ω_b², 1/B for equal batches
+        share = 1 / self.effective_number
         if share > 1 - 1e-12:
             return None
         spread = (self.squares / self.num_units - mean_square).clamp_(min=0)
@@ -136,7 +141,7 @@ class DiagonalSums:
 
     def elementwise_stderr_(self) -> dict[str, Tensor] | None:
         """Standard error of every entry, in place of the elementwise sums; call after :meth:`mean_`."""
-        share = float(self.units_squared) / self.num_units**2
+        share = 1 / self.effective_number
         if self.elementwise is None:
             return None
         for name, second in self.elementwise.items():

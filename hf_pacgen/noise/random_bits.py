@@ -19,7 +19,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-__all__ = ["centered_bytes", "rademacher", "rademacher_rows", "stream_key", "uniform", "uniform_rows"]
+__all__ = ["CenteredBytes", "rademacher", "rademacher_rows", "stream_key", "uniform", "uniform_rows"]
 
 _GOLDEN = 0x9E3779B97F4A7C15 - (1 << 64)
 _MIX_1 = 0xBF58476D1CE4E5B9 - (1 << 64)
@@ -83,27 +83,43 @@ def uniform_rows(key: int, rows: Tensor, width: int, *, dtype: torch.dtype = tor
     return _levels(_hash(key, _row_words(rows, width, per_word=8)), dtype).view(-1, width)
 
 
-def centered_bytes(streams: Sequence[tuple[int, int, int]], size: int, *, device: torch.device | str = "cpu") -> Tensor:
-    """128 times what :func:`uniform` gives, for pieces of several streams at once; float32, shape (size,).
+class CenteredBytes:
+    """128 times what :func:`uniform` gives, for pieces of several streams at once, into a buffer that is used again.
 
-    One pass over many small tensors: the streams differ by what is added to the word numbers, not by a call.
+    One pass serves many small tensors: their streams differ by what is added to the word numbers, not by a call.
 
     Args:
-        streams: (key, start, at) of each piece, whose elements from ``start`` on lie at ``at``; starts and places
-            are multiples of 8, and a piece reaches to the next.
-
-    >>> pieces = centered_bytes([(5, 16, 0), (7, 0, 8)], 24)
-    >>> bool((pieces[:8] == 128 * uniform(5, 8, start=16)).all() and (pieces[8:] == 128 * uniform(7, 16)).all())
-    True
+        size: the most elements of a call.
     """
-    words = torch.arange(-(-size // 8), dtype=torch.int64, device=device).mul_(_GOLDEN)
-    keys = [_wrap(key + (start - at) // 8 * _GOLDEN) for key, start, at in streams]
-    if len(streams) == 1:
-        words.add_(keys[0])
-    else:
-        ends = [at // 8 for _, _, at in streams[1:]]
-        torch._foreach_add_(list(words.tensor_split(ends)), keys)
-    return _finish(words)[:size].to(torch.float32).sub_(127.5)
+
+    def __init__(self, size: int, *, device: torch.device | str = "cpu") -> None:
+        self._numbers = torch.arange(-(-size // 8), dtype=torch.int64, device=device).mul_(_GOLDEN)
+        self._words, self._scratch = torch.empty_like(self._numbers), torch.empty_like(self._numbers)
+        self._levels = torch.empty(size, dtype=torch.float32, device=device)
+
+    def __call__(self, streams: Sequence[tuple[int, int, int]], size: int) -> Tensor:
+        """The values, float32, shape (size,); they hold until the next call.
+
+        Args:
+            streams: (key, start, at) of each piece, whose elements from ``start`` on lie at ``at``; starts and
+                places are multiples of 8, and a piece reaches to the next.
+
+        >>> pieces = CenteredBytes(64)([(5, 16, 0), (7, 0, 8)], 24)
+        >>> bool((pieces[:8] == 128 * uniform(5, 8, start=16)).all())
+        True
+        >>> bool((pieces[8:] == 128 * uniform(7, 16)).all())
+        True
+        """
+        count = -(-size // 8)
+        words = self._words[:count]
+        keys = [_wrap(key + (start - at) // 8 * _GOLDEN) for key, start, at in streams]
+        if len(streams) == 1:
+            torch.add(self._numbers[:count], keys[0], out=words)
+        else:
+            words.copy_(self._numbers[:count])
+            torch._foreach_add_(list(words.tensor_split([at // 8 for _, _, at in streams[1:]])), keys)
+        raw = _finish(words, self._scratch[:count])
+        return self._levels[:size].copy_(raw[:size]).sub_(127.5)
 
 
 def _wrap(value: int) -> int:
@@ -129,10 +145,15 @@ def _hash(key: int, words: Tensor) -> Tensor:
     return _finish(words.mul_(_GOLDEN).add_(key))
 
 
-def _finish(word: Tensor) -> Tensor:
-    word = word.bitwise_xor_(_logical_shift(word, 30)).mul_(_MIX_1)
-    word = word.bitwise_xor_(_logical_shift(word, 27)).mul_(_MIX_2)
-    word = word.bitwise_xor_(_logical_shift(word, 31))
+def _finish(word: Tensor, scratch: Tensor | None = None) -> Tensor:
+    """The hash of SplitMix64, in place."""
+    scratch = torch.empty_like(word) if scratch is None else scratch
+    for shift, factor in ((30, _MIX_1), (27, _MIX_2), (31, 1)):
+        # torch has no unsigned shift: clear the sign bits that an arithmetic one drags in
+        torch.bitwise_right_shift(word, shift, out=scratch)
+        word.bitwise_xor_(scratch.bitwise_and_((1 << (64 - shift)) - 1))
+        if factor != 1:
+            word.mul_(factor)
     return word.view(torch.uint8)
 
 
@@ -143,11 +164,6 @@ def _signs(raw: Tensor, dtype: torch.dtype) -> Tensor:
 
 def _levels(raw: Tensor, dtype: torch.dtype) -> Tensor:
     return raw.to(dtype).mul_(2 / 256).add_(1 / 256 - 1)
-
-
-def _logical_shift(word: Tensor, bits: int) -> Tensor:
-    # torch has no unsigned shift: clear the sign bits an arithmetic one drags in
-    return (word >> bits).bitwise_and_((1 << (64 - bits)) - 1)
 
 
 @lru_cache(maxsize=16)

@@ -7,9 +7,10 @@ import math
 import torch
 from torch import Tensor
 
-from hf_pacgen.score import neighborhood
-
 __all__ = ["article_noise_scale", "isotropic_noise_scale", "magnitude_noise_scale", "optimal_noise_scale"]
+
+Buffers = tuple[Tensor, Tensor]
+"""Memory to work in, for those who call often."""
 
 
 def optimal_noise_scale(
@@ -22,6 +23,7 @@ def optimal_noise_scale(
     epsilon: float = 0.1,
     num_parameters: int,
     scale: float = 1.0,
+    buffers: Buffers | None = None,
 ) -> Tensor:
     """Half-width of the uniform noise that minimizes the third-order PAC-Bayes bound.
 
@@ -35,6 +37,7 @@ def optimal_noise_scale(
         gamma, epsilon: of the neighborhood.
         num_parameters: m of the whole model.
         scale: factor of 1/sqrt(...), 1 for the optimum; the box stays.
+        buffers: two tensors like the result to work in, which will be one of them.
 
     Returns:
         σ, shaped like ``weights``, in their dtype (at least float32).
@@ -46,10 +49,8 @@ def optimal_noise_scale(
     0.1
     """
     # η(H/3 + ρ√m N/9) = (η/3)(H + (ρ√m/3) N): the constants leave the elementwise work
-    return _in_box(
-        weights, hessian_diagonal, hessian_lipschitz * math.sqrt(num_parameters) / 3,
-        scale * math.sqrt(3 / eta), gamma, epsilon,
-    )  # fmt: skip
+    slope, factor = hessian_lipschitz * math.sqrt(num_parameters) / 3, scale * math.sqrt(3 / eta)
+    return _in_box(weights, hessian_diagonal, slope, factor, gamma, epsilon, buffers)
 
 
 def article_noise_scale(
@@ -60,6 +61,7 @@ def article_noise_scale(
     scale: float,
     gamma: float = 0.1,
     epsilon: float = 0.1,
+    buffers: Buffers | None = None,
 ) -> Tensor:
     """The form the article quotes in its text: σ_i = scale/sqrt(H_ii + ρN_i), clipped to N_i.
 
@@ -68,7 +70,7 @@ def article_noise_scale(
     >>> article_noise_scale(torch.ones(1), torch.tensor([400.0]), 0.0, scale=1.0).item() == 0.05000000074505806
     True
     """
-    return _in_box(weights, hessian_diagonal, hessian_lipschitz, scale, gamma, epsilon)
+    return _in_box(weights, hessian_diagonal, hessian_lipschitz, scale, gamma, epsilon, buffers)
 
 
 def magnitude_noise_scale(weights: Tensor, *, scale: float) -> Tensor:
@@ -90,17 +92,25 @@ def isotropic_noise_scale(weights: Tensor, *, scale: float) -> Tensor:
 
 
 def _in_box(
-    weights: Tensor, hessian_diagonal: Tensor, slope: float, factor: float, gamma: float, epsilon: float
+    weights: Tensor,
+    hessian_diagonal: Tensor,
+    slope: float,
+    factor: float,
+    gamma: float,
+    epsilon: float,
+    buffers: Buffers | None,
 ) -> Tensor:
     """min(factor/sqrt(H + slope·N), N), and N where H + slope·N is not positive."""
-    w, curvature = _wide(weights), _wide(hessian_diagonal)
-    box = neighborhood(w, gamma=gamma, epsilon=epsilon)
+    w, h = _wide(weights), _wide(hessian_diagonal)
+    box, sigma = (torch.empty_like(w), torch.empty_like(w)) if buffers is None else buffers
+    torch.abs(w, out=box).mul_(gamma).add_(epsilon)
     if factor == 0:
         return box.zero_()
     if slope:
-        curvature = torch.add(curvature, box, alpha=slope)
+        h = torch.add(h, box, alpha=slope, out=sigma)
     # 1/sqrt(0) = inf, which the minimum with the box turns into N_i
-    return curvature.clamp(min=0).rsqrt_().mul_(factor).minimum(box)
+    torch.clamp(h, min=0, out=sigma).rsqrt_().mul_(factor)
+    return torch.minimum(sigma, box, out=sigma)
 
 
 def _wide(tensor: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from hf_pacgen.noise.distributions import NoiseDistribution, make_noise
 from hf_pacgen.noise.layout import Block, Layout
-from hf_pacgen.noise.random_bits import centered_bytes, stream_key
+from hf_pacgen.noise.random_bits import CenteredBytes, stream_key
 from hf_pacgen.score import neighborhood
 
 __all__ = ["Perturbation", "ScaleFunction"]
@@ -59,6 +59,10 @@ class Perturbation:
         self._twins = self.layout.views(self._buffers)
         self.weights = {name: parameter.data for name, parameter in parameters.items()}
         self._streams = {name: stream_key("parameter", name) for name in parameters}
+        self._bytes = {
+            device: CenteredBytes(max(b.size for b in self.layout.blocks if b.pool[0] == device), device=device)
+            for device in {block.pool[0] for block in self.layout.blocks}
+        }
         self.applied = False
 
     @torch.no_grad()
@@ -87,7 +91,7 @@ class Perturbation:
             twin = self._buffers[block.pool][block.begin : block.end]
             streams = [(self._streams[s.name] ^ step, s.start, s.at) for s in block.segments]
             if self.distribution is NoiseDistribution.UNIFORM:
-                levels = centered_bytes(streams, block.size, device=block.pool[0]).to(wide)
+                levels = self._bytes[block.pool[0]](streams, block.size).to(wide)
                 out = twin if twin.dtype == wide else None
                 noisy = torch.addcmul(weights, levels, sigma, value=factor / 128, out=out)
             else:

@@ -1,0 +1,1 @@
+"""Noise-shaped training and scores inside the Trainer of transformers."""

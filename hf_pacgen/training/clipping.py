@@ -1,0 +1,89 @@
+"""By how much gradients were scaled between the backward pass and the optimizer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hf_pacgen.training.guard import Hook
+
+__all__ = ["GradientRescale", "loss_unscale"]
+
+PROBED_ELEMENTS = 4096
+"""Gradient elements that are remembered."""
+
+
+def loss_unscale(optimizer: Any) -> Tensor | None:
+    """1/S, with S the factor by which accelerate scales the loss in float16; None where it does not."""
+    scaler = getattr(optimizer, "scaler", None)
+    if scaler is None or not scaler.is_enabled():
+        return None
+    return torch.tensor(1.0 / scaler.get_scale())
+
+
+class GradientRescale:
+    """The factor that takes the gradients back to what the backward pass gave.
+
+    A callback sees gradients only after they were clipped (and, in float16, divided by the loss scale), and nobody
+    tells it by how much.  So a few small gradients are remembered as they arrive, g, and compared with what has
+    become of them, c g: the factor is ⟨g, g⟩/⟨g, c g⟩.
+
+    Args:
+        parameters: by name; the smallest are remembered.
+        optimizer: accelerate's, which knows the loss scale.
+        clips: whether gradients are clipped; without clipping and loss scale nothing is done.
+        world_size: processes; the gradients of a process arrive before they are averaged.
+    """
+
+    def __init__(self, parameters: Mapping[str, Tensor], optimizer: Any, *, clips: bool, world_size: int) -> None:
+        self._optimizer, self.world_size = optimizer, world_size
+        self._seen: dict[str, Tensor] = {}
+        self._parameters: dict[str, Tensor] = {}
+        self._handles: list[Any] = []
+        if not clips and loss_unscale(optimizer) is None:
+            return
+        count = 0
+        for name, parameter in sorted(parameters.items(), key=lambda item: item[1].numel()):
+            if count and count + parameter.numel() > PROBED_ELEMENTS:
+                break
+            count += parameter.numel()
+            self._parameters[name] = parameter
+            self._handles.append(parameter.register_post_accumulate_grad_hook(Hook(self._remember(name))))
+
+    def factor(self) -> Tensor | None:
+        """The factor for this step, or None where it is 1; 0 where it cannot be told (the gradients overflowed)."""
+        if not self._parameters:
+            return None
+        remembered = {name: p.grad.detach() for name, p in self._parameters.items() if p.grad is not None}
+        if not remembered:
+            return None
+        device = next(iter(remembered.values())).device
+        # zeros where a gradient came from other processes only
+        before = [self._seen.get(name, torch.zeros_like(after)) for name, after in remembered.items()]
+        first, last = (
+            torch.cat([g.reshape(-1).to(device, torch.float32) for g in gs]) for gs in (before, remembered.values())
+        )
+        self._seen = {}
+        if self.world_size > 1:
+            torch.distributed.all_reduce(first)
+            first /= self.world_size
+        square = first @ first
+        factor = torch.where(square > 0, square / (first @ last), 1.0).nan_to_num(0.0, 0.0, 0.0)
+        unscale = loss_unscale(self._optimizer)
+        return factor if unscale is None else factor * unscale.to(device)
+
+    def close(self) -> None:
+        """Remove the hooks."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+
+    def _remember(self, name: str) -> Any:
+        def remember(parameter: Tensor) -> None:
+            if parameter.grad is not None:
+                self._seen[name] = parameter.grad.detach().clone()
+
+        return remember

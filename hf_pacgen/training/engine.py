@@ -1,0 +1,276 @@
+"""The noise of one training run: what the Trainer and the callback share."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from hf_pacgen.config import CurvatureSource, Estimator, NoiseConfig, NoiseDistribution, NoiseDraw, ScoreConfig
+from hf_pacgen.curvature.batches import Batches
+from hf_pacgen.curvature.diagonal import estimate_diagonal
+from hf_pacgen.curvature.lipschitz import estimate_lipschitz
+from hf_pacgen.curvature.model_state import preserved, unwrap
+from hf_pacgen.curvature.objective import LossFunction, Objective, _lone_embeddings, trainable_parameters
+from hf_pacgen.noise.lookup import LookupNoise, worthwhile
+from hf_pacgen.noise.pairs import PairedProducts, single_products
+from hf_pacgen.noise.perturbation import SavedWeights
+from hf_pacgen.noise.tracker import CurvatureTracker
+from hf_pacgen.noise.twins import Perturbation
+from hf_pacgen.training.clipping import GradientRescale, loss_unscale
+from hf_pacgen.training.guard import Guard, Hook
+
+__all__ = ["NOISE_FILE", "NoiseEngine", "Run"]
+
+NOISE_FILE = "pacgen_noise.safetensors"
+"""Name of the noise state in a checkpoint."""
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """What the noise has to know of a training run.
+
+    Attributes:
+        model: the model without wrappers.
+        optimizer: None where no training was set up; ``adam`` needs it.
+        dataset, collate_fn, batch_size: the training data, from which ``hutchinson`` and ρ take batches.
+        num_examples: n, or None where it is not known.
+        examples_per_step: examples of an optimizer step, over all processes.
+        max_steps: optimizer steps of the training.
+        world_size: processes.
+        clips: whether gradients are clipped before ``on_pre_optimizer_step``.
+        compiled: whether the model goes through torch.compile.
+        loss_fn: the loss, if it is not the model's own.
+    """
+
+    model: nn.Module
+    optimizer: Any
+    dataset: Any
+    collate_fn: Callable[[list[Any]], Any] | None
+    batch_size: int
+    num_examples: int | None
+    examples_per_step: int
+    max_steps: int
+    world_size: int = 1
+    clips: bool = True
+    compiled: bool = False
+    loss_fn: LossFunction | None = None
+
+
+class NoiseEngine:
+    """Draws noise for a step, switches it on and off, and follows the curvature.
+
+    The noise is a function of (seed, optimizer step, micro-batch, parameter name), so it is the same after a resume
+    and in every process.  All processes draw the same noise: then the gradient that DistributedDataParallel has
+    averaged, g, gives the average of the processes' curvature samples, g·u/E u², without another reduction, and the
+    running curvature stays the same everywhere.
+
+    Args:
+        config: settings.
+        run: the training run.
+
+    Raises:
+        ValueError: ``eta='n'`` where the number of training examples is not known; no trainable parameters;
+            parameters that are sharded over processes; an optimizer that ``adam`` cannot read.
+    """
+
+    def __init__(self, config: NoiseConfig, run: Run) -> None:
+        self.config, self.run = config, run
+        if config.eta == "n" and not run.num_examples:
+            raise ValueError(
+                "eta='n' is the number of training examples, which an iterable dataset does not tell. "
+                "Set eta to a number, such as that of the examples."
+            )
+        parameters = trainable_parameters(run.model)
+        embeddings = worthwhile(_lone_embeddings(run.model, parameters)) if self._perturbs_rows() else {}
+        self.noise = Perturbation(
+            {name: p for name, p in parameters.items() if name not in embeddings},
+            distribution=config.distribution,
+            gamma=config.gamma,
+            epsilon=config.epsilon,
+        )
+        self.lookups = {name: LookupNoise(name, module, self.noise) for name, module in embeddings.items()}
+        eta = float(run.num_examples or 0) if config.eta == "n" else float(config.eta)
+        self.tracker = CurvatureTracker(config, self.noise, self.lookups, eta=eta)
+        if self.tracker.source is CurvatureSource.ADAM:
+            self._second_moments(0)
+        self.guard = Guard(run.model, self.noise, watch_forward=not run.compiled)
+        self._handles = [lookup.module.register_forward_hook(Hook(lookup)) for lookup in self.lookups.values()]
+        self.rescale = None
+        if self.tracker.source is CurvatureSource.PRICE and not config.antithetic:
+            self.rescale = GradientRescale(parameters, run.optimizer, clips=run.clips, world_size=run.world_size)
+        self._drawn: tuple[int, int] | None = None
+        self._pairs: PairedProducts | None = None
+
+    # ------------------------------------------------------------------------------------------------ the step
+
+    def enter(self, step: int, micro_step: int = 0) -> bool:
+        """Put the noise of a micro-batch on the weights; False where there is none to put on."""
+        self.leave()
+        factor = self.factor(step)
+        if micro_step == 0:
+            self._drawn = None
+            self._estimate(step)
+        if factor == 0 or not self._has_curvature(step):
+            return False
+        self._draw(step, micro_step, factor)
+        if self.config.antithetic and self.tracker.source is CurvatureSource.PRICE:
+            if micro_step == 0 or self._pairs is None:
+                sampled = [block for block in self.noise.layout.blocks if self.tracker.is_sampled(block, step)]
+                self._pairs = PairedProducts(self.noise, sampled)
+            self._pairs.collect(self._gradients(), -1.0)
+        self.guard.enter()
+        return True
+
+    def mirror(self) -> None:
+        """Turn the noise u of a pair into -u."""
+        self.leave()
+        if self._pairs is not None:
+            self._pairs.collect(self._gradients(), 2.0)
+        self.noise.mirror()
+        self.guard.enter()
+
+    def after_pair(self) -> None:
+        """Take the noise of a pair off."""
+        self.leave()
+        if self._pairs is not None:
+            self._pairs.collect(self._gradients(), 1.0)  # the noise is mirrored: + A₂ (-u)
+
+    def leave(self) -> None:
+        """Take the noise off; does nothing where there is none."""
+        self.guard.leave()
+
+    def before_optimizer_step(self, step: int) -> None:
+        """Sample the curvature from the step's gradient, with the noise off."""
+        self.leave()
+        if self._drawn is not None and self._drawn[0] == step and self.tracker.source is CurvatureSource.PRICE:
+            gradients = self._gradients()
+            if self._pairs is not None:
+                products, rescale = self._pairs.mean(self.run.world_size), loss_unscale(self.run.optimizer)
+            else:
+                products = single_products(self.noise, gradients)
+                rescale = self.rescale.factor() if self.rescale is not None else None
+            self.tracker.sample_price(step, products, gradients, factor=self.factor(step), rescale=rescale)
+        self._drawn = self._pairs = None
+
+    def factor(self, step: int) -> float:
+        """The schedule: part of σ that is drawn in an optimizer step, from 0 to 1."""
+        total = max(self.run.max_steps, 1)
+        rise = (step + 1) / (self.config.warmup_ratio * total) if self.config.warmup_ratio else 1.0
+        fall = (total - step) / (self.config.decay_ratio * total) if self.config.decay_ratio else 1.0
+        return max(0.0, min(1.0, rise, fall))
+
+    def close(self) -> None:
+        """Take the noise off and the hooks out of the model."""
+        self.guard.close()
+        if self.rescale is not None:
+            self.rescale.close()
+        for handle in self._handles:
+            handle.remove()
+
+    # --------------------------------------------------------------------------------------------- checkpoints
+
+    def save(self, folder: str | os.PathLike[str]) -> None:
+        """Write the noise state into a checkpoint."""
+        tensors, values = self.tracker.state()
+        path = Path(folder) / NOISE_FILE
+        temporary = path.with_suffix(".tmp")
+        save_file({n: t.detach().cpu().clone() for n, t in tensors.items()}, temporary, {"state": json.dumps(values)})
+        os.replace(temporary, path)
+
+    def load(self, folder: str | os.PathLike[str]) -> None:
+        """Read the noise state of a checkpoint; where there is none, say so and start anew."""
+        path = Path(folder) / NOISE_FILE
+        if not path.is_file():
+            if self.tracker.source in (CurvatureSource.PRICE, CurvatureSource.HUTCHINSON):
+                logger.warning("%s has no %s: the running curvature of the noise starts anew.", folder, NOISE_FILE)
+            return
+        with safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+            values = json.loads(file.metadata()["state"])
+        self.tracker.load_state(tensors, values)
+
+    # ----------------------------------------------------------------------------------------------- internals
+
+    def _perturbs_rows(self) -> bool:
+        # other processes read other rows, compiled models run no hooks, and a pair needs the noise twice
+        uniform = self.config.distribution is NoiseDistribution.UNIFORM
+        return uniform and self.run.world_size == 1 and not self.run.compiled and not self.config.antithetic
+
+    def _draw(self, step: int, micro_step: int, factor: float) -> None:
+        """New noise, but for weights whose curvature is sampled in this step: they keep that of the first micro-batch.
+
+        Then g·u/E u² of the step's gradient is right for them with any number of micro-batches.
+        """
+        shared = self.config.draw is NoiseDraw.STEP
+        if self._drawn == (step, 0) and (shared or micro_step == 0):
+            return
+        key = (self.config.seed, "noise", step, 0 if shared else micro_step)
+        tracker = self.tracker
+        first = self._drawn is None or self._drawn[0] != step
+        blocks = [b for b in self.noise.layout.blocks if first or not tracker.is_sampled(b, step)]
+        self.noise.draw(tracker.scale, *key, factor=factor, blocks=blocks)
+        if first or not tracker.rows_are_sampled(step):
+            for lookup in self.lookups.values():
+                lookup.draw(tracker.row_scale, *key, factor=factor)
+        self._drawn = (step, 0 if shared else micro_step)
+
+    def _gradients(self) -> dict[str, Tensor | None]:
+        found = {name: p.grad for name, p in self.noise.parameters.items()}
+        return found | {name: lookup.weight.grad for name, lookup in self.lookups.items()}
+
+    def _has_curvature(self, step: int) -> bool:
+        return self.tracker.source is not CurvatureSource.ADAM or self._second_moments(step)
+
+    def _second_moments(self, step: int) -> bool:
+        optimizer = getattr(self.run.optimizer, "optimizer", self.run.optimizer)
+        if optimizer is None:
+            return False
+        return self.tracker.read_optimizer(optimizer, steps=step, examples_per_step=self.run.examples_per_step)
+
+    def _estimate(self, step: int) -> None:
+        """Estimates that are made now and then, each on one batch of the training data."""
+        config, tracker = self.config, self.tracker
+        if tracker.source is CurvatureSource.HUTCHINSON and step % int(config.curvature_every or 1) == 0:
+            score = ScoreConfig(estimator=Estimator.HUTCHINSON, lipschitz_directions=0, seed=config.seed + step)
+            with self._objective(step) as objective, SavedWeights(objective.parameters) as saved:
+                tracker.add_estimate(estimate_diagonal(objective, score, saved=saved).values)
+        if config.rho == "estimate" and tracker.source is not None and step % config.rho_every == 0:
+            score = ScoreConfig(
+                gamma=config.gamma, epsilon=config.epsilon, lipschitz_directions=1, seed=config.seed + step
+            )
+            with self._objective(step) as objective, SavedWeights(objective.parameters) as saved:
+                tracker.rho = estimate_lipschitz(objective, score, saved=saved).value
+
+    @contextmanager
+    def _objective(self, step: int) -> Iterator[Objective]:
+        run = self.run
+        model = unwrap(run.model)
+        with preserved(model), torch.enable_grad():
+            # every process takes the same batch, so the running curvature stays the same everywhere
+            batches = Batches(
+                run.dataset,
+                model=model,
+                batch_size=run.batch_size,
+                collate_fn=run.collate_fn,
+                max_examples=run.batch_size,
+                seed=self.config.seed + step,
+            )
+            objective = Objective(model, batches, loss_fn=run.loss_fn)
+            objective.inspect()
+            try:
+                yield objective
+            finally:
+                batches.close()

@@ -1,0 +1,101 @@
+"""What noise and scores need to know of a Trainer's run, read from its arguments and data."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from accelerate.state import AcceleratorState, PartialState
+from torch import nn
+from transformers import TrainingArguments
+from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
+
+from hf_pacgen.config import ScoreConfig
+from hf_pacgen.curvature.model_state import unwrap
+from hf_pacgen.curvature.objective import LossFunction
+from hf_pacgen.measure import pacgen
+from hf_pacgen.score import PACGenResult
+from hf_pacgen.training.engine import Run
+
+__all__ = ["describe_run", "refuse_sharding", "score_on_training_data"]
+
+
+def refuse_sharding(args: TrainingArguments) -> None:
+    """Raise where parameters, gradients or optimizer states would not be whole.
+
+    Raises:
+        ValueError: DeepSpeed or FSDP is on.
+    """
+    state = AcceleratorState() if AcceleratorState._shared_state else None
+    remedy = (
+        "Train with DistributedDataParallel (torchrun without a DeepSpeed or FSDP configuration), or without noise."
+    )
+    if is_deepspeed_zero3_enabled():
+        raise ValueError(f"Noise is not supported with DeepSpeed ZeRO-3, which shards the parameters. {remedy}")
+    if getattr(args, "deepspeed", None) or getattr(state, "deepspeed_plugin", None) is not None:
+        raise ValueError(
+            "Noise is not supported with DeepSpeed, which partitions gradients and optimizer states (and with ZeRO-3 "
+            f"the parameters). {remedy}"
+        )
+    if getattr(args, "fsdp", None) or getattr(state, "fsdp_plugin", None) is not None:
+        raise ValueError(f"Noise is not supported with FSDP, which shards the parameters. {remedy}")
+
+
+def describe_run(
+    args: TrainingArguments,
+    model: nn.Module,
+    *,
+    optimizer: Any,
+    train_dataloader: Any,
+    max_steps: int,
+    loss_fn: LossFunction | None = None,
+) -> Run:
+    """The facts about a run that is about to begin."""
+    dataset = getattr(train_dataloader, "dataset", None)
+    dataset = getattr(dataset, "dataset", dataset) if type(dataset).__name__ == "IterableDatasetShard" else dataset
+    return Run(
+        model=unwrap(model),
+        optimizer=optimizer,
+        dataset=dataset,
+        collate_fn=getattr(train_dataloader, "collate_fn", None),
+        batch_size=args.per_device_train_batch_size,
+        num_examples=_length(dataset),
+        examples_per_step=args.train_batch_size * args.gradient_accumulation_steps * args.world_size,
+        max_steps=max_steps,
+        world_size=args.world_size,
+        clips=args.max_grad_norm is not None and args.max_grad_norm > 0,
+        compiled=bool(args.torch_compile),
+        loss_fn=loss_fn,
+    )
+
+
+def score_on_training_data(
+    args: TrainingArguments,
+    model: nn.Module,
+    config: ScoreConfig,
+    *,
+    dataset: Any,
+    collate_fn: Any,
+    accelerator: Any = None,
+    loss_fn: LossFunction | None = None,
+) -> PACGenResult:
+    """PACGen of a model on the data it is trained on, with the processes of the run."""
+    with torch.enable_grad():
+        return pacgen(
+            unwrap(model),
+            dataset,
+            config=config,
+            loss_fn=loss_fn,
+            collate_fn=collate_fn,
+            batch_size=args.per_device_eval_batch_size,
+            # a second Accelerator would change the settings of the run's; its process state is all that is needed
+            accelerator=accelerator or PartialState(),
+            progress=False,
+        )
+
+
+def _length(dataset: Any) -> int | None:
+    try:
+        return len(dataset)
+    except TypeError:
+        return None

@@ -1,0 +1,261 @@
+"""A Trainer with noise and scores."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import Trainer, TrainerCallback
+from transformers.trainer_utils import EvalLoopOutput, get_last_checkpoint
+
+from hf_pacgen.config import NoiseConfig, ScoreConfig
+from hf_pacgen.curvature.batches import count_examples
+from hf_pacgen.curvature.objective import LossFunction
+from hf_pacgen.score import PACGenResult
+from hf_pacgen.training.arguments import PACGenTrainingArguments, as_config
+from hf_pacgen.training.callback import PACGenCallback
+from hf_pacgen.training.engine import NoiseEngine
+from hf_pacgen.training.setup import describe_run, refuse_sharding, score_on_training_data
+
+__all__ = ["PACGenTrainer"]
+
+
+class PACGenTrainer(Trainer):
+    """The Trainer of transformers, with noise in every training step and PACGen scores on every evaluation.
+
+    Each micro-batch's gradient is taken at w + u, with a new draw of u (see :class:`NoiseConfig`); the weights
+    themselves are never written to and are back in place when ``training_step`` ends, however it ends.  Without
+    noise, or with ``scale=0``, training is the plain Trainer's bit for bit.
+
+    An evaluation gets ``eval_pacgen``, ``eval_pacgen_kl``, ... in what it returns, logs and reports, so that
+    ``metric_for_best_model="eval_pacgen_kl"`` with ``greater_is_better=False`` works.  Scores are of the *training*
+    data: all of it, or a seeded subset of ``ScoreConfig.max_examples``.
+
+    Args:
+        noise: settings of the noise; by default those of the arguments, if they are PACGenTrainingArguments.
+        score: settings of the score; likewise.
+        *args, **kwargs: those of ``transformers.Trainer``.
+
+    Raises:
+        ValueError: DeepSpeed or FSDP with noise; an unknown or unfit setting; noise in a PACGenCallback as well.
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        noise: NoiseConfig | dict[str, Any] | None = None,
+        score: ScoreConfig | dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        self.noise = as_config(NoiseConfig, noise, "noise")
+        self.score = as_config(ScoreConfig, score, "score")
+        self.last_score: PACGenResult | None = None
+        self._engine: NoiseEngine | None = None
+        self._micro_step = 0
+        self._resumed_from: str | None = None
+        self._scores_of_evaluation: PACGenResult | None = None
+        self._evaluations = 0
+        super().__init__(*args, **kwargs)
+        if isinstance(self.args, PACGenTrainingArguments):
+            self.noise = self.noise or self.args.noise_config
+            self.score = self.score or self.args.score_config
+        if self._has_noise:
+            refuse_sharding(self.args)
+            if any(isinstance(c, PACGenCallback) and c.noise is not None for c in self.callback_handler.callbacks):
+                raise ValueError(
+                    "The PACGenTrainer and a PACGenCallback both have noise, which would add up. Give it to one only."
+                )
+        self.add_callback(_Steps(self))
+
+    # ------------------------------------------------------------------------------------------------- training
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
+        """See ``transformers.Trainer.train``."""
+        self._resumed_from = resume_from_checkpoint if isinstance(resume_from_checkpoint, str) else None
+        if resume_from_checkpoint is True:
+            self._resumed_from = get_last_checkpoint(self.args.output_dir or "")
+        return super().train(resume_from_checkpoint, *args, **kwargs)
+
+    def training_step(
+        self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
+    ) -> Tensor:
+        """The gradient of a micro-batch, taken at noisy weights."""
+        if not self._has_noise:
+            return super().training_step(model, inputs, num_items_in_batch)
+        engine = self._engine or self._start_engine()
+        try:
+            if not engine.enter(self.state.global_step, self._micro_step):
+                return super().training_step(model, inputs, num_items_in_batch)
+            if self.noise is not None and self.noise.antithetic:
+                return self._antithetic_step(engine, model, inputs, num_items_in_batch)
+            return super().training_step(model, inputs, num_items_in_batch)
+        finally:
+            engine.leave()
+            self._micro_step += 1
+
+    def _antithetic_step(
+        self, engine: NoiseEngine, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None
+    ) -> Tensor:
+        """The mean of the gradients at w + u and w - u, with the same dropout in both."""
+        random_state = _random_state(self.args.device)
+        # the first gradient of a pair needs no reduction over processes: the second's takes it along
+        together = self.accelerator.no_sync(model) if self.args.world_size > 1 else nullcontext()
+        with self._halved_loss():
+            with together:
+                first = super().training_step(model, inputs, num_items_in_batch)
+            engine.mirror()
+            _set_random_state(random_state, self.args.device)
+            second = super().training_step(model, inputs, num_items_in_batch)
+            engine.after_pair()
+        return first + second
+
+    @contextmanager
+    def _halved_loss(self) -> Iterator[None]:
+        # on the instance, so that a subclass's compute_loss is halved too
+        compute_loss = self.compute_loss
+
+        def half(*args: Any, **kwargs: Any) -> Any:
+            result = compute_loss(*args, **kwargs)
+            return (result[0] / 2, *result[1:]) if isinstance(result, tuple) else result / 2
+
+        self.compute_loss = half  # type: ignore[method-assign]
+        try:
+            yield
+        finally:
+            del self.compute_loss
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        # every checkpoint passes here, those on SIGTERM too, which fire no event
+        super()._save_optimizer_and_scheduler(output_dir)
+        if self._engine is not None and self.args.should_save:
+            self._engine.save(output_dir)
+
+    # ----------------------------------------------------------------------------------------------- evaluation
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """See ``transformers.Trainer.evaluate``; several datasets of one evaluation share one score."""
+        self._evaluations += 1
+        try:
+            return super().evaluate(*args, **kwargs)
+        finally:
+            self._evaluations -= 1
+            if self._evaluations == 0:
+                self._scores_of_evaluation = None
+
+    def evaluation_loop(
+        self,
+        dataloader: Any,
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> EvalLoopOutput:
+        """The plain evaluation, with the scores among its metrics."""
+        output = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
+        if self.score is not None and self._evaluations and output.metrics is not None:
+            if self._scores_of_evaluation is None:
+                self._scores_of_evaluation = self.last_score = self.pacgen()
+            output.metrics.update(self._scores_of_evaluation.metrics(f"{metric_key_prefix}_"))
+        return output
+
+    def pacgen(self, score: ScoreConfig | None = None) -> PACGenResult:
+        """PACGen of the model on the training data.
+
+        Raises:
+            ValueError: there is no training data.
+        """
+        if self.train_dataset is None:
+            raise ValueError("A score is of the training data: pass train_dataset to the Trainer, or score=None.")
+        loader = self._train_loader()
+        return score_on_training_data(
+            self.args,
+            self.model,
+            score or self.score or ScoreConfig(),
+            dataset=loader.dataset,
+            collate_fn=loader.collate_fn,
+            accelerator=self.accelerator,
+            loss_fn=self._own_loss(),
+        )
+
+    # ------------------------------------------------------------------------------------------------ internals
+
+    @property
+    def _has_noise(self) -> bool:
+        return self.noise is not None and not self.noise.is_silent
+
+    def _own_loss(self) -> LossFunction | None:
+        """The Trainer's loss, where it is not simply that of the model."""
+        plain = type(self).compute_loss is Trainer.compute_loss
+        if plain and self.compute_loss_func is None and self.label_smoother is None:
+            return None
+
+        def loss(model: nn.Module, batch: Any) -> tuple[Tensor, int]:
+            count = count_examples(batch)
+            value = self.compute_loss(model, dict(batch))
+            return value * count, count
+
+        return loss
+
+    def _train_loader(self) -> Any:
+        loader = getattr(self.callback_handler, "train_dataloader", None)
+        if loader is not None:
+            return loader
+        with torch.random.fork_rng(devices=[]):  # a loader draws the seed of its sampler
+            return self.get_train_dataloader()
+
+    def _start_engine(self, train_dataloader: Any = None) -> NoiseEngine:
+        if self.noise is None:
+            raise ValueError("There are no settings for the noise; pass noise=NoiseConfig().")
+        run = describe_run(
+            self.args,
+            self.model,
+            optimizer=self.optimizer,
+            train_dataloader=train_dataloader or self._train_loader(),
+            max_steps=self.state.max_steps,
+            loss_fn=self._own_loss(),
+        )
+        self._engine = NoiseEngine(self.noise, run)
+        return self._engine
+
+
+class _Steps(TrainerCallback):
+    """The events of the training loop that no method of the Trainer stands for."""
+
+    def __init__(self, trainer: PACGenTrainer) -> None:
+        self.trainer = trainer
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        trainer = self.trainer
+        self._close()
+        if trainer._has_noise:
+            engine = trainer._start_engine(kwargs["train_dataloader"])
+            if trainer._resumed_from is not None:
+                engine.load(trainer._resumed_from)
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.trainer._micro_step = 0
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.trainer._engine is not None:
+            self.trainer._engine.before_optimizer_step(state.global_step)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._close()
+
+    def _close(self) -> None:
+        if self.trainer._engine is not None:
+            self.trainer._engine.close()
+        self.trainer._engine = None
+
+
+def _random_state(device: torch.device) -> tuple[Tensor, Tensor | None]:
+    return torch.get_rng_state(), torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+
+
+def _set_random_state(state: tuple[Tensor, Tensor | None], device: torch.device) -> None:
+    torch.set_rng_state(state[0])
+    if state[1] is not None:
+        torch.cuda.set_rng_state(state[1], device)

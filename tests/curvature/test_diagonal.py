@@ -1,0 +1,164 @@
+"""Estimates of the Hessian diagonal against dense float64 oracles, and the equivalences that pooling promises."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import tiny
+import torch
+from torch import Tensor, nn
+
+from hf_pacgen import Estimator, ScoreConfig, hessian_diagonal
+from hf_pacgen.curvature import diagonal as diagonal_module
+
+
+def estimate(model: nn.Module, data: Any, **settings: Any) -> Any:
+    keywords = {k: settings.pop(k) for k in ("loss_fn", "batch_size") if k in settings}
+    return hessian_diagonal(model, data, config=ScoreConfig(**settings), progress=False, **keywords)
+
+
+def gauss_newton(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+    """diag Σ_n Jᵀ (diag p - p pᵀ) J / N by brute force: the expectation over all labels of squared gradients."""
+    inputs = {k: v for k, v in batch.items() if k != "labels"}
+    named = {n: p.detach() for n, p in model.named_parameters()}
+
+    def log_probabilities(vector: Tensor) -> Tensor:
+        return torch.func.functional_call(model, tiny.unflat(vector, model), kwargs=inputs).logits.log_softmax(-1)
+
+    with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+        scores = torch.func.jacrev(log_probabilities)(tiny.flat(named))
+    weights = log_probabilities(tiny.flat(named)).exp()
+    return (weights[..., None] * scores.square()).sum(1).mean(0).detach()
+
+
+@pytest.mark.parametrize("name", list(tiny.MODELS))
+def test_exact_is_the_dense_diagonal(name: str) -> None:
+    model, batch = tiny.make(name), tiny.examples(name, 4)
+    dense = tiny.dense_hessian(model, batch).diagonal()
+    result = estimate(model, tiny.split(batch, 1, 3), estimator="exact", standard_error=True)
+    assert tiny.relative_error(tiny.flat(result.values), dense) < 1e-6
+    assert result.trace == pytest.approx(dense.sum().item(), rel=1e-5)
+    assert result.stderr is not None and not tiny.flat(result.stderr).any()
+
+
+@pytest.mark.parametrize("name", ["bert", "gpt2"])
+def test_hutchinson_converges_and_its_standard_errors_are_right(name: str) -> None:
+    model, batch = tiny.make(name), tiny.examples(name, 6)
+    dense = tiny.dense_hessian(model, batch).diagonal()
+    few = estimate(model, [batch], estimator="hutchinson", passes=24, standard_error=True)
+    many = estimate(model, [batch], estimator="hutchinson", passes=384)
+    errors = [tiny.relative_error(tiny.flat(r.values), dense) for r in (few, many)]
+    assert 2.5 < errors[0] / errors[1] < 6.5  # 4 expected
+    stderr = tiny.flat(few.stderr)
+    off = (tiny.flat(few.values) - dense)[stderr > 0] / stderr[stderr > 0]
+    assert 0.85 < off.square().mean().sqrt() < 1.2
+    assert abs(many.trace - dense.sum().item()) < 4 * many.trace_stderr
+
+
+def test_every_batch_has_its_own_probe_so_the_error_falls_with_their_number() -> None:
+    model, batch = tiny.make("bert"), tiny.examples("bert", 2)
+    dense = tiny.dense_hessian(model, batch).diagonal()
+
+    def error(parts: list[dict[str, Tensor]]) -> float:
+        runs = [tiny.flat(estimate(model, parts, estimator="hutchinson", seed=s).values) for s in range(24)]
+        return torch.stack([(run - dense).norm() for run in runs]).square().mean().sqrt().item()
+
+    copies = [batch] * 16  # the same Hessian, sixteen probes
+    assert 3.2 < error([batch]) / error(copies) < 5.0  # 4 expected
+
+
+@pytest.mark.parametrize("name", ["bert", "vit"])
+def test_gauss_newton_has_the_right_expectation(name: str) -> None:
+    model, batch = tiny.make(name), tiny.examples(name, 5)
+    reference = gauss_newton(model, batch)
+    result = estimate(model, tiny.split(batch, 2, 3), estimator="gauss_newton", passes=300)
+    assert tiny.relative_error(tiny.flat(result.values), reference) < 0.13
+    assert abs(result.trace - reference.sum().item()) < 4 * result.trace_stderr
+    assert result.num_hvps == 0 and result.num_gradients == 600
+
+
+@pytest.mark.parametrize("name", ["bert", "vit"])
+def test_blend_is_near_the_better_of_its_parts_and_converges(name: str) -> None:
+    model, parts = tiny.make(name), tiny.split(tiny.examples(name, 16), *[2] * 8)
+    dense = tiny.dense_hessian(model, tiny.examples(name, 16)).diagonal()
+
+    def error(estimator: str, passes: int, seeds: int = 5) -> float:
+        settings = {"estimator": estimator, "passes": passes}
+        runs = [tiny.flat(estimate(model, parts, **settings, seed=s).values) for s in range(seeds)]
+        return torch.stack([(run - dense).norm() for run in runs]).median().item() / dense.norm().item()
+
+    quiet = error("gauss_newton", 1)
+    for passes in (1, 6):
+        assert error("blend", passes) < 1.25 * min(quiet, error("hutchinson", passes))
+    assert error("blend", 64, seeds=1) < 0.75 * quiet
+
+
+def test_the_estimate_does_not_depend_on_the_attention_implementation() -> None:
+    parts = tiny.split(tiny.examples("bert", 6), 4, 2)
+    eager, fused = (estimate(tiny.make("bert", kind), parts) for kind in ("eager", "sdpa"))
+    assert tiny.relative_error(tiny.flat(eager.values), tiny.flat(fused.values)) < 1e-9
+
+
+def test_only_touched_embedding_rows_get_probes_and_nothing_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    model = tiny.bert(hidden_size=64).eval()  # rows start at words of the random stream
+    parts = tiny.split(tiny.examples("bert", 7), 4, 3)
+    from hf_pacgen.curvature import objective
+
+    with_rows = estimate(model, parts, passes=2)
+    monkeypatch.setattr(objective, "_lone_embeddings", lambda model, parameters: {})
+    without = estimate(model, parts, passes=2)
+    for name, values in without.values.items():
+        torch.testing.assert_close(with_rows.values[name], values, rtol=1e-2, atol=1e-5)
+    assert with_rows.trace == pytest.approx(without.trace, rel=1e-3)
+
+
+def test_other_losses_get_hutchinson_and_say_so() -> None:
+    model = tiny.bert(problem_type="regression").double()
+    model.num_labels = model.config.num_labels = 1  # type: ignore[union-attr,assignment]
+    model.classifier = nn.Linear(4, 1).double()
+    batch = tiny.examples("bert", 4)
+    batch["labels"] = torch.randn(4, dtype=torch.float64)
+    result = estimate(model, [batch], passes=2)
+    assert result.estimator is Estimator.HUTCHINSON
+    assert "hutchinson instead of blend" in result.notes[0]
+    custom = estimate(tiny.make("bert"), [tiny.examples("bert", 4)], loss_fn=lambda m, b: (m(**b).loss * 4, 4))
+    assert "a loss function of the user's" in custom.notes[0]
+
+
+def test_one_batch_shows_no_spread() -> None:
+    result = estimate(tiny.make("bert"), [tiny.examples("bert", 3)], standard_error=True)
+    assert result.trace_stderr is None
+    assert result.blend is not None and not any(result.blend.values())
+    hutchinson = estimate(
+        tiny.make("bert"), [tiny.examples("bert", 3)], standard_error=True, estimator="hutchinson"
+    )
+    assert tiny.flat(hutchinson.stderr).isnan().all()
+
+
+def test_exact_is_refused_on_a_large_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(diagonal_module, "EXACT_LIMIT", 100)
+    with pytest.raises(ValueError, match="expected at most 100 trainable parameters, got 4"):
+        estimate(tiny.make("bert"), [tiny.examples("bert", 2)], estimator="exact")
+
+
+def test_a_gradient_that_is_not_finite_names_its_batch() -> None:
+    class Kink(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: Tensor, bad: Tensor) -> Tensor:
+            ctx.bad = bool(bad)
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx: Any, *grad: Tensor) -> Any:
+            return grad[0] * (float("nan") if ctx.bad else 1.0), None
+
+    model = nn.Linear(3, 1)
+
+    def loss(m: nn.Module, batch: Tensor) -> tuple[Tensor, int]:
+        return Kink.apply(m(batch).square().sum(), batch[0, 0] > 5), len(batch)  # type: ignore[return-value]
+
+    data = [torch.ones(2, 3), torch.full((2, 3), 9.0)]
+    with pytest.raises(ValueError, match="gradient of batch 1 is not finite"):
+        estimate(model, data, loss_fn=loss)
