@@ -263,7 +263,9 @@ class CertificateConfig(Config):
         "('module'). Each τ is paid for.",
     )
     eta: float | None = option(
-        None, "Inverse temperature η that shapes the noise, 1/s² = ηH + 1/τ². By default searched for, which is free."
+        None,
+        "Inverse temperature η that shapes the noise, 1/s² = ηH + 1/τ²: a number, or 'n' for the number of examples. "
+        "By default searched for, which is free.",
     )
     etas: list[float] | None = option(
         None, "Grid of η of the Hoeffding bounds, fixed before the data and paid for. By default made from n and δ."
@@ -305,7 +307,7 @@ class CertificateConfig(Config):
         if self.max_examples is not None:
             check_number(self, "max_examples", minimum=1, integer=True)
         if self.eta is not None:
-            check_number(self, "eta", minimum=0, strict=True)
+            set_field(self, "eta", inverse_temperature(self.eta))
         for name in ("gamma", "epsilon"):
             check_number(self, name, minimum=0)
         if self.epsilon == 0 and self.distribution is not NoiseDistribution.NORMAL:

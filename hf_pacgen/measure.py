@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 from hf_pacgen.config import Estimator, HVPMethod, ScoreConfig
 from hf_pacgen.curvature.batches import Batches
 from hf_pacgen.curvature.diagonal import DiagonalEstimate, estimate_diagonal
-from hf_pacgen.curvature.hvp import HessianProduct
+from hf_pacgen.curvature.hvp import HessianProduct, choose_method
 from hf_pacgen.curvature.lipschitz import LipschitzEstimate, estimate_lipschitz
 from hf_pacgen.curvature.model_state import preserved, unwrap
 from hf_pacgen.curvature.objective import LossFunction, Objective, is_finite
@@ -302,7 +302,7 @@ def _by_module(terms: dict[str, ScoreTerms], curvature: dict[str, Tensor]) -> di
 
 def _method_name(objective: Objective, config: ScoreConfig, diagonal: DiagonalEstimate) -> str | None:
     if diagonal.hvp_method is None and config.lipschitz_directions:
-        return HessianProduct(objective, config.hvp, displacement=1.0).method.value
+        return choose_method(objective, config.hvp).value
     return diagonal.hvp_method.value if diagonal.hvp_method is not None else None
 
 

@@ -93,7 +93,7 @@ def best_shape(
         return judge(noisy, posterior, prior, eta, n=n, delta=config.delta, stride=stride, tick=tick)
 
     if config.eta is not None:
-        return at(config.eta)
+        return at(float(n) if config.eta == "n" else config.eta)
     tried = {0: at(float(n))}
     best = 0
     for step in (2, 1):

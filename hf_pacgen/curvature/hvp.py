@@ -18,6 +18,7 @@ from hf_pacgen.curvature.model_state import (
     double_backward_attention,
     evaluation_mode,
     full_precision,
+    transformable,
     uses_reentrant_checkpointing,
 )
 from hf_pacgen.curvature.objective import BatchLoss, Objective
@@ -145,7 +146,8 @@ class HessianProduct:
         with double_backward_attention(self.objective.model):
             if self.method is HVPMethod.REVERSE_OVER_REVERSE:
                 return _reverse_over_reverse(self.objective, batch, index, vector)
-            return _forward_over_reverse(self.objective, batch, index, vector)
+            with transformable(self.objective.model):
+                return _forward_over_reverse(self.objective, batch, index, vector)
 
     def _finite_difference(
         self, batch: Any, index: int, direction: Direction, norm: float | None, at: Terms

@@ -17,6 +17,7 @@ __all__ = [
     "full_precision",
     "preserved",
     "seed_everything",
+    "transformable",
     "unwrap",
     "uses_checkpointing",
     "uses_reentrant_checkpointing",
@@ -112,6 +113,26 @@ def double_backward_attention(model: nn.Module) -> Iterator[None]:
     finally:
         for config, name in swapped:
             config._attn_implementation = name
+
+
+@contextmanager
+def transformable(model: nn.Module) -> Iterator[None]:
+    """Without the hooks that make embeddings' outputs require gradients, which torch.func does not allow.
+
+    transformers and PEFT add them with gradient checkpointing, and this method goes without that.
+    """
+    removed = []
+    for module in model.modules():
+        for key, hook in list(module._forward_hooks.items()):
+            if getattr(hook, "__name__", "").startswith("make_inputs_require_grad"):
+                removed.append((module, dict(module._forward_hooks)))
+                del module._forward_hooks[key]
+    try:
+        yield
+    finally:
+        for module, hooks in reversed(removed):
+            module._forward_hooks.clear()
+            module._forward_hooks.update(hooks)
 
 
 @contextmanager

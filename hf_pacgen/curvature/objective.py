@@ -183,6 +183,8 @@ class Objective:
         if not getattr(config, "is_encoder_decoder", False):
             # the model's own loss graph is not needed here (an encoder-decoder makes its inputs from the labels)
             inputs = {key: value for key, value in batch.items() if key != "labels"}
+        if "labels" not in batch:
+            raise _no_loss(batch, index)
         scores, labels = self._scored(_get(self._forward(inputs, index), "logits"), batch["labels"], self.kind)
         true = functional.cross_entropy(scores.detach(), labels, reduction="sum")
         result = BatchLoss(true, float(labels.numel()))
@@ -412,8 +414,12 @@ def _get(outputs: Any, name: str) -> Any:
 def _loss_of(outputs: Any, batch: Mapping[str, Any], index: int) -> Tensor:
     loss = _get(outputs, "loss")
     if not isinstance(loss, Tensor):
-        raise ValueError(
-            f"Batch {index} gave no loss: expected the model's output to have one, which it has when the batch has "
-            f"labels; the batch has {sorted(batch)}. Add labels, or pass loss_fn(model, batch) -> (loss_sum, num_units)."
-        )
+        raise _no_loss(batch, index)
     return loss.mean()
+
+
+def _no_loss(batch: Mapping[str, Any], index: int) -> ValueError:
+    return ValueError(
+        f"Batch {index} gave no loss: expected the model's output to have one, which it has when the batch has "
+        f"labels; the batch has {sorted(batch)}. Add labels, or pass loss_fn(model, batch) -> (loss_sum, num_units)."
+    )

@@ -88,6 +88,8 @@ class CurvatureTracker:
         self.second_moments: dict[str, Tensor | None] = {}
         self.means: dict[int, RunningMean] = {}
         self._work: dict[Any, Tensor] = {}
+        self._peaks: dict[int, float] = {}
+        """The largest sum of a block, where it is known."""
         self.sums: dict[Any, Tensor] = {}
         self.row_sums: dict[str, Tensor] = {}
         if self.source in (CurvatureSource.PRICE, CurvatureSource.HUTCHINSON):
@@ -106,8 +108,8 @@ class CurvatureTracker:
         if self.source is CurvatureSource.ADAM:
             raw = self.noise.layout.gather(block, self.second_moments, weights.dtype)
             return self._level(weights, raw, self._adam_divisor)
-        raw = self.sums[block.pool][block.begin : block.end]
-        return self._level(weights, raw, self._mean(self._phase(block)).divisor)
+        divisor = self._mean(self._phase(block)).divisor
+        return self._level(weights, self._sum(block), divisor, self._peaks.get(block.index))
 
     def row_scale(self, name: str, rows: Tensor, weights: Tensor) -> Tensor:
         """σ of some rows of an embedding."""
@@ -119,7 +121,7 @@ class CurvatureTracker:
             return self._level(weights, raw.to(weights.dtype), self._adam_divisor)
         return self._level(weights, self.row_sums[name][rows], self._mean(LOOKUPS).divisor)
 
-    def _level(self, weights: Tensor, raw: Tensor | None, divisor: float) -> Tensor:
+    def _level(self, weights: Tensor, raw: Tensor | None, divisor: float, peak: float | None = None) -> Tensor:
         """σ at h = raw/divisor: the division moves into the constants of the formula."""
         config = self.config
         if config.shape is NoiseShape.ISOTROPIC:
@@ -136,6 +138,7 @@ class CurvatureTracker:
                 gamma=config.gamma,
                 epsilon=config.epsilon,
                 buffers=self._buffers(weights),
+                peak=peak,
             )
         return optimal_noise_scale(
             weights,
@@ -147,6 +150,7 @@ class CurvatureTracker:
             num_parameters=self.num_parameters,
             scale=self.scale_factor,
             buffers=self._buffers(weights),
+            peak=peak,
         )
 
     # ----------------------------------------------------------------------------------------------- the sources
@@ -182,19 +186,18 @@ class CurvatureTracker:
             if self.is_sampled(block, step):
                 wide = torch.promote_types(block.pool[1], torch.float32)
                 weights = self.noise.layout.gather(block, self.noise.weights, wide)
-                moment = self.noise.second_moment(weights, self.scale(block, weights).clamp_(min=1e-12))
-                sample = products(block).div_(moment)
-                self._add(self._phase(block), sample, rescale, self.sums[block.pool][block.begin : block.end])
+                moment = self._moment(weights, self.scale(block, weights))
+                self._add(self._phase(block), products(block), moment, rescale, self._sum(block))
+                self._note_peak(block)
         if self.rows_are_sampled(step):
             for name, lookup in self.lookups.items():
                 rows, weights, noise = lookup.last_draw()
                 gradient = gradients[name]
                 if gradient is not None and len(rows):
-                    moment = self.noise.second_moment(weights, self.row_scale(name, rows, weights).clamp_(min=1e-12))
-                    sample = noise.mul_(_rows(gradient, rows).to(noise.dtype)).div_(moment)
-                    total = torch.zeros_like(sample)
-                    self._add(LOOKUPS, sample, rescale, total)
-                    self.row_sums[name].index_add_(0, rows, total)
+                    moment = self._moment(weights, self.row_scale(name, rows, weights))
+                    total = self.row_sums[name][rows]
+                    self._add(LOOKUPS, noise.mul_(_rows(gradient, rows)), moment, rescale, total)
+                    self.row_sums[name].index_copy_(0, rows, total)
         turns = {self._phase(block) for block in self.noise.layout.blocks if self.is_sampled(block, step)}
         for key in turns | ({LOOKUPS} if self.lookups and self.rows_are_sampled(step) else set()):
             self._advance(key, factor**2)
@@ -203,8 +206,9 @@ class CurvatureTracker:
     def add_estimate(self, diagonal: Mapping[str, Tensor]) -> None:
         """Add an estimate of the whole diagonal, by parameter name."""
         for block in self.noise.layout.blocks:
-            target = self.sums[block.pool][block.begin : block.end]
+            target = self._sum(block)
             target.add_(self.noise.layout.gather(block, diagonal, target.dtype), alpha=self._mean(0).growth)
+            self._note_peak(block)
         for name, target in self.row_sums.items():
             target.add_(diagonal[name], alpha=self._mean(LOOKUPS).growth)
         for key in (0, LOOKUPS):
@@ -271,6 +275,7 @@ class CurvatureTracker:
             part.copy_(tensors[name])
         self.rho = float(values["rho"])
         self.means = {int(key): RunningMean(**mean) for key, mean in values["means"].items()}
+        self._peaks = {}
 
     # ------------------------------------------------------------------------------------------------- internals
 
@@ -281,8 +286,10 @@ class CurvatureTracker:
     def _phase(self, block: Block) -> int:
         return block.index % self._period if self.source is CurvatureSource.PRICE else 0
 
-    def _buffers(self, like: Tensor) -> tuple[Tensor, Tensor]:
+    def _buffers(self, like: Tensor) -> tuple[Tensor, Tensor] | None:
         """Two tensors to work in: σ of one block is used up before that of the next is asked for."""
+        if like.device.type != "cpu":
+            return None
         key = (like.device, like.dtype)
         if key not in self._work or self._work[key].shape[1] < like.numel():
             self._work[key] = like.new_empty(2, like.numel())
@@ -292,24 +299,39 @@ class CurvatureTracker:
     def _mean(self, key: int) -> RunningMean:
         return self.means.setdefault(key, RunningMean())
 
-    def _add(self, key: int, sample: Tensor, rescale: Tensor | None, target: Tensor) -> None:
-        if rescale is not None:
-            sample.mul_(rescale.to(sample.device))
-        # a gradient that overflowed, and whose step the loss scaler skips, must not stay in the mean for ever
-        target.add_(sample.nan_to_num_(0.0, 0.0, 0.0), alpha=self._mean(key).growth)
+    def _add(self, key: int, product: Tensor, moment: Tensor, rescale: Tensor | None, target: Tensor) -> None:
+        """Add the sample product/moment, times rescale, to a sum."""
+        value = self._mean(key).growth
+        if rescale is not None and rescale.device.type == "cpu":
+            value *= rescale.item()
+        elif rescale is not None:
+            product.mul_(rescale.to(product.device))
+            # a gradient that overflowed, and whose step the loss scaler skips, must not stay in the mean for ever
+            product.nan_to_num_(0.0, 0.0, 0.0)
+        target.addcdiv_(product, moment, value=value)
+
+    def _moment(self, weights: Tensor, sigma: Tensor) -> Tensor:
+        """E u² at the level σ; not 0 where there is no noise, so that such a weight's sample is 0."""
+        return self.noise.second_moment(weights, sigma if self.config.epsilon else sigma.clamp_(min=1e-12))
+
+    def _sum(self, block: Block) -> Tensor:
+        return self.sums[block.pool][block.begin : block.end]
+
+    def _note_peak(self, block: Block) -> None:
+        if block.pool[0].type == "cpu":  # on a GPU, to wait for the number costs more than it saves
+            self._peaks[block.index] = self._sum(block).amax().item()
 
     def _advance(self, key: int, weight: float) -> None:
         mean = self._mean(key)
         mean.add(weight, self.config.curvature_decay)
         if mean.growth > RunningMean.LIMIT:
-            targets = self.row_sums.values() if key == LOOKUPS else self._phase_sums(key)
-            for target in targets:
+            for target in self.row_sums.values() if key == LOOKUPS else ():
                 target.div_(mean.growth)
+            for block in self.noise.layout.blocks if key != LOOKUPS else ():
+                if self._phase(block) == key:
+                    self._sum(block).div_(mean.growth)
+                    self._note_peak(block)
             mean.total, mean.growth = mean.total / mean.growth, 1.0
-
-    def _phase_sums(self, phase: int) -> list[Tensor]:
-        blocks = [block for block in self.noise.layout.blocks if self._phase(block) == phase]
-        return [self.sums[block.pool][block.begin : block.end] for block in blocks]
 
 
 def _rows(gradient: Tensor, rows: Tensor) -> Tensor:

@@ -108,9 +108,7 @@ def test_the_noisy_error_is_that_of_the_posterior():
     curvature = exact_curvature(model, features)
     prior = PriorScales({}, dict.fromkeys(curvature, "all"), DEFAULT_SCALES)
     weights = {name: p.detach() for name, p in model.named_parameters()}
-    posterior = shaped_posterior(
-        weights, curvature, prior, eta=300.0, distribution=NoiseDistribution.NORMAL
-    )
+    posterior = shaped_posterior(weights, curvature, prior, eta=300.0, distribution=NoiseDistribution.NORMAL)
     logits = model(features)["logits"].detach()
     margin = (logits[:, 0] - logits[:, 1]) * (1 - 2 * labels)
     variance = posterior.scales["linear.weight"].square().sum(0) @ features.T.square()
@@ -143,7 +141,10 @@ def test_kl_is_the_textbook_kl_at_the_best_scale_of_each_group(grouped):
 
     def textbook(names: list[str], tau: float) -> float:
         q = [Independent(Normal(means[n].double(), scales[n].double()), 1) for n in names]
-        p = [Independent(Normal(center.get(n, torch.zeros(4)).double(), torch.full((4,), tau).double()), 1) for n in names]
+        p = [
+            Independent(Normal(center.get(n, torch.zeros(4)).double(), torch.full((4,), tau).double()), 1)
+            for n in names
+        ]
         return sum(kl_divergence(a, b).item() for a, b in zip(q, p, strict=True))
 
     members = [["a.weight", "a.bias"], ["b.weight"]] if grouped else [list(means)]
@@ -186,7 +187,9 @@ def test_vacuous_says_so_and_returns():
 
 def test_the_sentence_rounds_against_us(solved):
     result = certified(*solved)
-    sentence = "With probability ≥ 95 % over the draw of the 12,000 training examples, the noisy classifier errs on at most"
+    sentence = (
+        "With probability ≥ 95 % over the draw of the 12,000 training examples, the noisy classifier errs on at most"
+    )
     assert dataclasses.replace(result, n=12_000, bound=0.26301).sentence == f"{sentence} 26.4 % of new ones."
     assert dataclasses.replace(result, n=12_000, bound=0.25).sentence == f"{sentence} 25 % of new ones."
     assert "≥ 96.5 %" in dataclasses.replace(result, delta=0.035).sentence
@@ -196,19 +199,18 @@ def test_the_sentence_rounds_against_us(solved):
 # --- the draws ------------------------------------------------------------------------------------------------
 
 
-def test_every_batch_has_its_own_draw_and_ragged_batches_count_less(solved):
-    model, data = solved
-    model_, features, labels = problem(n=50)
-    result = certified(model_, batches(features, labels), CertificateConfig(eta=300.0, draws=1))
+def test_every_batch_has_its_own_draw_and_ragged_batches_count_less():
+    model, features, labels = problem(n=50)
+    result = certified(model, batches(features, labels), CertificateConfig(eta=300.0, draws=1))
     assert result.n == 50 and result.draws == 50 / 8
     assert planned_passes(1, [8, 8, 2]) == [1] and planned_passes(10_000, [8] * 1500) == [1, 2, 4, 7]
 
 
 def test_draws_stop_when_they_hardly_matter(solved):
     model, data = solved
-    short = certified(model, data, CertificateConfig(eta=300.0, draws=10**6))
+    short = certified(model, data, CertificateConfig(eta=300.0, draws=10**5))
     correction, gap = short.empirical_bound - short.empirical_error, short.bound - short.empirical_bound
-    assert short.draws < 10**5 and correction <= 0.1 * gap
+    assert short.draws < 10**5 / 2 and correction <= 0.1 * gap
 
 
 @pytest.mark.parametrize("distribution", list(NoiseDistribution))
@@ -274,8 +276,10 @@ def test_shaped_noise_is_laplace(solved):
 def test_the_search_finds_a_better_temperature(solved):
     model, data = solved
     found = certified(model, data, CertificateConfig(draws=100))
-    for eta in (3.0, 1e6):
-        assert found.bound < certified(model, data, dataclasses.replace(QUICK, eta=eta)).bound
+    for eta in (3.0, 1e6, "n"):
+        assert found.bound <= certified(model, data, dataclasses.replace(QUICK, eta=eta)).bound + (
+            0.01 if eta == "n" else 0
+        )
 
 
 @pytest.mark.parametrize("distribution", list(NoiseDistribution))
@@ -404,7 +408,11 @@ def wrong_priors(model: Head) -> dict[str, tuple[Any, type[Exception], str]]:
     weights = {name: p.detach().clone() + 1 for name, p in model.named_parameters()}
     nan = {**weights, "linear.bias": torch.tensor([0.0, math.nan])}
     return {
-        "word": ("initial", ValueError, "prior 'initial' is neither 'zero' nor a folder.*the initial weights themselves"),
+        "word": (
+            "initial",
+            ValueError,
+            "prior 'initial' is neither 'zero' nor a folder.*the initial weights themselves",
+        ),
         "kind": (3, TypeError, "prior must be 'zero'.*got int"),
         "itself": (model, ValueError, "The prior is the trained model itself"),
         "copy": (copy.deepcopy(model), ValueError, "equals the trained weights, so it depends on the data"),
@@ -447,15 +455,17 @@ def test_folders_as_priors(tmp_path, solved):
     assert result.prior == "pretrained weights of base"
     assert any("lacks the certified weights 'classifier.weight', 'classifier.bias'" in note for note in result.notes)
     assert result.kl < certified(model, data).kl  # 0 is further away
-    with pytest.raises(ValueError, match="has none of the model's weights|has no weights"):
+    with pytest.raises(ValueError, match=r"has none of the model's weights|has no weights"):
         certified(*solved, prior=tmp_path / "base")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match="has no weights: expected model.safetensors or pytorch_model.bin"):
+    with pytest.raises(ValueError, match=r"has no weights: expected model\.safetensors or pytorch_model.bin"):
         certified(*solved, prior=tmp_path / "empty")
     torch.save({"linear.weight": torch.zeros(2, 5), "linear.bias": torch.ones(2)}, tmp_path / "empty/pytorch_model.bin")
     assert certified(*solved, prior=tmp_path / "empty").status == "certified"
     saved_models.bert(tmp_path / "three", num_labels=3)
-    with pytest.raises(ValueError, match=r"'classifier.bias' must have shape \(2,\), like the model's; three has \(3,\)"):
+    with pytest.raises(
+        ValueError, match=r"'classifier.bias' must have shape \(2,\), like the model's; three has \(3,\)"
+    ):
         certified(model, data, prior=tmp_path / "three")
 
 
@@ -499,7 +509,9 @@ def test_batch_norm(solved):
     model = Normalized()
     initial = copy.deepcopy(model)
     model(data[0]["features"])
-    with pytest.raises(ValueError, match=r"The statistics \(a buffer\) 'norm.running_mean' are not certified, and differ"):
+    with pytest.raises(
+        ValueError, match=r"The statistics \(a buffer\) 'norm.running_mean' are not certified, and differ"
+    ):
         certified(model.eval(), data, prior=initial)
     with pytest.warns(UserWarning, match="does not hold the batch-norm statistics of 'norm'"):
         certified(model.eval(), data)
@@ -544,10 +556,17 @@ def test_errors_that_cannot_be_defined(solved):
 
     targets = [{**batch, "labels": torch.randn(8, 2)} for batch in data]
     with pytest.raises(ValueError, match=r"Batch 0 has no 0-1 error: expected logits .* got \(8, 2\) and \(8, 2\)"):
-        certified(model, [{**b, "labels": b["labels"]} for b in targets], loss_fn=lambda m, b: (m(b["features"])["logits"].sum(), 8), error_fn=None)
+        certified(
+            model,
+            [{**b, "labels": b["labels"]} for b in targets],
+            loss_fn=lambda m, b: (m(b["features"])["logits"].sum(), 8),
+            error_fn=None,
+        )
     pairs = [(batch["features"], batch["labels"]) for batch in data]
     with pytest.raises(ValueError, match="needs batches that are dicts with labels; got tuple"):
-        certified(model, pairs, loss_fn=lambda m, b: (functional.cross_entropy(m.linear(b[0]), b[1], reduction="sum"), 8))
+        certified(
+            model, pairs, loss_fn=lambda m, b: (functional.cross_entropy(m.linear(b[0]), b[1], reduction="sum"), 8)
+        )
     ignored = [{**batch, "labels": batch["labels"].clone()} for batch in data]
     ignored[3]["labels"][2] = -100
     with pytest.raises(ValueError, match="Batch 3 has an example without a label"):
@@ -614,7 +633,7 @@ def test_a_document_counts_once_whatever_its_length(language_model):
         ({"prior_scales": ["a"]}, "prior_scales must be a list of positive, finite numbers"),
         ({"prior_scales": [0.1, -1.0]}, "prior_scales must be a list of positive, finite numbers"),
         ({"etas": [1.0]}, "The kl bound has no eta to search"),
-        ({"eta": 0.0}, "eta must be a finite number greater than 0"),
+        ({"eta": 0.0}, "eta must be a positive number, or 'n'"),
         ({"refine_steps": -1}, "refine_steps must be an integer of at least 0"),
         ({"max_examples": 0}, "max_examples must be an integer of at least 1"),
         ({"parameters": []}, r"parameters must be patterns of parameter names; got \[\]"),
@@ -628,7 +647,9 @@ def test_settings_refuse(settings, match):
 
 def test_parameters_must_exist(solved):
     model, data = solved
-    with pytest.raises(ValueError, match=r"parameters='head' matches no trainable parameter; there are 'linear.weight'"):
+    with pytest.raises(
+        ValueError, match=r"parameters='head' matches no trainable parameter; there are 'linear.weight'"
+    ):
         certified(model, data, dataclasses.replace(QUICK, parameters=["linear", "head"]))
     with pytest.raises(ValueError, match="Head has no trainable parameters to certify"):
         certified(copy.deepcopy(model).requires_grad_(False), data)
@@ -645,7 +666,7 @@ def test_written_and_read(tmp_path: Path, solved):
     assert written["sentence"] == result.sentence and CertificateConfig.from_dict(written["config"]).eta == 300.0
     card = update_model_card(tmp_path, certificate=result)
     assert "training examples, the noisy classifier errs on at most" in str(card)
-    with pytest.raises(FileNotFoundError, match="the folder .* does not exist. Make it first"):
+    with pytest.raises(FileNotFoundError, match=r"the folder .* does not exist. Make it first"):
         result.save(tmp_path / "missing" / "certificate.json")
     (tmp_path / "text.json").write_text("no json")
     with pytest.raises(ValueError, match="is not a JSON file"):

@@ -1,0 +1,175 @@
+"""pacgen() end to end: what it says, what it leaves as it was, and the same on two processes."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import numpy
+import pytest
+import tiny
+import torch
+from accelerate import debug_launcher
+from torch import Tensor, nn
+
+from hf_pacgen import PACGenResult, ScoreConfig, hessian_diagonal, pacgen, pacgen_score
+from hf_pacgen.noise.perturbation import SavedWeights
+
+
+def everything(model: nn.Module) -> list[Any]:
+    weights = [p.detach().clone() for p in model.parameters()]
+    buffers = [b.clone() for b in model.buffers()]
+    grads = [None if p.grad is None else p.grad.clone() for p in model.parameters()]
+    modes = [m.training for m in model.modules()] + [p.requires_grad for p in model.parameters()]
+    return [weights, buffers, grads, modes, torch.get_rng_state(), random.getstate(), numpy.random.get_state()]
+
+
+def unchanged(before: list[Any], after: list[Any]) -> bool:
+    def same(a: Any, b: Any) -> bool:
+        if isinstance(a, (Tensor, numpy.ndarray)):
+            return bool((a == b).all())
+        if isinstance(a, (list, tuple)):
+            return all(same(x, y) for x, y in zip(a, b, strict=True))
+        return a == b
+
+    return same(before, after)
+
+
+@pytest.mark.parametrize("estimator", ["blend", "hutchinson", "gauss_newton", "exact"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_model_is_left_as_it_was(estimator: str, dtype: torch.dtype) -> None:
+    model, batch = tiny.make("bert", dtype=dtype).train(), tiny.examples("bert", 6, dtype=dtype)
+    model.bert.encoder.layer[0].eval()  # type: ignore[union-attr,index]
+    model(**batch).loss.backward()
+    before = everything(model)
+    pacgen(model, tiny.split(batch, 4, 2), config=ScoreConfig(estimator=estimator), progress=False)
+    assert unchanged(before, everything(model))
+
+
+@pytest.mark.parametrize("fail_at", [3, 6, 9, 14, 17])
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_the_model_is_left_as_it_was_after_an_exception(fail_at: int, error: type[BaseException]) -> None:
+    model, parts = tiny.make("bert", dtype=torch.float32).train(), tiny.split(tiny.examples("bert", 6), 2, 2, 2)
+    calls = 0
+
+    def fail(*args: Any) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == fail_at:
+            raise error("stop here")
+
+    handle = model.register_forward_pre_hook(fail)
+    before = everything(model)
+    with pytest.raises(error, match="stop here"):
+        pacgen(model, parts, progress=False)
+    handle.remove()
+    assert calls == fail_at and unchanged(before, everything(model))
+
+
+@pytest.mark.parametrize("name", list(tiny.MODELS))
+def test_the_score_is_that_of_its_parts(name: str) -> None:
+    model, parts = tiny.make(name), tiny.split(tiny.examples(name, 6), 4, 2)
+    config = ScoreConfig(estimator="exact", lipschitz_directions=0, rho=0.4, gamma=0.2, epsilon=0.5, eta=300.0)
+    result = pacgen(model, parts, config=config, progress=False)
+    weights = {n: p.detach() for n, p in model.named_parameters()}
+    diagonal = hessian_diagonal(model, parts, config=config, progress=False)
+    terms = pacgen_score(weights, diagonal.values, 0.4, gamma=0.2, epsilon=0.5, eta=300.0)
+    assert result.score == pytest.approx(terms.score, rel=1e-9)
+    assert result.kl_complexity == pytest.approx(terms.kl_complexity, rel=1e-9)
+    assert result.num_parameters == terms.num_parameters and result.hessian_lipschitz == 0.4
+    assert result.loss == pytest.approx(diagonal.loss) and result.hessian_trace == pytest.approx(diagonal.trace)
+    for key, whole in (("score", result.score), ("kl_complexity", result.kl_complexity)):
+        assert sum(part[key] for part in result.by_module.values()) == pytest.approx(whole, rel=1e-9)
+    assert sum(part["hessian_trace"] for part in result.by_module.values()) == pytest.approx(result.hessian_trace)
+    assert sum(part["num_parameters"] for part in result.by_module.values()) == result.num_parameters
+    assert PACGenResult.from_dict(result.to_dict()) == result
+
+
+def test_the_result_says_what_was_chosen() -> None:
+    model, parts = tiny.make("bert", dtype=torch.float32), tiny.split(tiny.examples("bert", 6), 4, 2)
+    assert pacgen(model, parts, progress=False).hvp_method == "finite_difference"
+    assert pacgen(model.bfloat16(), parts, progress=False).hvp_method == "reverse_over_reverse"
+    quiet = ScoreConfig(estimator="gauss_newton", lipschitz_directions=0)
+    result = pacgen(model, parts, config=quiet, progress=False)
+    assert result.hvp_method is None and result.num_hvps == 0 and result.num_gradients == 2
+
+
+def test_status_sentences() -> None:
+    model, parts = tiny.make("bert"), tiny.split(tiny.examples("bert", 6), 2, 2, 2)
+
+    def status(data: Any = parts, **settings: Any) -> str:
+        return "\n".join(pacgen(model, data, config=ScoreConfig(**settings), progress=False).status)
+
+    assert "Ψ is saturated" in status(lipschitz_directions=0, eta=1e6)
+    assert "K(η) is saturated too" in status(lipschitz_directions=0, eta=1e-6)
+    assert "Hessian diagonal is noisy" in status(estimator="hutchinson")
+    assert "ρ did not converge in 1 iterations" in status(lipschitz_iterations=1)
+    assert "ρ outweighs the curvature" in status()
+    assert "standard error of the trace is unknown" in status([tiny.examples("bert", 3)])
+    clean = pacgen(
+        model, parts * 4, config=ScoreConfig(estimator="exact", lipschitz_directions=0, rho=0.05, epsilon=1.0)
+    )
+    assert clean.status == ()
+
+
+def test_weights_come_back_bit_for_bit_however_they_were_displaced() -> None:
+    from hf_pacgen.noise.perturbation import RademacherDirection
+
+    torch.manual_seed(0)
+    parameters = {"a": torch.randn(130, 64).bfloat16(), "b": torch.randn(7, 5).t(), "c": torch.randn(())}
+    before = {n: p.clone() for n, p in parameters.items()}
+    rows = {"a": torch.tensor([3, 77])}
+    with SavedWeights(parameters) as saved:
+        for i in range(5):
+            saved.displace([(RademacherDirection(i), 0.1)])
+            saved.displace([(RademacherDirection(i), 0.1), (RademacherDirection(9), 0.2)], rows)
+            assert not parameters["a"][3].equal(before["a"][3]) and parameters["a"][4].equal(before["a"][4])
+            saved.displace([(RademacherDirection(i), 0.1)], {"a": torch.tensor([5])})
+            assert parameters["a"][3].equal(before["a"][3]) and not parameters["a"][5].equal(before["a"][5])
+    assert all(p.equal(before[n]) for n, p in parameters.items())
+
+
+# ------------------------------------------------------------------------------------------ two processes
+
+UNEVEN = [tiny.split(tiny.examples("tokens", 11, ignore=0.6), 4, 4, 3), [tiny.examples("tokens", 3, ignore=0.2)]]
+
+
+def _two(case: int, expected: dict[str, Any]) -> None:
+    from accelerate import Accelerator
+
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    model = tiny.bert_tokens().double().eval()
+    result = pacgen(model, UNEVEN[case], accelerator=Accelerator(cpu=True), progress=False).to_dict()
+    for key in ("score", "kl_complexity", "loss", "hessian_trace", "hessian_lipschitz", "num_units", "num_examples"):
+        if abs(result[key] - expected[key]) > 1e-5 * abs(expected[key]):
+            raise ValueError(f"{key}: {result[key]} on two processes, {expected[key]} on one")
+
+
+@pytest.mark.parametrize("case", [0, 1], ids=["uneven", "a rank without a batch"])
+def test_two_processes_give_the_numbers_of_one(case: int) -> None:
+    torch.manual_seed(0)
+    expected = pacgen(tiny.bert_tokens().double().eval(), UNEVEN[case], progress=False).to_dict()
+    debug_launcher(_two, args=(case, expected), num_processes=2)
+
+
+def _one_fails() -> None:
+    from accelerate import Accelerator
+
+    accelerator = Accelerator(cpu=True)
+    torch.set_num_threads(1)
+    parts = tiny.split(tiny.examples("bert", 4), 2, 2)
+    del parts[1]["labels"]  # batch 1 is rank 1's
+    model = tiny.make("bert")
+    try:
+        pacgen(model, parts, accelerator=accelerator, progress=False)
+    except ValueError as error:
+        told = accelerator.process_index == 1 and "Batch 1 gave no loss" in str(error)
+    except RuntimeError as error:
+        told = accelerator.process_index == 0 and "Process 1 of 2 failed" in str(error)
+    if not told:
+        raise SystemExit(1)
+
+
+def test_when_one_process_fails_all_stop() -> None:
+    debug_launcher(_one_fails, num_processes=2)
