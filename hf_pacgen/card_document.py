@@ -124,7 +124,7 @@ class Card:
 def replace_key(text: str, key: str, value: Any, *, line_break: str = "\n") -> str:
     """YAML in which a key at the top level has another value; it is the last one if it was not there.
 
-    >>> replace_key("a: 1  # one\\nb: [2]\\n", "b", [3])
+    >>> replace_key("a: 1  # one\\nb: [2]", "b", [3])
     'a: 1  # one\\nb:\\n- 3'
     """
     new = yaml_dump({key: value}, sort_keys=False).rstrip().split("\n")

@@ -172,12 +172,12 @@ class ScoreConfig(Config):
     gamma: float = option(0.1, "γ of the neighborhood N_i = γ|w_i| + ε in which the Hessian's smoothness is measured.")
     epsilon: float = option(0.1, "ε of the neighborhood N_i = γ|w_i| + ε.")
     eta: float | str = option("n", "η of K(η): a positive number, or 'n' for the size of the training set.")
-    estimator: Estimator = option(
+    estimator: Estimator | str = option(
         Estimator.BLEND,
         "Estimator of the Hessian diagonal: 'blend' (Gauss-Newton corrected by Hutchinson where that is significant), "
         "'hutchinson' (unbiased, noisy), 'gauss_newton' (quiet, one gradient a batch, biased), 'exact' (small models).",
     )
-    hvp: HVPMethod = option(
+    hvp: HVPMethod | str = option(
         HVPMethod.AUTO,
         "Hessian-vector product: 'auto' takes finite differences of gradients where weights and compute are float32 "
         "or float64, and reverse_over_reverse otherwise.",

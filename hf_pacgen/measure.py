@@ -202,10 +202,8 @@ def hessian_vector_product(
         ValueError: names or shapes that differ from the trainable parameters', a zero-length or non-finite
             vector, and what :func:`pacgen` raises.
     """
-    config = ScoreConfig(hvp=method, displacement=displacement)  # type: ignore[arg-type]
-    with _measuring(
-        model, data, config, loss_fn, collate_fn, batch_size, accelerator, streams=False
-    ) as objective:
+    config = ScoreConfig(hvp=method, displacement=displacement)
+    with _measuring(model, data, config, loss_fn, collate_fn, batch_size, accelerator, streams=False) as objective:
         _check_vector(objective, vector)
         norm = math.sqrt(sum(torch.linalg.vector_norm(v).item() ** 2 for v in vector.values()))
         out = {name: zeros_like(parameter) for name, parameter in objective.parameters.items()}

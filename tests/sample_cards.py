@@ -17,10 +17,14 @@ CERTIFICATE: dict[str, Any] = {
     "prior": "zero",
     "config": {"bound": "kl", "seed": 0},
 }
+
+
 SENTENCE = (
     "With probability ≥ 95 % over the draw of the 12,000 training examples, the noisy classifier errs on at most "
     "26.4 % of new ones."
 )
+
+
 # What a careful author has: comments, quotes and flow style, a second model, an entry with keys of its own.
 EXISTING = """\
 ---

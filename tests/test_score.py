@@ -113,5 +113,5 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
     (tmp_path / "broken.json").write_text("{")
     with pytest.raises(ValueError, match=r"broken.json is not a JSON file"):
         PACGenResult.load(tmp_path / "broken.json")
-    with pytest.raises(FileNotFoundError, match="the folder .* does not exist"):
+    with pytest.raises(FileNotFoundError, match=r"the folder .* does not exist"):
         sample_result().save(tmp_path / "nowhere" / "result.json")

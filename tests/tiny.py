@@ -24,13 +24,15 @@ SIZES: dict[str, Any] = {"hidden_size": 4, "num_hidden_layers": 2, "num_attentio
 
 
 def bert(attention: str = "sdpa", **changes: Any) -> nn.Module:
-    config = BertConfig(vocab_size=VOCABULARY, max_position_embeddings=8, num_labels=3, **(SIZES | changes))
+    sizes: dict[str, Any] = SIZES | {"num_labels": 3, "vocab_size": VOCABULARY, "max_position_embeddings": 8} | changes
+    config = BertConfig(**sizes)
     config._attn_implementation = attention
     return BertForSequenceClassification(config)
 
 
 def bert_tokens(attention: str = "sdpa") -> nn.Module:
-    config = BertConfig(vocab_size=VOCABULARY, max_position_embeddings=8, num_labels=3, **SIZES)
+    sizes: dict[str, Any] = SIZES | {"num_labels": 3, "vocab_size": VOCABULARY, "max_position_embeddings": 8}
+    config = BertConfig(**sizes)
     config._attn_implementation = attention
     return BertForTokenClassification(config)
 
@@ -50,7 +52,8 @@ def gpt2(attention: str = "sdpa") -> nn.Module:
 
 
 def vit(attention: str = "sdpa") -> nn.Module:
-    config = ViTConfig(image_size=4, patch_size=2, num_channels=1, num_labels=3, **SIZES)
+    sizes: dict[str, Any] = SIZES | {"image_size": 4, "patch_size": 2, "num_channels": 1, "num_labels": 3}
+    config = ViTConfig(**sizes)
     config._attn_implementation = attention
     return ViTForImageClassification(config)
 

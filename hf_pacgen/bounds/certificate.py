@@ -24,7 +24,9 @@ from hf_pacgen.bounds.validity import (
     check_packing,
     check_repeats,
     check_sampling,
+    doubt_pieces,
     doubts,
+    unpadded_length,
 )
 from hf_pacgen.config import CertificateConfig, PriorGroups, ScoreConfig
 from hf_pacgen.curvature.batches import count_examples
@@ -146,17 +148,18 @@ def _survey(noisy: NoisyErrors, prior: Prior, config: CertificateConfig) -> tupl
     """Sizes of all batches, the unit of an example, and notes; refuses what is not n independent examples."""
     objective: Objective = noisy.objective
     processes = objective.batches.processes
-    found: list[tuple[int, bool, list[bytes]]] = []
+    found: list[tuple[int, bool, int | None, list[bytes]]] = []
     with processes.together():
         for index, batch in noisy.batches():
             check_packing(objective, batch, index, assume_independent=config.assume_independent)
-            found.append((count_examples(batch), is_per_document(batch), list(batch_fingerprints(batch))))
+            prints = list(batch_fingerprints(batch))
+            found.append((count_examples(batch), is_per_document(batch), unpadded_length(objective, batch), prints))
     found = [entry for part in processes.gather(found) for entry in part]
-    prints = [key for _, _, keys in found for key in keys]
+    sizes, documents, lengths, keys = zip(*found, strict=True)
+    prints = [key for part in keys for key in part]
     prior.check_unseen(prints)
-    repeats = check_repeats(prints, assume_independent=config.assume_independent)
-    unit = "document" if any(document for _, document, _ in found) else "example"
-    return [size for size, _, _ in found], unit, [repeats] if repeats else []
+    notes = [check_repeats(prints, assume_independent=config.assume_independent), doubt_pieces(lengths)]
+    return list(sizes), "document" if any(documents) else "example", [note for note in notes if note]
 
 
 def _module(name: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -15,8 +16,19 @@ from torch.utils.data import DataLoader, RandomSampler, WeightedRandomSampler
 from hf_pacgen.bounds.priors import Prior
 from hf_pacgen.curvature.objective import LossKind, Objective
 
-__all__ = ["certified_parameters", "check_batch_norm", "check_packing", "check_repeats", "check_sampling", "doubts"]
+__all__ = [
+    "certified_parameters",
+    "check_batch_norm",
+    "check_packing",
+    "check_repeats",
+    "check_sampling",
+    "doubt_pieces",
+    "doubts",
+    "unpadded_length",
+]
 
+SHORT_PIECE = 64
+"""Tokens in a row below which texts are not usually cut into pieces."""
 MOST_REPEATED = 0.05
 """Share of examples that may equal another one exactly before they are taken for copies."""
 VOUCH = "CertificateConfig(assume_independent=True)"
@@ -124,6 +136,29 @@ def check_packing(objective: Objective, batch: Any, index: int, *, assume_indepe
             "stands between others). Pieces of one document depend on each other: the independent examples of a "
             f"language model are documents. Give one document a row; if rows are independent: {VOUCH}."
         )
+
+
+def unpadded_length(objective: Objective, batch: Any) -> int | None:
+    """The common length of a causal language model's rows, or None where some are padded."""
+    tokens, mask = (
+        (batch.get(name) for name in ("input_ids", "attention_mask")) if isinstance(batch, Mapping) else (0, 0)
+    )
+    if objective.kind is not LossKind.CAUSAL or not isinstance(tokens, Tensor) or tokens.ndim != 2:
+        return None
+    return None if isinstance(mask, Tensor) and not bool(mask.all()) else tokens.shape[1]
+
+
+def doubt_pieces(lengths: Sequence[int | None]) -> str | None:
+    """A sentence, and a warning, where all rows of a language model have one length, as pieces of a long text have."""
+    first = lengths[0]
+    if first is None or first < SHORT_PIECE or any(length != first for length in lengths):
+        return None
+    sentence = (
+        f"All rows have exactly {first} tokens: if they are pieces of longer documents they depend on each other, and "
+        "the certificate is not valid. Give one document a row, cut at the end."
+    )
+    warnings.warn(sentence, stacklevel=3)
+    return sentence
 
 
 def doubts(model: nn.Module, trainable: Sequence[str], certified: Mapping[str, Tensor], prior: Prior) -> Iterator[str]:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 from transformers import default_data_collator
 
-from hf_pacgen.curvature.model_state import seed_everything
+from hf_pacgen.curvature.model_state import base_model, seed_everything
 from hf_pacgen.processes import Processes
 
 __all__ = ["Batches", "count_examples"]
@@ -197,7 +197,7 @@ def _truncate(batch: Any, count: int, size: int) -> Any:
 
 def _model_columns(data: Any, model: nn.Module) -> Any:
     """Drop the columns that are no input of the model, as Trainer does."""
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    base = base_model(model)
     parameters = inspect.signature(base.forward).parameters
     names = {name for name, p in parameters.items() if p.kind is not inspect.Parameter.VAR_KEYWORD}
     columns = list(data.column_names or [])
@@ -221,9 +221,7 @@ def _refuse_single_use(data: Any) -> None:
     if _is_map_style(data) or isinstance(data, (DataLoader, IterableDataset)):
         return
     if not isinstance(data, Iterable):
-        raise TypeError(
-            f"data must be a DataLoader, a dataset, or an iterable of batches; got {type(data).__name__}."
-        )
+        raise TypeError(f"data must be a DataLoader, a dataset, or an iterable of batches; got {type(data).__name__}.")
     if iter(data) is data:
         raise ValueError(
             f"data is an iterator ({type(data).__name__}), which is exhausted after one pass, and several passes are "

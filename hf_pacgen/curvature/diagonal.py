@@ -67,9 +67,7 @@ class _Run:
     def __init__(self, objective: Objective, config: ScoreConfig, estimator: Estimator) -> None:
         parameters, keep = objective.parameters, config.standard_error
         self.probes = (
-            DiagonalSums(parameters, elementwise=keep)
-            if estimator in (Estimator.HUTCHINSON, Estimator.BLEND)
-            else None
+            DiagonalSums(parameters, elementwise=keep) if estimator in (Estimator.HUTCHINSON, Estimator.BLEND) else None
         )
         self.gradients = (
             DiagonalSums(parameters, elementwise=keep and estimator is Estimator.GAUSS_NEWTON)
@@ -109,7 +107,7 @@ def estimate_diagonal(
         ValueError: ``exact`` on a model with more than ``EXACT_LIMIT`` parameters, or a batch whose gradient
             is not finite, or data without a single loss unit.
     """
-    estimator, notes = _supported(objective, config.estimator)
+    estimator, notes = _supported(objective, Estimator(config.estimator))
     run = _Run(objective, config, estimator)
     method = None
     with objective.batches.processes.together():
@@ -145,7 +143,7 @@ def _supported(objective: Objective, estimator: Estimator) -> tuple[Estimator, l
     if estimator is Estimator.EXACT and objective.num_parameters > EXACT_LIMIT:
         raise ValueError(
             f"estimator='exact' takes one backward pass for every parameter and batch: expected at most {EXACT_LIMIT} "
-            f"trainable parameters, got {objective.num_parameters}. Use 'blend' or 'hutchinson', or freeze more weights."
+            f"trainable parameters, got {objective.num_parameters}. Use 'blend' or 'hutchinson', or freeze weights."
         )
     if estimator in (Estimator.BLEND, Estimator.GAUSS_NEWTON) and objective.kind.is_other:
         note = (
@@ -183,7 +181,9 @@ def _stream(
                     saved.restore()
                 key = stream_key(config.seed, "labels", sweep, index)
                 sampled, true = objective.sampled_loss(batch, index, key)
-                finite = run.gradients.add_gradient(group, batch_gradient(objective, sampled), true.units, objective.rows(index))
+                finite = run.gradients.add_gradient(
+                    group, batch_gradient(objective, sampled), true.units, objective.rows(index)
+                )
                 _check_gradient(finite, index)
                 run.counts[4] += 1
             if sweep == 0:

@@ -114,7 +114,7 @@ class HessianProduct:
 
     def start_at(self, fraction: float) -> None:
         """Begin controlled steps at a fraction of the default, where sharp directions are to be expected."""
-        self._current = {away: fraction * self.longest for away in (False, True)}
+        self._current = dict.fromkeys((False, True), fraction * self.longest)
 
     def reset(self, *, keep: bool = False) -> None:
         """Forget the step lengths learned so far; with ``keep``, start from the present one ever after."""
@@ -267,7 +267,7 @@ def _forward_over_reverse(
         units.append(result.units)
         return result.total
 
-    _, products = torch.func.jvp(torch.func.grad(total), (weights,), (tangents,))
+    products: Any = torch.func.jvp(torch.func.grad(total), (weights,), (tangents,))[1]
     return {name: products[f"model.{name}"] for name in objective.parameters}, units[-1]
 
 
@@ -282,6 +282,6 @@ class _LossModule(nn.Module):
 
 def _whole(direction: Direction, name: str, parameter: Tensor) -> Tensor:
     out = torch.empty_like(parameter, dtype=torch.promote_types(parameter.dtype, torch.float32))
-    for start, (piece, weights) in chunks(out, parameter.detach()):
-        piece.copy_(direction.piece(name, start, weights))
+    for start, pieces in chunks(out, parameter.detach()):
+        pieces[0].copy_(direction.piece(name, start, pieces[1]))
     return out

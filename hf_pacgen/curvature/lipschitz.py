@@ -76,9 +76,7 @@ def estimate_lipschitz(
         batches = [(i, b) for i, b in objective.batches.head(config.lipschitz_batches) if objective.has_units(b)]
         used = len(batches)
         # a norm within a few percent will do, so longer steps (fewer repeats) than elsewhere
-        product = HessianProduct(
-            objective, config.hvp, saved=saved, displacement=config.displacement, asymmetry=0.03
-        )
+        product = HessianProduct(objective, config.hvp, saved=saved, displacement=config.displacement, asymmetry=0.03)
         for direction in range(processes.rank, config.lipschitz_directions, processes.size):
             shift = BoxDirection(config.seed, "box", direction, gamma=config.gamma, epsilon=config.epsilon)
             difference = _HessianDifference(product, batches, shift, tick)
@@ -147,9 +145,7 @@ class _HessianDifference:
             self.tick()
 
 
-def _lanczos_norm(
-    operator: _HessianDifference, vector: dict[str, Tensor], iterations: int
-) -> tuple[float, int, bool]:
+def _lanczos_norm(operator: _HessianDifference, vector: dict[str, Tensor], iterations: int) -> tuple[float, int, bool]:
     """Largest |eigenvalue| of a symmetric operator by the three-term Lanczos recurrence from a unit vector."""
     previous: dict[str, Tensor] | None = None
     diagonal: list[float] = []

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 __all__ = [
+    "base_model",
     "double_backward_attention",
     "evaluation_mode",
     "full_precision",
@@ -33,6 +34,11 @@ def unwrap(model: nn.Module) -> nn.Module:
             model = model._orig_mod  # type: ignore[assignment]
         else:
             return model
+
+
+def base_model(model: Any) -> nn.Module:
+    """The model that a PEFT adapter wraps, or the model itself."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 @contextmanager
@@ -88,7 +94,9 @@ def uses_checkpointing(model: nn.Module) -> bool:
 def uses_reentrant_checkpointing(model: nn.Module) -> bool:
     """Whether it does so in the older, reentrant way, which only ``.backward()`` can go through."""
     return any(
-        (getattr(getattr(module, "_gradient_checkpointing_func", None), "keywords", None) or {}).get("use_reentrant", False)
+        (getattr(getattr(module, "_gradient_checkpointing_func", None), "keywords", None) or {}).get(
+            "use_reentrant", False
+        )
         for module in model.modules()
     )
 
@@ -139,7 +147,8 @@ def transformable(model: nn.Module) -> Iterator[None]:
 def full_precision() -> Iterator[None]:
     """TF32 off: a finite difference needs every bit of float32."""
     with ExitStack() as stack:
-        for backend in (torch.backends.cuda.matmul, torch.backends.cudnn):
+        backends: tuple[Any, ...] = (torch.backends.cuda.matmul, torch.backends.cudnn)
+        for backend in backends:
             stack.callback(setattr, backend, "allow_tf32", backend.allow_tf32)
             backend.allow_tf32 = False
         yield

@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from hf_pacgen.curvature.batches import Batches, count_examples
-from hf_pacgen.curvature.model_state import evaluation_mode, uses_checkpointing
+from hf_pacgen.curvature.model_state import base_model, evaluation_mode, uses_checkpointing
 from hf_pacgen.processes import send_to_device
 
 __all__ = ["BatchLoss", "LossFunction", "LossKind", "Objective", "is_finite", "trainable_parameters"]
@@ -155,7 +155,9 @@ class Objective:
         """Number of loss units of a batch (for the model's own loss)."""
         labels = batch.get("labels")
         if isinstance(labels, Tensor) and not labels.is_floating_point() and labels.ndim:
-            if self.kind is LossKind.CAUSAL or (self.kind is LossKind.OTHER and labels.ndim > 1 and _is_causal(self.model)):
+            if self.kind is LossKind.CAUSAL or (
+                self.kind is LossKind.OTHER and labels.ndim > 1 and _is_causal(self.model)
+            ):
                 return int((labels[..., 1 - self._prefix :] != IGNORED).sum())
             if self.kind is LossKind.ALIGNED or labels.ndim > 1:
                 return int((labels != IGNORED).sum())
@@ -366,10 +368,11 @@ def _lone_embeddings(model: nn.Module, parameters: Mapping[str, nn.Parameter]) -
     found: dict[str, nn.Module] = {}
     for module_name, module in model.named_modules():
         name = f"{module_name}.weight" if module_name else "weight"
-        if type(module) is nn.Embedding and name in parameters and owners[id(module.weight)] == 1:
-            # rows of the counter-based streams start at words of 64 elements
-            if module.embedding_dim % 64 == 0 and module.max_norm is None and type(module.weight) is nn.Parameter:
-                found[name] = module
+        if type(module) is not nn.Embedding or name not in parameters or owners[id(module.weight)] > 1:
+            continue
+        # rows of the counter-based streams start at words of 64 elements; a sharded weight has other rows
+        if module.embedding_dim % 64 == 0 and module.max_norm is None and type(module.weight) is nn.Parameter:
+            found[name] = module
     return found
 
 
@@ -403,7 +406,7 @@ def _is_quantized(parameter: Tensor) -> bool:
 
 
 def _is_causal(model: nn.Module) -> bool:
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    base = base_model(model)
     return type(base).__name__ in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
 
 

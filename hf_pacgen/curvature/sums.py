@@ -70,9 +70,7 @@ class DiagonalSums:
             statistics.append(torch.stack([trace, square]))
         return self._count(group, statistics, units)
 
-    def add_gradient(
-        self, group: int, gradient: Mapping[str, Tensor], units: float, rows: Rows | None = None
-    ) -> bool:
+    def add_gradient(self, group: int, gradient: Mapping[str, Tensor], units: float, rows: Rows | None = None) -> bool:
         """Add n_b d_b = G_b ⊙ G_b, with G_b the gradient of a batch's loss summed over sampled labels.
 
         ``squares`` stays 0: nothing needs the spread of these by tensor.

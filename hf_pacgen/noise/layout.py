@@ -51,6 +51,11 @@ class Block:
         return self.end - self.begin
 
     @property
+    def wide(self) -> torch.dtype:
+        """The dtype to compute in: the pool's, at least float32."""
+        return torch.promote_types(self.pool[1], torch.float32)
+
+    @property
     def only(self) -> Segment | None:
         """The segment that fills the block, or None if there are several."""
         return self.segments[0] if len(self.segments) == 1 and self.segments[0].count == self.size else None
@@ -113,10 +118,11 @@ class Layout:
     def _lay_out(self, pool: Pool, names: list[str], block_size: int) -> None:
         offset = begin = 0
         waiting: list[Segment] = []
-        for name in names:
+        # a large tensor has blocks of its own, which need no gathering; the small ones lie together after them
+        for name in sorted(names, key=lambda name: 2 * self.shapes[name].numel() < block_size):
             count = self.shapes[name].numel()
             self.places[name] = (pool, offset)
-            alone = 2 * count >= block_size  # a large tensor has blocks of its own, which need no gathering
+            alone = 2 * count >= block_size
             if waiting and (alone or offset - begin + count > block_size):
                 self._close(pool, begin, waiting)
                 waiting = []

@@ -39,10 +39,7 @@ class PairedProducts:
     def __init__(self, noise: Perturbation, blocks: list[Block]) -> None:
         self.noise, self.blocks = noise, blocks
         self.collected = {
-            block.index: torch.zeros(
-                block.size, device=block.pool[0], dtype=torch.promote_types(block.pool[1], torch.float32)
-            )
-            for block in blocks
+            block.index: torch.zeros(block.size, device=block.pool[0], dtype=block.wide) for block in blocks
         }
 
     @torch.no_grad()

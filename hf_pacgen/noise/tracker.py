@@ -184,8 +184,7 @@ class CurvatureTracker:
         """
         for block in self.noise.layout.blocks:
             if self.is_sampled(block, step):
-                wide = torch.promote_types(block.pool[1], torch.float32)
-                weights = self.noise.layout.gather(block, self.noise.weights, wide)
+                weights = self.noise.weights_of(block)
                 moment = self._moment(weights, self.scale(block, weights))
                 self._add(self._phase(block), products(block), moment, rescale, self._sum(block))
                 self._note_peak(block)

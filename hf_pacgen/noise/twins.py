@@ -58,6 +58,7 @@ class Perturbation:
         self._buffers = self.layout.buffers()
         self._twins = self.layout.views(self._buffers)
         self.weights = {name: parameter.data for name, parameter in parameters.items()}
+        self._pieces: dict[int, Tensor] = {}
         self._streams = {name: stream_key("parameter", name) for name in parameters}
         self._bytes = {
             device: CenteredBytes(max(b.size for b in self.layout.blocks if b.pool[0] == device), device=device)
@@ -85,14 +86,12 @@ class Perturbation:
         self._follow()
         step = stream_key(*key)
         for block in self.layout.blocks if blocks is None else blocks:
-            wide = torch.promote_types(block.pool[1], torch.float32)
-            weights = self.layout.gather(block, self.weights, wide)
+            weights, twin = self.weights_of(block), self._twin_of(block)
             sigma = scale(block, weights)
-            twin = self._buffers[block.pool][block.begin : block.end]
             streams = [(self._streams[s.name] ^ step, s.start, s.at) for s in block.segments]
             if self.distribution is NoiseDistribution.UNIFORM:
-                levels = self._bytes[block.pool[0]](streams, block.size).to(wide)
-                out = twin if twin.dtype == wide else None
+                levels = self._bytes[block.pool[0]](streams, block.size).to(weights.dtype)
+                out = twin if twin.dtype == weights.dtype else None
                 noisy = torch.addcmul(weights, levels, sigma, value=factor / 128, out=out)
             else:
                 noisy = weights + self._sample(weights, sigma.mul_(factor), streams)
@@ -103,14 +102,22 @@ class Perturbation:
     def mirror(self) -> None:
         """Turn w + u into w - u."""
         for block in self.layout.blocks:
-            twin = self._buffers[block.pool][block.begin : block.end]
+            twin = self._twin_of(block)
             twin.neg_().add_(self.layout.gather(block, self.weights), alpha=2)
 
     def noise(self, block: Block) -> Tensor:
         """The u of the last draw in a block, as rounded in the weights; flat, at least float32."""
-        wide = torch.promote_types(block.pool[1], torch.float32)
-        twin = self._buffers[block.pool][block.begin : block.end].to(wide)
-        return twin - self.layout.gather(block, self.weights, wide)
+        return self._twin_of(block).to(block.wide) - self.weights_of(block)
+
+    def weights_of(self, block: Block) -> Tensor:
+        """The weights of a block without noise; flat, at least float32."""
+        piece = self._pieces.get(block.index)
+        if piece is None:
+            piece = self.layout.gather(block, self.weights, block.wide)
+            segment = block.only
+            if segment is not None and self.weights[segment.name].is_contiguous() and block.wide == block.pool[1]:
+                self._pieces[block.index] = piece  # no copy, but a view that lasts
+        return piece
 
     def second_moment(self, weights: Tensor, sigma: Tensor) -> Tensor:
         """E u² at the level σ, which may be overwritten."""
@@ -134,6 +141,9 @@ class Perturbation:
                 parameter.data = self.weights[name]
             torch.clear_autocast_cache()
             self.applied = False
+
+    def _twin_of(self, block: Block) -> Tensor:
+        return self._buffers[block.pool][block.begin : block.end]
 
     def _sample(self, weights: Tensor, sigma: Tensor, streams: Sequence[tuple[int, int, int]]) -> Tensor:
         box = neighborhood(weights, gamma=self.gamma, epsilon=self.epsilon)
@@ -160,3 +170,4 @@ class Perturbation:
                     "Move and cast the model before training starts."
                 )
             self.weights[name] = parameter.data
+            self._pieces.clear()

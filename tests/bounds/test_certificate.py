@@ -606,6 +606,17 @@ def test_the_units_of_a_language_model_are_documents(language_model):
         certified(language_model, data, error_fn=lambda m, b: torch.zeros(b["labels"][:, 1:].numel()))
 
 
+def test_rows_of_one_length_may_be_pieces(language_model):
+    model = copy.deepcopy(language_model)
+    model.config.n_positions = 64
+    model.transformer.wpe = nn.Embedding(64, 16)
+    data = [{**batch, "attention_mask": torch.ones(4, 64)} for batch in documents(length=64)]
+    with pytest.warns(UserWarning, match="All rows have exactly 64 tokens: if they are pieces of longer documents"):
+        assert len(certified(model, data).notes) == 1
+    data[0]["attention_mask"][0, -1] = 0
+    assert certified(model, data).notes == ()
+
+
 def test_a_document_counts_once_whatever_its_length(language_model):
     """Errors are averaged over documents, not over their tokens."""
     data = documents()

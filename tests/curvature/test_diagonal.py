@@ -131,9 +131,7 @@ def test_one_batch_shows_no_spread() -> None:
     result = estimate(tiny.make("bert"), [tiny.examples("bert", 3)], standard_error=True)
     assert result.trace_stderr is None
     assert result.blend is not None and not any(result.blend.values())
-    hutchinson = estimate(
-        tiny.make("bert"), [tiny.examples("bert", 3)], standard_error=True, estimator="hutchinson"
-    )
+    hutchinson = estimate(tiny.make("bert"), [tiny.examples("bert", 3)], standard_error=True, estimator="hutchinson")
     assert tiny.flat(hutchinson.stderr).isnan().all()
 
 

@@ -75,6 +75,4 @@ def test_rho_given_and_bad_settings() -> None:
 
 def test_one_iteration_is_not_called_converged() -> None:
     config = ScoreConfig(lipschitz_iterations=1)
-    assert not hessian_lipschitz(
-        tiny.make("bert"), [tiny.examples("bert", 4)], config=config, progress=False
-    ).converged
+    assert not hessian_lipschitz(tiny.make("bert"), [tiny.examples("bert", 4)], config=config, progress=False).converged

