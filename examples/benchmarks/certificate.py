@@ -26,7 +26,7 @@ from torch.nn import functional
 
 from hf_pacgen.bounds.certificate import Certificate, certify
 from hf_pacgen.bounds.splits import train_prior
-from hf_pacgen.config import CertificateConfig
+from hf_pacgen.config import CertificateConfig, PriorGroups
 
 DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
 Batch = dict[str, Tensor]
@@ -212,7 +212,7 @@ def minilm_lora(folder: Path, smoke: bool) -> list[dict[str, Any]]:
     train(model, batches, epochs=1, rates={"encoder": 2e-3, "head": 0.01}, group=4)
     config = CertificateConfig(
         draws=64 if smoke else 8000,
-        prior_groups="kind",
+        prior_groups=PriorGroups.KIND,
         search_examples=1024,
         refine_steps=20 if smoke else 1500,
         refine_learning_rate=0.03,

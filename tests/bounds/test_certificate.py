@@ -24,7 +24,7 @@ from hf_pacgen.bounds.pac_bayes import effective_draws, kl_bound, monte_carlo_bo
 from hf_pacgen.bounds.posterior import DEFAULT_SCALES, Posterior, PriorScales, shaped_posterior
 from hf_pacgen.bounds.splits import fingerprint, train_prior
 from hf_pacgen.cards import update_model_card
-from hf_pacgen.config import CertificateConfig
+from hf_pacgen.config import CertificateConfig, Estimator
 from hf_pacgen.noise.distributions import NoiseDistribution
 
 QUICK = CertificateConfig(eta=300.0, draws=100)
@@ -104,7 +104,7 @@ def test_the_noisy_error_is_that_of_the_posterior():
     """Against the closed form: a difference of two noisy logits is normal, so P(wrong) is a normal tail."""
     model, features, labels = problem(n=64)
     data = batches(features, labels, size=1)
-    result = certified(model, data, CertificateConfig(eta=300.0, draws=40_000, estimator="exact"))
+    result = certified(model, data, CertificateConfig(eta=300.0, draws=40_000, estimator=Estimator.EXACT))
     curvature = exact_curvature(model, features)
     prior = PriorScales({}, dict.fromkeys(curvature, "all"), DEFAULT_SCALES)
     weights = {name: p.detach() for name, p in model.named_parameters()}
@@ -382,7 +382,7 @@ def test_splitting_lists_of_batches_and_equal_examples():
         ({"prior_data_fraction": 1.0}, ValueError, r"prior_data_fraction must be in \(0, 1\).*got 1.0"),
         ({"data": [1], "prior_data_fraction": 0.5}, ValueError, "leaves one part empty"),
         ({"data": iter([1, 2])}, TypeError, "data must be a dataset with indices.*got list_iterator"),
-        ({"data": DataLoader([1, 2])}, TypeError, "got DataLoader. Split the dataset"),
+        ({"data": DataLoader(TensorDataset(torch.ones(2)))}, TypeError, "got DataLoader. Split the dataset"),
     ],
 )
 def test_splits_refuse(arguments, error, match):
@@ -525,7 +525,7 @@ def test_examples_must_be_independent(solved):
     assert few.n == 408 and few.notes == ("8 of the examples equal an earlier one; they count as drawn independently.",)
     vouched = dataclasses.replace(QUICK, assume_independent=True)
     assert certified(model, [*data, *data], vouched).n == 800
-    rows = [{"features": x, "labels": y} for batch in data for x, y in zip(*batch.values(), strict=True)]
+    rows: Any = [{"features": x, "labels": y} for batch in data for x, y in zip(*batch.values(), strict=True)]
     for sampler in (RandomSampler(rows, replacement=True), WeightedRandomSampler([1.0] * 400, 400)):
         with pytest.raises(ValueError, match="draws examples with replacement or by weights"):
             certified(model, DataLoader(rows, batch_size=8, sampler=sampler))
@@ -698,7 +698,7 @@ def _two_processes(path: str) -> None:
     result = certify(
         model, batches(features, labels), prior="zero", config=config, accelerator=Accelerator(cpu=True), progress=False
     )
-    rank = torch.distributions.utils.torch.distributed.get_rank()
+    rank = torch.distributed.get_rank()
     result.save(f"{path}/{rank}.json")
 
 
