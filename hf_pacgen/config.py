@@ -7,14 +7,13 @@ that exists is a valid one.
 
 from __future__ import annotations
 
-import dataclasses
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import Enum
-from typing import Any, TypeVar
 
 from hf_pacgen.bounds.certified import Bound
 from hf_pacgen.noise.distributions import NoiseDistribution
+from hf_pacgen.settings import Config, check_number, choice, inverse_temperature, option, positive_grid
 
 __all__ = [
     "CertificateConfig",
@@ -82,80 +81,6 @@ class NoiseDraw(str, Enum):
 
     MICRO_BATCH = "micro_batch"
     STEP = "step"
-
-
-E = TypeVar("E", bound=Enum)
-
-
-def option(default: Any, help: str) -> Any:
-    """A dataclass field with its help text (read by ``HfArgumentParser``)."""
-    return field(default=default, metadata={"help": help})
-
-
-def choice(kind: type[E], value: str | E, name: str) -> E:
-    """Turn a string into a member of a closed choice, or say which there are."""
-    try:
-        return kind(value)
-    except ValueError:
-        known = ", ".join(repr(member.value) for member in kind)
-        raise ValueError(f"{name} must be one of {known}; got {value!r}.") from None
-
-
-def inverse_temperature(value: float | str) -> float | str:
-    """Check η: a positive number, or ``"n"`` for the size of the training set."""
-    if isinstance(value, str) and value.strip().lower() == "n":
-        return "n"
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        number = math.nan
-    if not (math.isfinite(number) and number > 0) or isinstance(value, bool):
-        raise ValueError(f"eta must be a positive number, or 'n' for the number of training examples; got {value!r}.")
-    return number
-
-
-def check_number(config: object, name: str, *, minimum: float, integer: bool = False, strict: bool = False) -> None:
-    """Raise unless the field ``name`` is a finite number of at least ``minimum``."""
-    value = getattr(config, name)
-    kind = "an integer" if integer else "a finite number"
-    right_type = isinstance(value, int) if integer else isinstance(value, (int, float))
-    in_range = right_type and math.isfinite(value) and (value > minimum if strict else value >= minimum)
-    if isinstance(value, bool) or not in_range:
-        bound = "greater than" if strict else "of at least"
-        raise ValueError(f"{name} must be {kind} {bound} {minimum}; got {value!r}.")
-
-
-def positive_grid(name: str, values: Any) -> list[float] | None:
-    """A list of different positive numbers in ascending order, or None."""
-    if values is None:
-        return None
-    try:
-        grid = [float(value) for value in values]
-    except (TypeError, ValueError):
-        grid = []
-    if not grid or not all(math.isfinite(value) and value > 0 for value in grid):
-        raise ValueError(f"{name} must be a list of positive, finite numbers; got {values!r}.")
-    return sorted(set(grid))
-
-
-class Config:
-    """What the settings share: a plain dictionary that is stored beside results."""
-
-    def to_dict(self) -> dict[str, Any]:
-        """The settings as JSON-able values."""
-        values = dataclasses.asdict(self)  # type: ignore[call-overload]
-        return {name: value.value if isinstance(value, Enum) else value for name, value in values.items()}
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> Any:
-        """The settings from ``to_dict()``; an unknown key is an error that names it."""
-        known = {f.name for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
-        unknown = sorted(set(values) - known)
-        if unknown:
-            raise ValueError(
-                f"{cls.__name__} has no setting {', '.join(map(repr, unknown))}; it has {', '.join(sorted(known))}."
-            )
-        return cls(**values)
 
 
 @dataclass(frozen=True, kw_only=True)

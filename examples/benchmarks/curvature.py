@@ -144,12 +144,17 @@ def problems() -> Iterator[tuple[str, nn.Module, list[Batch]]]:
 
 
 def exact_entries(model: nn.Module, batches: list[Batch], count: int) -> tuple[Tensor, Tensor]:
-    """Positions in the flat parameter vector, and the exact float64 diagonal there."""
+    """Random positions in the flat parameter vector where the loss depends on it, and the exact float64 diagonal."""
+    gradients(model, batches[:1])
+    reached = torch.cat([(p.grad if p.grad is not None else p * 0).reshape(-1) != 0 for p in model.parameters()])
+    candidates = reached.nonzero().squeeze(1)
+    model.zero_grad(set_to_none=True)
     model = copy.deepcopy(model).double()
     parameters = list(model.parameters())
     sizes = torch.tensor([p.numel() for p in parameters])
     offsets = sizes.cumsum(0) - sizes
-    where = torch.randperm(int(sizes.sum()), generator=torch.Generator().manual_seed(0))[:count].sort().values
+    shuffled = torch.randperm(len(candidates), generator=torch.Generator().manual_seed(0))
+    where = candidates[shuffled[:count]].sort().values
     owner = torch.searchsorted(offsets, where, right=True) - 1
     total, units = torch.zeros(len(where), dtype=torch.float64), 0
     for batch in batches:
@@ -157,9 +162,9 @@ def exact_entries(model: nn.Module, batches: list[Batch], count: int) -> tuple[T
         labels = batch["labels"][:, 1:] if batch["labels"].ndim > 1 else batch["labels"]
         counted = int((labels != -100).sum())
         with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
-            gradients = torch.autograd.grad(model(**batch)["loss"], parameters, create_graph=True, allow_unused=True)
+            slopes = torch.autograd.grad(model(**batch)["loss"], parameters, create_graph=True, allow_unused=True)
         for i, (position, tensor) in enumerate(zip(where.tolist(), owner.tolist(), strict=True)):
-            gradient, inside = gradients[tensor], position - int(offsets[tensor])
+            gradient, inside = slopes[tensor], position - int(offsets[tensor])
             if gradient is None or not (entry := gradient.reshape(-1)[inside]).requires_grad or entry == 0:
                 continue
             (row,) = torch.autograd.grad(entry, parameters[tensor], retain_graph=True, allow_unused=True)

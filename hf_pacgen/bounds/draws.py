@@ -41,19 +41,21 @@ class NoisyErrors:
     def __init__(self, objective: Objective, rate: ErrorRate, saved: SavedWeights, *, seed: int) -> None:
         self.objective, self.rate, self.saved, self.seed = objective, rate, saved, seed
         self._cache: list[tuple[int, Any]] | None = None
+        self._fits = True
 
     def batches(self) -> Sequence[tuple[int, Any]] | Any:
         """This process's batches with their numbers, from memory where they fit."""
-        if self._cache is None:
+        if self._cache is None and self._fits:
             kept: list[tuple[int, Any]] = []
             size = 0
             for index, batch in self.objective.batches:
                 size += sum(t.numel() * t.element_size() for t in _tensors(batch))
-                if size > CACHE_BYTES:
+                self._fits = size <= CACHE_BYTES
+                if not self._fits:
                     return self.objective.batches
                 kept.append((index, batch))
             self._cache = kept
-        return self._cache
+        return self.objective.batches if self._cache is None else self._cache
 
     def mean(
         self, posterior: Posterior, *key: str | int, stride: int = 1, tick: Callable[[], Any] = lambda: None
@@ -97,11 +99,11 @@ class NoiseStream:
     models' draws are made in blocks, which costs a tenth.
     """
 
-    def __init__(self, posterior: Posterior, *key: str | int) -> None:
+    def __init__(self, posterior: Posterior, *key: str | int, most: int = MOST_DRAWN) -> None:
         self.key = key
         self.noises = {name: posterior.noise(name) for name in posterior.means}
         self.means = posterior.means
-        self.block = max(1, min(MOST_DRAWN, BLOCK_ELEMENTS // max(1, sum(m.numel() for m in self.means.values()))))
+        self.block = max(1, min(most, BLOCK_ELEMENTS // max(1, sum(m.numel() for m in self.means.values()))))
         self._number: int | None = None
         self._draws: dict[str, Tensor] = {}
 

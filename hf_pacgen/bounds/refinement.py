@@ -71,7 +71,7 @@ def refine(
             if step % REFIT == REFIT - 1:
                 fit = prior.fit(current)
                 slopes = _slopes(error, fit.kl + fit.price, n, delta)
-            noise = NoiseStream(current, noisy.seed, "refinement", step)[0]
+            noise = NoiseStream(current, noisy.seed, "refinement", step, most=1)[0]
             noisy.displace(current, noise)
             gradients, mean, bounded = _gradient(noisy, next(batches))
             if bounded:

@@ -51,10 +51,8 @@ class PairedProducts:
         for block in self.blocks:
             self.collected[block.index].add_(product(block), alpha=times)
 
-    def mean(self, world_size: int) -> Callable[[Block], Tensor]:
+    def mean(self, average: Callable[[Tensor], Tensor]) -> Callable[[Block], Tensor]:
         """The products, averaged over processes: gradients that were not yet reduced differ between them."""
-        if world_size > 1:
-            for collected in self.collected.values():
-                torch.distributed.all_reduce(collected)
-                collected /= world_size
+        for collected in self.collected.values():
+            average(collected)
         return lambda block: self.collected[block.index]

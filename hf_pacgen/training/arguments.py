@@ -9,7 +9,8 @@ from typing import Any, ClassVar, TypeVar
 
 from transformers import TrainingArguments
 
-from hf_pacgen.config import Config, NoiseConfig, ScoreConfig
+from hf_pacgen.config import NoiseConfig, ScoreConfig
+from hf_pacgen.settings import Config
 
 __all__ = ["PACGenTrainingArguments", "as_config"]
 

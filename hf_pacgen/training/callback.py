@@ -10,8 +10,9 @@ from typing import Any
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from hf_pacgen.config import NoiseConfig, ScoreConfig, choice
+from hf_pacgen.config import NoiseConfig, ScoreConfig
 from hf_pacgen.score import PACGenResult
+from hf_pacgen.settings import choice
 from hf_pacgen.training.arguments import as_config
 from hf_pacgen.training.engine import NOISE_FILE, NoiseEngine
 from hf_pacgen.training.setup import describe_run, refuse_sharding, score_on_training_data

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -35,11 +35,13 @@ class GradientRescale:
         parameters: by name; the smallest are remembered.
         optimizer: accelerate's, which knows the loss scale.
         clips: whether gradients are clipped; without clipping and loss scale nothing is done.
-        world_size: processes; the gradients of a process arrive before they are averaged.
+        average: over processes, in place: the gradients of a process arrive before they are averaged.
     """
 
-    def __init__(self, parameters: Mapping[str, Tensor], optimizer: Any, *, clips: bool, world_size: int) -> None:
-        self._optimizer, self.world_size = optimizer, world_size
+    def __init__(
+        self, parameters: Mapping[str, Tensor], optimizer: Any, *, clips: bool, average: Callable[[Tensor], Tensor]
+    ) -> None:
+        self._optimizer, self._average = optimizer, average
         self._seen: dict[str, Tensor] = {}
         self._parameters: dict[str, Tensor] = {}
         self._handles: list[Any] = []
@@ -67,9 +69,7 @@ class GradientRescale:
             torch.cat([g.reshape(-1).to(device, torch.float32) for g in gs]) for gs in (before, remembered.values())
         )
         self._seen = {}
-        if self.world_size > 1:
-            torch.distributed.all_reduce(first)
-            first /= self.world_size
+        first = self._average(first)
         square = first @ first
         factor = torch.where(square > 0, square / (first @ last), 1.0).nan_to_num(0.0, 0.0, 0.0)
         unscale = loss_unscale(self._optimizer)

@@ -7,7 +7,7 @@ import logging
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +16,19 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from hf_pacgen.config import CurvatureSource, Estimator, NoiseConfig, NoiseDistribution, NoiseDraw, ScoreConfig
+from hf_pacgen.config import CurvatureSource, Estimator, NoiseConfig, NoiseDraw, ScoreConfig
 from hf_pacgen.curvature.batches import Batches
 from hf_pacgen.curvature.diagonal import estimate_diagonal
 from hf_pacgen.curvature.lipschitz import estimate_lipschitz
 from hf_pacgen.curvature.model_state import preserved, unwrap
 from hf_pacgen.curvature.objective import LossFunction, Objective, _lone_embeddings, trainable_parameters
+from hf_pacgen.noise.distributions import NoiseDistribution
 from hf_pacgen.noise.lookup import LookupNoise, worthwhile
 from hf_pacgen.noise.pairs import PairedProducts, single_products
 from hf_pacgen.noise.perturbation import SavedWeights
 from hf_pacgen.noise.tracker import CurvatureTracker
 from hf_pacgen.noise.twins import Perturbation
+from hf_pacgen.processes import Processes
 from hf_pacgen.training.clipping import GradientRescale, loss_unscale
 from hf_pacgen.training.guard import Guard, Hook
 
@@ -49,7 +51,7 @@ class Run:
         num_examples: n, or None where it is not known.
         examples_per_step: examples of an optimizer step, over all processes.
         max_steps: optimizer steps of the training.
-        world_size: processes.
+        processes: those that train together.
         clips: whether gradients are clipped before ``on_pre_optimizer_step``.
         compiled: whether the model goes through torch.compile.
         loss_fn: the loss, if it is not the model's own.
@@ -63,7 +65,7 @@ class Run:
     num_examples: int | None
     examples_per_step: int
     max_steps: int
-    world_size: int = 1
+    processes: Processes = field(default_factory=Processes)
     clips: bool = True
     compiled: bool = False
     loss_fn: LossFunction | None = None
@@ -110,7 +112,7 @@ class NoiseEngine:
         self._handles = [lookup.module.register_forward_hook(Hook(lookup)) for lookup in self.lookups.values()]
         self.rescale = None
         if self.tracker.source is CurvatureSource.PRICE and not config.antithetic:
-            self.rescale = GradientRescale(parameters, run.optimizer, clips=run.clips, world_size=run.world_size)
+            self.rescale = GradientRescale(parameters, run.optimizer, clips=run.clips, average=self._average)
         self._drawn: tuple[int, int] | None = None
         self._pairs: PairedProducts | None = None
 
@@ -158,7 +160,7 @@ class NoiseEngine:
         if self._drawn is not None and self._drawn[0] == step and self.tracker.source is CurvatureSource.PRICE:
             gradients = self._gradients()
             if self._pairs is not None:
-                products, rescale = self._pairs.mean(self.run.world_size), loss_unscale(self.run.optimizer)
+                products, rescale = self._pairs.mean(self._average), loss_unscale(self.run.optimizer)
             else:
                 products = single_products(self.noise, gradients)
                 rescale = self.rescale.factor() if self.rescale is not None else None
@@ -207,7 +209,10 @@ class NoiseEngine:
     def _perturbs_rows(self) -> bool:
         # other processes read other rows, compiled models run no hooks, and a pair needs the noise twice
         uniform = self.config.distribution is NoiseDistribution.UNIFORM
-        return uniform and self.run.world_size == 1 and not self.run.compiled and not self.config.antithetic
+        return uniform and self.run.processes.size == 1 and not self.run.compiled and not self.config.antithetic
+
+    def _average(self, tensor: Tensor) -> Tensor:
+        return self.run.processes.sum_(tensor).div_(self.run.processes.size)
 
     def _draw(self, step: int, micro_step: int, factor: float) -> None:
         """New noise, but for weights whose curvature is sampled in this step: they keep that of the first micro-batch.

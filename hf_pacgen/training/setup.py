@@ -14,6 +14,7 @@ from hf_pacgen.config import ScoreConfig
 from hf_pacgen.curvature.model_state import unwrap
 from hf_pacgen.curvature.objective import LossFunction
 from hf_pacgen.measure import pacgen
+from hf_pacgen.processes import Processes
 from hf_pacgen.score import PACGenResult
 from hf_pacgen.training.engine import Run
 
@@ -62,7 +63,7 @@ def describe_run(
         num_examples=_length(dataset),
         examples_per_step=args.train_batch_size * args.gradient_accumulation_steps * args.world_size,
         max_steps=max_steps,
-        world_size=args.world_size,
+        processes=_processes(args),
         clips=args.max_grad_norm is not None and args.max_grad_norm > 0,
         compiled=bool(args.torch_compile),
         loss_fn=loss_fn,
@@ -88,10 +89,18 @@ def score_on_training_data(
             loss_fn=loss_fn,
             collate_fn=collate_fn,
             batch_size=args.per_device_eval_batch_size,
-            # a second Accelerator would change the settings of the run's; its process state is all that is needed
-            accelerator=accelerator or PartialState(),
+            accelerator=accelerator or _state(args),
             progress=False,
         )
+
+
+def _state(args: TrainingArguments) -> Any:
+    # a second Accelerator would change the settings of the run's; its process state is all that is needed
+    return PartialState() if args.world_size > 1 else None
+
+
+def _processes(args: TrainingArguments) -> Processes:
+    return Processes(_state(args))
 
 
 def _length(dataset: Any) -> int | None:

@@ -18,6 +18,7 @@ from torch.nn import functional
 from torch.utils.data import DataLoader, RandomSampler, TensorDataset, WeightedRandomSampler
 from transformers import AutoModelForSequenceClassification, BertForSequenceClassification, GPT2LMHeadModel
 
+from hf_pacgen.bounds import draws
 from hf_pacgen.bounds.certificate import Certificate, certify
 from hf_pacgen.bounds.draws import NoiseStream, planned_passes
 from hf_pacgen.bounds.pac_bayes import effective_draws, kl_bound, monte_carlo_bound
@@ -206,6 +207,28 @@ def test_every_batch_has_its_own_draw_and_ragged_batches_count_less():
     assert planned_passes(1, [8, 8, 2]) == [1] and planned_passes(10_000, [8] * 1500) == [1, 2, 4, 7]
 
 
+def test_the_draws_that_certify_were_not_searched_with(solved, monkeypatch):
+    """The posterior was chosen for its error under the searched draws: only fresh ones are independent of it."""
+    keys: list[tuple[str, ...]] = []
+    stream = draws.NoiseStream.__init__
+
+    def spy(self, posterior, *key, **settings):
+        keys.append(key)
+        stream(self, posterior, *key, **settings)
+
+    monkeypatch.setattr(draws.NoiseStream, "__init__", spy)
+    result = certified(solved[0], solved[1], CertificateConfig(draws=200, refine_steps=3))
+    searched, final = ([key for key in keys if key[2] == word] for word in ("search", "certificate"))
+    assert len(set(final)) == len(final) == result.draws / 50 and searched and not set(searched) & set(final)
+
+
+def test_large_data_is_not_kept_in_memory(solved, monkeypatch):
+    kept = certified(*solved)
+    monkeypatch.setattr(draws, "CACHE_BYTES", 1000)
+    assert dataclasses.replace(certified(*solved), seconds=kept.seconds) == kept
+    assert certified(solved[0], solved[1], dataclasses.replace(QUICK, refine_steps=2)).refinement is not None
+
+
 def test_draws_stop_when_they_hardly_matter(solved):
     model, data = solved
     short = certified(model, data, CertificateConfig(eta=300.0, draws=10**5))
@@ -223,12 +246,12 @@ def test_noise_streams(distribution):
         distribution=distribution,
     )
     forward = NoiseStream(posterior, 0, "a")
-    draws = [forward[i]["w"].clone() for i in range(200)]
+    drawn = [forward[i]["w"].clone() for i in range(200)]
     backward = NoiseStream(posterior, 0, "a")
-    assert all(torch.equal(backward[i]["w"], draws[i]) for i in reversed(range(0, 200, 9)))
-    assert len({tuple(d.flatten().tolist()) for d in draws}) == 200
-    assert not torch.equal(NoiseStream(posterior, 0, "b")[0]["w"], draws[0])
-    moment = torch.stack(draws).square().mean()
+    assert all(torch.equal(backward[i]["w"], drawn[i]) for i in reversed(range(0, 200, 9)))
+    assert len({tuple(d.flatten().tolist()) for d in drawn}) == 200
+    assert not torch.equal(NoiseStream(posterior, 0, "b")[0]["w"], drawn[0])
+    moment = torch.stack(drawn).square().mean()
     assert moment == pytest.approx(posterior.noise("w").second_moment().mean().item(), rel=0.05)
 
 
@@ -255,7 +278,9 @@ def test_the_model_is_left_as_found(solved):
 
 
 def test_same_seed_same_certificate(solved):
-    first, second, other = (certified(*solved, dataclasses.replace(QUICK, seed=seed)) for seed in (1, 1, 2))
+    first, second, other = (
+        certified(solved[0], solved[1], dataclasses.replace(QUICK, seed=seed)) for seed in (1, 1, 2)
+    )
     assert dataclasses.replace(first, seconds=0) == dataclasses.replace(second, seconds=0)
     assert first.empirical_error != other.empirical_error
 
@@ -670,7 +695,7 @@ def test_parameters_must_exist(solved):
 
 
 def test_written_and_read(tmp_path: Path, solved):
-    result = certified(*solved, dataclasses.replace(QUICK, prior_groups="module", refine_steps=2))
+    result = certified(solved[0], solved[1], dataclasses.replace(QUICK, prior_groups="module", refine_steps=2))
     result.save(tmp_path / "certificate.json")
     assert Certificate.load(tmp_path / "certificate.json") == result
     written = json.loads((tmp_path / "certificate.json").read_text())

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from hf_pacgen import Estimator, ScoreConfig, hessian_diagonal
 from hf_pacgen.curvature import diagonal as diagonal_module
+from hf_pacgen.curvature.sums import DiagonalSums
+from hf_pacgen.noise.perturbation import RademacherDirection
 
 
 def estimate(model: nn.Module, data: Any, **settings: Any) -> Any:
@@ -54,6 +56,29 @@ def test_hutchinson_converges_and_its_standard_errors_are_right(name: str) -> No
     off = (tiny.flat(few.values) - dense)[stderr > 0] / stderr[stderr > 0]
     assert 0.85 < off.square().mean().sqrt() < 1.2
     assert abs(many.trace - dense.sum().item()) < 4 * many.trace_stderr
+
+
+def test_the_variance_of_a_weighted_mean() -> None:
+    # two batches of equal weight: the mean's variance is (d1 - d2)²/4, and 0 if they agree; unequal: reliability weights
+    torch.manual_seed(0)
+    first, second = torch.randn(2, 5, dtype=torch.float64)
+    signs = RademacherDirection(0)
+    z = signs.piece("w", 0, first)
+    for units in ((3.0, 3.0), (1.0, 4.0)):
+        sums = DiagonalSums({"w": first}, elementwise=True)
+        for group, (values, count) in enumerate(zip((first, second), units, strict=True)):
+            sums.add_probe(group, {"w": values * count * z}, signs, count)
+        weights = torch.tensor(units, dtype=torch.float64) / sum(units)
+        mean = weights[0] * first + weights[1] * second
+        torch.testing.assert_close(sums.mean_()["w"], mean)
+        spread = weights[0] * (first - mean).square() + weights[1] * (second - mean).square()
+        share = float(weights.square().sum())
+        expected = spread * share / (1 - share)
+        total = sums.mean_variance(mean.square().sum()[None])
+        assert total is not None and total.item() == pytest.approx(expected.sum().item())
+        stderr = sums.elementwise_stderr_()
+        assert stderr is not None
+        torch.testing.assert_close(stderr["w"], expected.sqrt())
 
 
 def test_every_batch_has_its_own_probe_so_the_error_falls_with_their_number() -> None:
