@@ -1,12 +1,23 @@
 """PACGen for the Hugging Face stack: score, shaped noise and certificates."""
 
-from hf_pacgen.config import Estimator, HVPMethod, ScoreConfig
+from importlib import import_module as _import_module
+from typing import TYPE_CHECKING
+from typing import Any as _Any
+
+from hf_pacgen.config import CertificateConfig, Estimator, HVPMethod, NoiseConfig, ScoreConfig
 from hf_pacgen.curvature.diagonal import DiagonalEstimate
 from hf_pacgen.curvature.lipschitz import LipschitzEstimate
 from hf_pacgen.measure import hessian_diagonal, hessian_lipschitz, hessian_vector_product, pacgen
+from hf_pacgen.noise.perturbation import perturbed
 from hf_pacgen.register import metric_path, register
 from hf_pacgen.register import register_on_import as _register_on_import
 from hf_pacgen.score import PACGenResult, pacgen_score
+
+if TYPE_CHECKING:
+    from hf_pacgen.bounds.certificate import Certificate, certify
+    from hf_pacgen.training.arguments import PACGenTrainingArguments
+    from hf_pacgen.training.callback import PACGenCallback
+    from hf_pacgen.training.trainer import PACGenTrainer
 
 __version__ = "0.1.0.dev0"
 
@@ -24,9 +35,35 @@ __all__ = [
     "hessian_vector_product",
     "DiagonalEstimate",
     "LipschitzEstimate",
+    # noise
+    "perturbed",
+    "NoiseConfig",
+    "PACGenCallback",
+    "PACGenTrainer",
+    "PACGenTrainingArguments",
+    # certificates
+    "certify",
+    "Certificate",
+    "CertificateConfig",
     # the metric of evaluate
     "metric_path",
     "register",
 ]
+
+# These import transformers' Trainer, or rooms that a score does not need: they are loaded when first asked for.
+_LATER = {
+    "Certificate": "hf_pacgen.bounds.certificate",
+    "certify": "hf_pacgen.bounds.certificate",
+    "PACGenCallback": "hf_pacgen.training.callback",
+    "PACGenTrainer": "hf_pacgen.training.trainer",
+    "PACGenTrainingArguments": "hf_pacgen.training.arguments",
+}
+
+
+def __getattr__(name: str) -> _Any:
+    if name in _LATER:
+        return getattr(_import_module(_LATER[name]), name)
+    raise AttributeError(f"module 'hf_pacgen' has no attribute {name!r}")
+
 
 _register_on_import()
