@@ -18,7 +18,8 @@ from hf_pacgen.curvature.diagonal import DiagonalEstimate, estimate_diagonal
 from hf_pacgen.curvature.hvp import HessianProduct, choose_method
 from hf_pacgen.curvature.lipschitz import LipschitzEstimate, estimate_lipschitz
 from hf_pacgen.curvature.model_state import preserved, unwrap
-from hf_pacgen.curvature.objective import LossFunction, Objective, is_finite
+from hf_pacgen.curvature.objective import LossFunction, Objective
+from hf_pacgen.curvature.parameters import is_finite
 from hf_pacgen.curvature.sums import zeros_like
 from hf_pacgen.noise.perturbation import SavedWeights, TensorDirection
 from hf_pacgen.processes import Processes

@@ -12,6 +12,7 @@ PURE, MODEL, SHELL = 0, 1, 2
 FLOORS = {
     "score": PURE,
     "config": PURE,
+    "settings": PURE,
     "noise": MODEL,
     "noise.base": PURE,
     "noise.distributions": PURE,

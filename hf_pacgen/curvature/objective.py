@@ -17,9 +17,10 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from hf_pacgen.curvature.batches import Batches, count_examples
 from hf_pacgen.curvature.model_state import base_model, evaluation_mode, uses_checkpointing
+from hf_pacgen.curvature.parameters import lone_embeddings, reaches_beyond, trainable_parameters
 from hf_pacgen.processes import send_to_device
 
-__all__ = ["BatchLoss", "LossFunction", "LossKind", "Objective", "is_finite", "trainable_parameters"]
+__all__ = ["BatchLoss", "LossFunction", "LossKind", "Objective"]
 
 IGNORED = -100
 LossFunction = Callable[[nn.Module, Any], tuple[Tensor, Any]]
@@ -70,7 +71,7 @@ class Objective:
         self.low_precision = False
         self.checkpointing = False
         self.device = next(iter(self.parameters.values())).device
-        self.embeddings = _lone_embeddings(model, self.parameters)
+        self.embeddings = lone_embeddings(model, self.parameters)
         self._touched: dict[str, list[Tensor]] = {}
         self._rows: dict[str, Tensor] = {}
         self._rows_of: int | None = None
@@ -224,7 +225,7 @@ class Objective:
         rows, self._rows_of = self.rows(index), None
         for name in list(self.embeddings):
             gradient = self.parameters[name].grad
-            if name not in rows or (gradient is not None and _reaches_beyond(gradient, rows[name])):
+            if name not in rows or (gradient is not None and reaches_beyond(gradient, rows[name])):
                 del self.embeddings[name]
         for parameter in self.parameters.values():
             parameter.grad = None
@@ -326,56 +327,6 @@ class _LowPrecisionWatch(TorchDispatchMode):
         return out
 
 
-def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """The parameters that require gradients, by name; tied ones once, frozen ones not at all.
-
-    Raises:
-        ValueError: there are none, or one is quantized, not floating-point, on no device, or not finite.
-    """
-    found = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    quantized = [name for name, p in model.named_parameters() if _is_quantized(p)]
-    if not found:
-        kinds = f"{len(quantized)} of its parameters are integer or quantized. " if quantized else ""
-        raise ValueError(
-            f"{type(model).__name__} has no trainable parameters: expected at least one with requires_grad=True. "
-            f"{kinds}Unfreeze what is to be scored, or add a trainable adapter."
-        )
-    for name, parameter in found.items():
-        if _is_quantized(parameter) or parameter.is_complex():
-            raise ValueError(
-                f"The trainable parameter {name!r} has dtype {parameter.dtype}"
-                f" ({type(parameter).__name__}): expected real floating-point weights of 16 bits or more. "
-                "Freeze it, or load the model without quantization."
-            )
-        if parameter.is_meta:
-            raise ValueError(
-                f"The parameter {name!r} is on the meta device: its values are offloaded or were never loaded. "
-                "Load the model so that every trainable weight is on a device."
-            )
-        if not is_finite(parameter):
-            raise ValueError(
-                f"The weights {name!r} contain NaN or infinity: expected finite numbers. Score an earlier checkpoint."
-            )
-    return found
-
-
-def _lone_embeddings(model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> dict[str, nn.Module]:
-    """Embedding layers, by the name of their weights, whose matrix no other module owns."""
-    owners: dict[int, int] = {}
-    for module in model.modules():
-        for parameter in module.parameters(recurse=False):
-            owners[id(parameter)] = owners.get(id(parameter), 0) + 1
-    found: dict[str, nn.Module] = {}
-    for module_name, module in model.named_modules():
-        name = f"{module_name}.weight" if module_name else "weight"
-        if type(module) is not nn.Embedding or name not in parameters or owners[id(module.weight)] > 1:
-            continue
-        # rows of the counter-based streams start at words of 64 elements; a sharded weight has other rows
-        if module.embedding_dim % 64 == 0 and module.max_norm is None and type(module.weight) is nn.Parameter:
-            found[name] = module
-    return found
-
-
 def _one_example(batch: Mapping[str, Any], labels: Tensor) -> Mapping[str, Any]:
     """The first example that has labels, if all tensors of the batch share their first dimension."""
     size = len(labels)
@@ -384,25 +335,6 @@ def _one_example(batch: Mapping[str, Any], labels: Tensor) -> Mapping[str, Any]:
     labeled = (labels != IGNORED).view(size, -1).any(dim=1)
     first = int(labeled.nonzero()[0])
     return {key: value[first : first + 1] for key, value in batch.items()}
-
-
-def _reaches_beyond(gradient: Tensor, rows: Tensor) -> bool:
-    if gradient.is_sparse:
-        return False
-    beyond = gradient.detach().abs().amax(dim=1) > 0
-    beyond[rows] = False
-    return bool(beyond.any())
-
-
-def is_finite(tensor: Tensor) -> bool:
-    """Whether all elements are finite; the norm says so in one pass, unless it overflows."""
-    norm = torch.linalg.vector_norm(tensor.detach(), dtype=torch.promote_types(tensor.dtype, torch.float32))
-    return bool(norm.isfinite()) or bool(tensor.detach().isfinite().all())
-
-
-def _is_quantized(parameter: Tensor) -> bool:
-    small = not (parameter.is_floating_point() or parameter.is_complex()) or parameter.element_size() < 2
-    return small or parameter.is_quantized or hasattr(parameter, "quant_state")
 
 
 def _is_causal(model: nn.Module) -> bool:

@@ -21,7 +21,8 @@ from hf_pacgen.curvature.batches import Batches
 from hf_pacgen.curvature.diagonal import estimate_diagonal
 from hf_pacgen.curvature.lipschitz import estimate_lipschitz
 from hf_pacgen.curvature.model_state import preserved, unwrap
-from hf_pacgen.curvature.objective import LossFunction, Objective, _lone_embeddings, trainable_parameters
+from hf_pacgen.curvature.objective import LossFunction, Objective
+from hf_pacgen.curvature.parameters import lone_embeddings, trainable_parameters
 from hf_pacgen.noise.distributions import NoiseDistribution
 from hf_pacgen.noise.lookup import LookupNoise, worthwhile
 from hf_pacgen.noise.pairs import PairedProducts, single_products
@@ -96,7 +97,7 @@ class NoiseEngine:
                 "Set eta to a number, such as that of the examples."
             )
         parameters = trainable_parameters(run.model)
-        embeddings = worthwhile(_lone_embeddings(run.model, parameters)) if self._perturbs_rows() else {}
+        embeddings = worthwhile(lone_embeddings(run.model, parameters)) if self._perturbs_rows() else {}
         self.noise = Perturbation(
             {name: p for name, p in parameters.items() if name not in embeddings},
             distribution=config.distribution,

@@ -21,12 +21,15 @@ from transformers import AutoModelForSequenceClassification, BertForSequenceClas
 from hf_pacgen.bounds import draws
 from hf_pacgen.bounds.certificate import Certificate, certify
 from hf_pacgen.bounds.draws import NoiseStream, planned_passes
+from hf_pacgen.bounds.errors import ErrorRate
 from hf_pacgen.bounds.pac_bayes import effective_draws, kl_bound, monte_carlo_bound
 from hf_pacgen.bounds.posterior import DEFAULT_SCALES, Posterior, PriorScales, shaped_posterior
 from hf_pacgen.bounds.splits import fingerprint, train_prior
 from hf_pacgen.cards import update_model_card
-from hf_pacgen.config import CertificateConfig, Estimator
+from hf_pacgen.config import CertificateConfig, Estimator, ScoreConfig
+from hf_pacgen.measure import _measuring
 from hf_pacgen.noise.distributions import NoiseDistribution
+from hf_pacgen.noise.perturbation import SavedWeights
 
 QUICK = CertificateConfig(eta=300.0, draws=100)
 
@@ -253,6 +256,28 @@ def test_noise_streams(distribution):
     assert not torch.equal(NoiseStream(posterior, 0, "b")[0]["w"], drawn[0])
     moment = torch.stack(drawn).square().mean()
     assert moment == pytest.approx(posterior.noise("w").second_moment().mean().item(), rel=0.05)
+
+
+def test_noise_is_drawn_around_the_means_of_the_posterior(solved):
+    """Hardly any noise around -w turns every answer into its opposite."""
+    model, data = solved
+    with _measuring(model, data, ScoreConfig(), None, None, 8, None) as objective:
+        with SavedWeights(objective.parameters) as saved:
+            noisy = draws.NoisyErrors(objective, ErrorRate(objective), saved, seed=0)
+            tiny = {name: torch.full_like(w, 1e-6) for name, w in saved.copy.items()}
+            error = [
+                noisy.mean(
+                    Posterior(
+                        means={name: sign * w for name, w in saved.copy.items()},
+                        scales=tiny,
+                        half_widths=None,
+                        distribution=NoiseDistribution.NORMAL,
+                    ),
+                    "test",
+                )[0]
+                for sign in (1, -1)
+            ]
+    assert 0 < error[0] < 0.2 and error[1] == pytest.approx(1 - error[0])
 
 
 def test_the_model_is_left_as_found(solved):

@@ -59,7 +59,7 @@ def test_hutchinson_converges_and_its_standard_errors_are_right(name: str) -> No
 
 
 def test_the_variance_of_a_weighted_mean() -> None:
-    # two batches of equal weight: the mean's variance is (d1 - d2)²/4, and 0 if they agree; unequal: reliability weights
+    # two equal batches: the variance of their mean is (d1 - d2)²/4; unequal ones: reliability weights
     torch.manual_seed(0)
     first, second = torch.randn(2, 5, dtype=torch.float64)
     signs = RademacherDirection(0)
@@ -132,7 +132,7 @@ def test_only_touched_embedding_rows_get_probes_and_nothing_is_lost(monkeypatch:
     from hf_pacgen.curvature import objective
 
     with_rows = estimate(model, parts, passes=2)
-    monkeypatch.setattr(objective, "_lone_embeddings", lambda model, parameters: {})
+    monkeypatch.setattr(objective, "lone_embeddings", lambda model, parameters: {})
     without = estimate(model, parts, passes=2)
     for name, values in without.values.items():
         torch.testing.assert_close(with_rows.values[name], values, rtol=1e-2, atol=1e-5)

@@ -1,0 +1,80 @@
+"""Which parameters count, and what is known of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["is_finite", "lone_embeddings", "reaches_beyond", "trainable_parameters"]
+
+
+def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters that require gradients, by name; tied ones once, frozen ones not at all.
+
+    Raises:
+        ValueError: there are none, or one is quantized, not floating-point, on no device, or not finite.
+    """
+    found = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    quantized = [name for name, p in model.named_parameters() if _is_quantized(p)]
+    if not found:
+        kinds = f"{len(quantized)} of its parameters are integer or quantized. " if quantized else ""
+        raise ValueError(
+            f"{type(model).__name__} has no trainable parameters: expected at least one with requires_grad=True. "
+            f"{kinds}Unfreeze what is to be scored, or add a trainable adapter."
+        )
+    for name, parameter in found.items():
+        if _is_quantized(parameter) or parameter.is_complex():
+            raise ValueError(
+                f"The trainable parameter {name!r} has dtype {parameter.dtype}"
+                f" ({type(parameter).__name__}): expected real floating-point weights of 16 bits or more. "
+                "Freeze it, or load the model without quantization."
+            )
+        if parameter.is_meta:
+            raise ValueError(
+                f"The parameter {name!r} is on the meta device: its values are offloaded or were never loaded. "
+                "Load the model so that every trainable weight is on a device."
+            )
+        if not is_finite(parameter):
+            raise ValueError(
+                f"The weights {name!r} contain NaN or infinity: expected finite numbers. Score an earlier checkpoint."
+            )
+    return found
+
+
+def is_finite(tensor: Tensor) -> bool:
+    """Whether all elements are finite; the norm says so in one pass, unless it overflows."""
+    norm = torch.linalg.vector_norm(tensor.detach(), dtype=torch.promote_types(tensor.dtype, torch.float32))
+    return bool(norm.isfinite()) or bool(tensor.detach().isfinite().all())
+
+
+def lone_embeddings(model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> dict[str, nn.Module]:
+    """Embedding layers, by the name of their weights, whose matrix no other module owns."""
+    owners: dict[int, int] = {}
+    for module in model.modules():
+        for parameter in module.parameters(recurse=False):
+            owners[id(parameter)] = owners.get(id(parameter), 0) + 1
+    found: dict[str, nn.Module] = {}
+    for module_name, module in model.named_modules():
+        name = f"{module_name}.weight" if module_name else "weight"
+        if type(module) is not nn.Embedding or name not in parameters or owners[id(module.weight)] > 1:
+            continue
+        # rows of the counter-based streams start at words of 64 elements; a sharded weight has other rows
+        if module.embedding_dim % 64 == 0 and module.max_norm is None and type(module.weight) is nn.Parameter:
+            found[name] = module
+    return found
+
+
+def reaches_beyond(gradient: Tensor, rows: Tensor) -> bool:
+    """Whether a matrix's gradient has entries outside some rows."""
+    if gradient.is_sparse:
+        return False
+    beyond = gradient.detach().abs().amax(dim=1) > 0
+    beyond[rows] = False
+    return bool(beyond.any())
+
+
+def _is_quantized(parameter: Tensor) -> bool:
+    small = not (parameter.is_floating_point() or parameter.is_complex()) or parameter.element_size() < 2
+    return small or parameter.is_quantized or hasattr(parameter, "quant_state")
