@@ -134,6 +134,13 @@ def make(
     return kind(callbacks=extra, noise=noise, **common)
 
 
+def trained(shell: str, noise: NoiseConfig | None, **settings: Any) -> Trainer:
+    """The Trainer of :func:`make` after its training; its constructor has seeded all random numbers just before."""
+    trainer = make(shell, noise, **settings)
+    trainer.train()
+    return trainer
+
+
 def losses(trainer: Trainer) -> list[float]:
     """The logged training losses."""
     return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]

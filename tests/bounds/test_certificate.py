@@ -343,6 +343,16 @@ def test_refinement_gains_from_a_bad_start(solved, distribution):
     assert after.refinement["gain"] == after.refinement["shaped_bound"] - after.refinement["refined_bound"]
 
 
+def test_refinement_pulls_the_means_to_the_prior(solved):
+    model, data = copy.deepcopy(solved[0]), solved[1]
+    with torch.no_grad():
+        for p in model.parameters():
+            p.mul_(10)  # the same answers, further away
+    config = CertificateConfig(eta=0.3, draws=100, prior_scales=[1.0], refine_steps=150, refine_learning_rate=0.1)
+    moved, fixed = (certified(model, data, dataclasses.replace(config, refine_mean=move)) for move in (True, False))
+    assert moved.kl < 0.8 * fixed.kl and moved.bound < fixed.bound
+
+
 def test_refinement_never_makes_it_worse(solved):
     model, data = solved
     result = certified(model, data, dataclasses.replace(QUICK, refine_steps=3, refine_learning_rate=50.0))

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from training_runs import SHELLS, arguments, bert, difference, llama, losses, make, same, weights
+from training_runs import SHELLS, arguments, bert, difference, llama, losses, same, trained, weights
 from transformers import Trainer
 
 from hf_pacgen.config import NoiseConfig
@@ -33,18 +33,14 @@ NOISES: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("shell", SHELLS)
 @pytest.mark.parametrize("silent", SILENT)
 def test_no_noise_is_the_plain_trainer(shell: str, silent: str) -> None:
-    runs = [make(kind, SILENT[silent], max_steps=20) for kind in ("plain", shell)]
-    for run in runs:
-        run.train()
+    runs = [trained(kind, SILENT[silent], max_steps=20) for kind in ("plain", shell)]
     assert same(weights(runs[0].model), weights(runs[1].model)) and losses(runs[0]) == losses(runs[1])
 
 
 @pytest.mark.parametrize("name", NOISES)
 def test_callback_and_trainer_agree_where_both_draw_once_a_step(name: str) -> None:
     """With dropout, and with gradients clipped in every step."""
-    runs = [make(shell, NoiseConfig(**NOISES[name]), max_grad_norm=0.1, max_steps=8) for shell in ("plain", *SHELLS)]
-    for run in runs:
-        run.train()
+    runs = [trained(shell, NoiseConfig(**NOISES[name]), max_grad_norm=0.1, max_steps=8) for shell in ("plain", *SHELLS)]
     plain, *noisy = (weights(run.model) for run in runs)
     assert same(*noisy) and losses(runs[1]) == losses(runs[2])
     assert difference(plain, noisy[0]) > 1e-4
@@ -53,9 +49,7 @@ def test_callback_and_trainer_agree_where_both_draw_once_a_step(name: str) -> No
 @pytest.mark.parametrize("name", ["price", "adam", "isotropic"])
 def test_callback_and_trainer_agree_under_accumulation(name: str) -> None:
     noise = NoiseConfig(draw="step", **NOISES[name])  # type: ignore[arg-type]
-    runs = [make(shell, noise, gradient_accumulation_steps=3, max_steps=5) for shell in SHELLS]
-    for run in runs:
-        run.train()
+    runs = [trained(shell, noise, gradient_accumulation_steps=3, max_steps=5) for shell in SHELLS]
     assert same(weights(runs[0].model), weights(runs[1].model))
 
 
@@ -64,7 +58,7 @@ def test_callback_and_trainer_agree_under_accumulation(name: str) -> None:
 def test_eight_small_batches_with_one_draw_are_one_large_batch(shell: str, clip: float) -> None:
     finals = []
     for pieces in (1, 8):
-        run = make(
+        run = trained(
             shell,
             NoiseConfig(draw="step", curvature_every=2),  # type: ignore[arg-type]
             model=llama(),
@@ -75,7 +69,6 @@ def test_eight_small_batches_with_one_draw_are_one_large_batch(shell: str, clip:
             per_device_train_batch_size=8 // pieces,
             gradient_accumulation_steps=pieces,
         )
-        run.train()
         finals.append(weights(run.model))
     assert difference(*finals) < 1e-6
 
@@ -83,8 +76,7 @@ def test_eight_small_batches_with_one_draw_are_one_large_batch(shell: str, clip:
 def test_micro_batches_have_draws_of_their_own() -> None:
     finals = []
     for draw in ("step", "micro_batch"):
-        run = make("trainer", NoiseConfig(draw=draw), model=llama(), gradient_accumulation_steps=2)  # type: ignore[arg-type]
-        run.train()
+        run = trained("trainer", NoiseConfig(draw=draw), model=llama(), gradient_accumulation_steps=2)  # type: ignore[arg-type]
         finals.append(weights(run.model))
     assert difference(*finals) > 1e-5
 
@@ -92,8 +84,7 @@ def test_micro_batches_have_draws_of_their_own() -> None:
 def test_the_seed_decides_the_noise() -> None:
     finals = []
     for seed in (0, 1, 1):
-        run = make("trainer", NoiseConfig(seed=seed))
-        run.train()
+        run = trained("trainer", NoiseConfig(seed=seed))
         finals.append(weights(run.model))
     assert difference(finals[0], finals[1]) > 1e-5 and same(finals[1], finals[2])
 
@@ -103,7 +94,7 @@ def test_the_seed_decides_the_noise() -> None:
 def test_no_other_random_state_is_touched(shell: str, name: str) -> None:
     states = []
     for kind in ("plain", shell):
-        make(kind, NoiseConfig(**NOISES[name]), max_steps=3).train()
+        trained(kind, NoiseConfig(**NOISES[name]), max_steps=3)
         states.append(torch.get_rng_state())
     assert states[0].equal(states[1])
 
@@ -126,8 +117,7 @@ def test_the_gradient_of_an_antithetic_pair_is_exact_on_a_quadratic() -> None:
     finals = {}
     for shell, noise in (("plain", None), ("trainer", NoiseConfig()), ("pair", NoiseConfig(antithetic=True))):
         kind = "plain" if shell == "plain" else "trainer"
-        run = make(kind, noise, model=Quadratic(), optim="sgd", learning_rate=0.1, gradient_accumulation_steps=2)
-        run.train()
+        run = trained(kind, noise, model=Quadratic(), optim="sgd", learning_rate=0.1, gradient_accumulation_steps=2)
         finals[shell] = weights(run.model)
     assert difference(finals["plain"], finals["pair"]) < 1e-6 < 1e-4 < difference(finals["plain"], finals["trainer"])
 
@@ -143,11 +133,9 @@ def test_a_pair_shares_its_dropout_and_leaves_the_random_state_of_one_pass() -> 
 
     Halves.seen.clear()
     noise = NoiseConfig(antithetic=True, shape="isotropic", scale=1e-7)  # type: ignore[arg-type]
-    pair = make("trainer", noise, model=bert(0.5), trainer=Halves, max_steps=3)
-    pair.train()
+    pair = trained("trainer", noise, model=bert(0.5), trainer=Halves, max_steps=3)
     state, seen = torch.get_rng_state(), list(Halves.seen)
-    plain = make("plain", None, model=bert(0.5), max_steps=3)
-    plain.train()
+    plain = trained("plain", None, model=bert(0.5), max_steps=3)
     assert state.equal(torch.get_rng_state())
     assert seen[0::2] == pytest.approx(seen[1::2], abs=1e-4) and losses(pair) == pytest.approx(losses(plain), abs=1e-3)
     assert "compute_loss" not in vars(pair)
@@ -156,5 +144,5 @@ def test_a_pair_shares_its_dropout_and_leaves_the_random_state_of_one_pass() -> 
 def test_training_arguments_do_not_change() -> None:
     args = arguments()
     before = args.to_dict()
-    make("callback", NoiseConfig(), args=args).train()
+    trained("callback", NoiseConfig(), args=args)
     assert args.to_dict() == before
