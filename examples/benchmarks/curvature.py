@@ -47,6 +47,7 @@ class Arguments:
     )
     seeds: int = field(default=5, metadata={"help": "Seeds of each estimate; medians are reported."})
     threads: int = field(default=0, metadata={"help": "Threads of torch; 0 leaves its choice."})
+    repeats: int = field(default=3, metadata={"help": "Timed repetitions of every task, after one that is not."})
     tweets: int = field(default=512, metadata={"help": "Tweets that the whole score is timed on."})
 
 
@@ -330,7 +331,7 @@ def product_rows(arguments: Arguments) -> list[dict[str, Any]]:
     for method in ("auto", "reverse_over_reverse", "forward_over_reverse"):
         tasks[method] = lambda method=method: hessian_vector_product(model, [batch], vector, method=method)
     tasks |= peer_products(model, batch, vector)
-    times = interleaved(tasks, 5)
+    times = interleaved(tasks, 2 * arguments.repeats + 1)
     memory = {name: extra_memory(task) for name, task in tasks.items()}
     rows = []
     for name, task in tasks.items():
@@ -398,7 +399,7 @@ def cost_rows(arguments: Arguments) -> list[dict[str, Any]]:
     for estimator in ("blend", "hutchinson", "gauss_newton"):
         config = ScoreConfig(estimator=estimator)  # type: ignore[arg-type]
         tasks[estimator] = lambda config=config: pacgen(model, batches, config=config, progress=False)
-    times = interleaved(tasks, 3)
+    times = interleaved(tasks, arguments.repeats)
     limits = {"blend": 4.7, "hutchinson": 3.7, "gauss_newton": 2.7}
     rows = [
         {"estimator": name, "gradient passes": times[name] / times["gradient"], "wanted at most": limit}
