@@ -4,7 +4,7 @@ from importlib import import_module as _import_module
 from typing import TYPE_CHECKING
 from typing import Any as _Any
 
-from hf_pacgen.config import CertificateConfig, Estimator, HVPMethod, NoiseConfig, ScoreConfig
+from hf_pacgen.config import CertificateConfig, Estimator, HVPMethod, NoiseConfig, PriorGroups, ScoreConfig
 from hf_pacgen.curvature.diagonal import DiagonalEstimate
 from hf_pacgen.curvature.lipschitz import LipschitzEstimate
 from hf_pacgen.measure import hessian_diagonal, hessian_lipschitz, hessian_vector_product, pacgen
@@ -15,6 +15,7 @@ from hf_pacgen.score import PACGenResult, pacgen_score
 
 if TYPE_CHECKING:
     from hf_pacgen.bounds.certificate import Certificate, certify
+    from hf_pacgen.bounds.splits import HeldOutPrior, train_prior
     from hf_pacgen.training.arguments import PACGenTrainingArguments
     from hf_pacgen.training.callback import PACGenCallback
     from hf_pacgen.training.trainer import PACGenTrainer
@@ -45,6 +46,9 @@ __all__ = [
     "certify",
     "Certificate",
     "CertificateConfig",
+    "PriorGroups",
+    "HeldOutPrior",
+    "train_prior",
     # the metric of evaluate
     "metric_path",
     "register",
@@ -54,9 +58,11 @@ __all__ = [
 _LATER = {
     "Certificate": "hf_pacgen.bounds.certificate",
     "certify": "hf_pacgen.bounds.certificate",
+    "HeldOutPrior": "hf_pacgen.bounds.splits",
     "PACGenCallback": "hf_pacgen.training.callback",
     "PACGenTrainer": "hf_pacgen.training.trainer",
     "PACGenTrainingArguments": "hf_pacgen.training.arguments",
+    "train_prior": "hf_pacgen.bounds.splits",
 }
 
 

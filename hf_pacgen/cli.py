@@ -18,6 +18,7 @@ __all__ = ["COMMANDS", "main"]
 
 COMMANDS = {
     "score": ("hf_pacgen.commands.score", "PACGen of a model on its training data"),
+    "certify": ("hf_pacgen.commands.certify", "bound a model's error on new examples"),
     "card": ("hf_pacgen.commands.card", "write a result into a model card"),
     "register": ("hf_pacgen.commands.register", 'make evaluate.load("pacgen") work everywhere'),
 }

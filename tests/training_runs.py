@@ -118,11 +118,12 @@ def make(
     methods the PACGenTrainer gets too.
     """
     model = bert() if model is None else model
+    causal = "llama" in type(getattr(model, "get_base_model", lambda: model)()).__name__.lower()
     common: dict[str, Any] = {
         "model": model,
         "args": args or arguments(**settings),
-        "train_dataset": data or Sentences(causal=isinstance(model, LlamaForCausalLM)),
-        "eval_dataset": Sentences(8, causal=isinstance(model, LlamaForCausalLM), seed=1),
+        "train_dataset": data or Sentences(causal=causal),
+        "eval_dataset": Sentences(8, causal=causal, seed=1),
     }
     extra = [*(before or []), *(callbacks or [])]
     if shell == "plain":

@@ -89,7 +89,7 @@ def train(
         word: [p for n, p in model.named_parameters() if n.startswith(word) and p.requires_grad] for word in rates
     }
     optimizer = torch.optim.AdamW([{"params": p, "lr": rates[word]} for word, p in groups.items()], weight_decay=0.01)
-    steps = int(epochs * len(batches) / group)
+    steps = max(1, int(epochs * len(batches) / group))
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / steps)
     model.train()
     order: list[int] = []

@@ -129,12 +129,12 @@ def certified_bound(
         bounds, eta = hoeffding_bound_over_grid(empirical, kl, size, delta_bound, grid, constant=constant)
         delta_bound = union_bound(delta_bound, grid.numel())
     index = int(bounds.argmin())
-    mean, empirical, kl = (t.expand(bounds.shape).flatten()[index].item() for t in (mean, empirical, kl))
+    chosen = [float(t.expand(bounds.shape).flatten()[index]) for t in (mean, empirical, kl)]
     return CertifiedBound(
         bound=min(bounds.flatten()[index].item(), 1.0),
-        empirical_bound=empirical,
-        mean=mean,
-        kl=kl,
+        empirical_bound=chosen[1],
+        mean=chosen[0],
+        kl=chosen[2],
         eta=None if eta is None else eta.flatten()[index].item(),
         index=index,
         delta_bound=delta_bound.item(),

@@ -58,7 +58,8 @@ def judge(
 ) -> Candidate:
     """Estimate a posterior's bound; all candidates meet the same draws of standard noise."""
     fit = prior.fit(posterior)
-    errors, passes = [], 1
+    errors: list[Any] = []
+    passes = 1
     while len(errors) < passes:
         error, sizes = noisy.mean(posterior, "search", len(errors), stride=stride, tick=tick)
         errors.append(error)

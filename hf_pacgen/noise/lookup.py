@@ -39,46 +39,54 @@ class LookupNoise:
 
     def __init__(self, name: str, module: nn.Embedding, noise: Perturbation) -> None:
         self.name, self.module, self.noise = name, module, noise
-        self._stream = stream_key("parameter", name)
-        self._key = 0
-        self._factor = 1.0
+        self._name_stream = self._stream = stream_key("parameter", name)
         self._scale: RowScale | None = None
-        self._read: list[Tensor] = []
+        self._factor = 1.0
+        self._read: list[tuple[int, Tensor]] = []
+        """The stream and the rows of every lookup since the step's first draw."""
 
     @property
-    def weight(self) -> nn.Parameter:
+    def weight(self) -> Tensor:
         """The weights of the embedding."""
         return self.module.weight
 
-    def draw(self, scale: RowScale, *key: str | int, factor: float = 1.0) -> None:
-        """Set the noise, at the level factor · σ."""
-        self._key, self._scale, self._factor = self._stream ^ stream_key(*key), scale, factor
-        self._read = []
+    def draw(self, scale: RowScale, *key: str | int, factor: float = 1.0, first: bool = True) -> None:
+        """Set the noise, at the level factor · σ; ``first`` forgets what was read before."""
+        self._stream, self._scale, self._factor = self._name_stream ^ stream_key(*key), scale, factor
+        if first:
+            self._read = []
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
         """The forward hook of the embedding."""
         if not self.noise.applied:
             return None
         rows, inverse = torch.unique(args[0].detach(), return_inverse=True)
-        self._read.append(rows)
+        self._read.append((self._stream, rows))
         with torch.no_grad():
-            noise = self._noise(rows, self._weights(rows))
+            noise = self._noise(self._stream, rows, self._weights(rows))
         return (output + noise[inverse]).to(output.dtype)
 
-    def last_draw(self) -> tuple[Tensor, Tensor, Tensor]:
-        """The rows that were read since :meth:`draw`, their weights and their noise."""
-        rows = torch.cat(self._read).unique() if self._read else torch.zeros(0, dtype=torch.int64)
+    def noise_read(self) -> tuple[Tensor, Tensor, Tensor]:
+        """The rows that were read since the step's first draw, their weights, and the sum of their draws."""
+        if not self._read:
+            rows = torch.zeros(0, dtype=torch.int64)
+            return rows, self._weights(rows), self._weights(rows)
+        rows = torch.cat([read for _, read in self._read]).unique()
         weights = self._weights(rows)
-        return rows, weights, self._noise(rows, weights)
+        total = torch.zeros_like(weights)
+        for stream in dict.fromkeys(stream for stream, _ in self._read):
+            mine = torch.cat([read for other, read in self._read if other == stream]).unique()
+            total.index_add_(0, torch.searchsorted(rows, mine), self._noise(stream, mine, self._weights(mine)))
+        return rows, weights, total
 
     def _weights(self, rows: Tensor) -> Tensor:
         weight = self.weight.detach()
         return weight[rows].to(torch.promote_types(weight.dtype, torch.float32))
 
-    def _noise(self, rows: Tensor, weights: Tensor) -> Tensor:
+    def _noise(self, stream: int, rows: Tensor, weights: Tensor) -> Tensor:
         if self._scale is None:
             return torch.zeros_like(weights)
-        unit = uniform_rows(self._key, rows, weights.shape[1], dtype=weights.dtype)
+        unit = uniform_rows(stream, rows, weights.shape[1], dtype=weights.dtype)
         return unit.mul_(self._scale(self.name, rows, weights)).mul_(self._factor)
 
 

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from hf_pacgen.noise.layout import Block
-from hf_pacgen.noise.twins import Perturbation
+from hf_pacgen.noise.twins import Perturbation, ScaleFunction
 
-__all__ = ["PairedProducts", "single_products"]
+__all__ = ["PairedProducts", "single_products", "summed_products"]
 
 Gradients = Mapping[str, Tensor | None]
 
@@ -21,6 +21,28 @@ def single_products(noise: Perturbation, gradients: Gradients) -> Callable[[Bloc
     def product(block: Block) -> Tensor:
         u = noise.noise(block)
         return u.mul_(noise.layout.gather(block, gradients, u.dtype))
+
+    return product
+
+
+def summed_products(
+    noise: Perturbation,
+    gradients: Gradients,
+    scale: ScaleFunction,
+    keys: Sequence[tuple[str | int, ...]],
+    factor: float,
+) -> Callable[[Block], Tensor]:
+    """g Σ_k u_k of a block, with g = Σ_k g_k(w+u_k) the gradient of micro-batches with draws of their own.
+
+    Draws are independent, so E g Σ_k u_k = Σ_k E g_k(w+u_k) u_k: no gradient of a single micro-batch is needed,
+    and the draws are made again from their keys.
+    """
+
+    def product(block: Block) -> Tensor:
+        total = torch.zeros(block.size, device=block.pool[0], dtype=block.wide)
+        for key in keys:
+            total.add_(noise.redraw(scale, block, *key, factor=factor))
+        return total.mul_(noise.layout.gather(block, gradients, total.dtype))
 
     return product
 

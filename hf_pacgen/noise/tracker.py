@@ -190,12 +190,12 @@ class CurvatureTracker:
                 self._note_peak(block)
         if self.rows_are_sampled(step):
             for name, lookup in self.lookups.items():
-                rows, weights, noise = lookup.last_draw()
+                rows, weights, noise = lookup.noise_read()
                 gradient = gradients[name]
                 if gradient is not None and len(rows):
                     moment = self._moment(weights, self.row_scale(name, rows, weights))
                     total = self.row_sums[name][rows]
-                    self._add(LOOKUPS, noise.mul_(_rows(gradient, rows)), moment, rescale, total)
+                    self._add(LOOKUPS, noise.mul_(gradient[rows]), moment, rescale, total)
                     self.row_sums[name].index_copy_(0, rows, total)
         turns = {self._phase(block) for block in self.noise.layout.blocks if self.is_sampled(block, step)}
         for key in turns | ({LOOKUPS} if self.lookups and self.rows_are_sampled(step) else set()):
@@ -331,7 +331,3 @@ class CurvatureTracker:
                     self._sum(block).div_(mean.growth)
                     self._note_peak(block)
             mean.total, mean.growth = mean.total / mean.growth, 1.0
-
-
-def _rows(gradient: Tensor, rows: Tensor) -> Tensor:
-    return (gradient.to_dense() if gradient.is_sparse else gradient)[rows]

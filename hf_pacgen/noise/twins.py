@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
@@ -67,36 +67,28 @@ class Perturbation:
         self.applied = False
 
     @torch.no_grad()
-    def draw(
-        self,
-        scale: ScaleFunction,
-        *key: str | int,
-        factor: float = 1.0,
-        blocks: Iterable[Block] | None = None,
-    ) -> None:
+    def draw(self, scale: ScaleFunction, *key: str | int, factor: float = 1.0) -> None:
         """Draw u at the level factor · σ, as a function of the key and the parameters' names, for the next apply.
-
-        Args:
-            blocks: those that get a new draw, by default all.
 
         Raises:
             RuntimeError: a parameter has another shape, dtype or device than at the start.
         """
         self.restore()
         self._follow()
-        step = stream_key(*key)
-        for block in self.layout.blocks if blocks is None else blocks:
+        stream = stream_key(*key)
+        for block in self.layout.blocks:
             weights, twin = self.weights_of(block), self._twin_of(block)
             sigma = scale(block, weights)
-            streams = [(self._streams[s.name] ^ step, s.start, s.at) for s in block.segments]
-            if self.distribution is NoiseDistribution.UNIFORM:
-                levels = self._bytes[block.pool[0]](streams, block.size).to(weights.dtype)
-                out = twin if twin.dtype == weights.dtype else None
-                noisy = torch.addcmul(weights, levels, sigma, value=factor / 128, out=out)
+            if self.distribution is NoiseDistribution.UNIFORM and twin.dtype == weights.dtype:
+                torch.addcmul(weights, self._levels(block, stream), sigma, value=factor / 128, out=twin)
             else:
-                noisy = weights + self._sample(weights, sigma.mul_(factor), streams)
-            if noisy is not twin:
-                twin.copy_(noisy)
+                twin.copy_(weights + self._noise(block, weights, sigma, stream, factor))
+
+    @torch.no_grad()
+    def redraw(self, scale: ScaleFunction, block: Block, *key: str | int, factor: float = 1.0) -> Tensor:
+        """The u of a block that :meth:`draw` gives for a key; flat, at least float32."""
+        weights = self.weights_of(block)
+        return self._noise(block, weights, scale(block, weights), stream_key(*key), factor)
 
     @torch.no_grad()
     def mirror(self) -> None:
@@ -145,17 +137,22 @@ class Perturbation:
     def _twin_of(self, block: Block) -> Tensor:
         return self._buffers[block.pool][block.begin : block.end]
 
-    def _sample(self, weights: Tensor, sigma: Tensor, streams: Sequence[tuple[int, int, int]]) -> Tensor:
+    def _levels(self, block: Block, stream: int) -> Tensor:
+        """128 times uniform numbers of (-1, 1), valid until the next call."""
+        streams = [(self._streams[s.name] ^ stream, s.start, s.at) for s in block.segments]
+        return self._bytes[block.pool[0]](streams, block.size).to(block.wide)
+
+    def _noise(self, block: Block, weights: Tensor, sigma: Tensor, stream: int, factor: float) -> Tensor:
+        if self.distribution is NoiseDistribution.UNIFORM:
+            return self._levels(block, stream).mul(sigma).mul_(factor / 128)
         box = neighborhood(weights, gamma=self.gamma, epsilon=self.epsilon)
-        ends = [at for _, _, at in streams[1:]]
-        parts = zip(streams, sigma.tensor_split(ends), box.tensor_split(ends), strict=True)
         generator = torch.Generator(weights.device)
-        return torch.cat(
-            [
-                make_noise(self.distribution, s, n).sample(generator.manual_seed(stream_key(key, start)))
-                for (key, start, _), s, n in parts
-            ]
-        )
+        noise = torch.zeros_like(weights)
+        for s in block.segments:
+            here = slice(s.at, s.at + s.count)
+            generator.manual_seed(stream_key(self._streams[s.name] ^ stream, s.start))
+            noise[here] = make_noise(self.distribution, sigma[here] * factor, box[here]).sample(generator)
+        return noise
 
     def _follow(self) -> None:
         """Find the weights again where other code let the parameters point elsewhere."""

@@ -32,7 +32,11 @@ class PACGenTrainingArguments(TrainingArguments):
     1000.0
     """
 
-    _VALID_DICT_FIELDS: ClassVar[list[str]] = [*TrainingArguments._VALID_DICT_FIELDS, "noise", "score"]
+    _VALID_DICT_FIELDS: ClassVar[list[str]] = [  # type: ignore[misc]  # the base has no ClassVar
+        *TrainingArguments._VALID_DICT_FIELDS,
+        "noise",
+        "score",
+    ]
 
     noise: dict | str | None = field(  # type: ignore[type-arg]  # the form that HfArgumentParser understands
         default=None,

@@ -25,7 +25,7 @@ from hf_pacgen.curvature.objective import LossFunction, Objective
 from hf_pacgen.curvature.parameters import lone_embeddings, trainable_parameters
 from hf_pacgen.noise.distributions import NoiseDistribution
 from hf_pacgen.noise.lookup import LookupNoise, worthwhile
-from hf_pacgen.noise.pairs import PairedProducts, single_products
+from hf_pacgen.noise.pairs import PairedProducts, single_products, summed_products
 from hf_pacgen.noise.perturbation import SavedWeights
 from hf_pacgen.noise.tracker import CurvatureTracker
 from hf_pacgen.noise.twins import Perturbation
@@ -114,7 +114,8 @@ class NoiseEngine:
         self.rescale = None
         if self.tracker.source is CurvatureSource.PRICE and not config.antithetic:
             self.rescale = GradientRescale(parameters, run.optimizer, clips=run.clips, average=self._average)
-        self._drawn: tuple[int, int] | None = None
+        self._keys: list[tuple[str | int, ...]] = []
+        """Of the draws in this step."""
         self._pairs: PairedProducts | None = None
 
     # ------------------------------------------------------------------------------------------------ the step
@@ -124,7 +125,7 @@ class NoiseEngine:
         self.leave()
         factor = self.factor(step)
         if micro_step == 0:
-            self._drawn = None
+            self._keys = []
             self._estimate(step)
         if factor == 0 or not self._has_curvature(step):
             return False
@@ -158,15 +159,17 @@ class NoiseEngine:
     def before_optimizer_step(self, step: int) -> None:
         """Sample the curvature from the step's gradient, with the noise off."""
         self.leave()
-        if self._drawn is not None and self._drawn[0] == step and self.tracker.source is CurvatureSource.PRICE:
-            gradients = self._gradients()
+        if self._keys and self.tracker.source is CurvatureSource.PRICE:
+            gradients, factor = self._gradients(), self.factor(step)
             if self._pairs is not None:
                 products, rescale = self._pairs.mean(self._average), loss_unscale(self.run.optimizer)
             else:
                 products = single_products(self.noise, gradients)
+                if len(self._keys) > 1:
+                    products = summed_products(self.noise, gradients, self.tracker.scale, self._keys, factor)
                 rescale = self.rescale.factor() if self.rescale is not None else None
-            self.tracker.sample_price(step, products, gradients, factor=self.factor(step), rescale=rescale)
-        self._drawn = self._pairs = None
+            self.tracker.sample_price(step, products, gradients, factor=factor, rescale=rescale)
+        self._keys, self._pairs = [], None
 
     def factor(self, step: int) -> float:
         """The schedule: part of σ that is drawn in an optimizer step, from 0 to 1."""
@@ -216,22 +219,14 @@ class NoiseEngine:
         return self.run.processes.sum_(tensor).div_(self.run.processes.size)
 
     def _draw(self, step: int, micro_step: int, factor: float) -> None:
-        """New noise, but for weights whose curvature is sampled in this step: they keep that of the first micro-batch.
-
-        Then g·u/E u² of the step's gradient is right for them with any number of micro-batches.
-        """
-        shared = self.config.draw is NoiseDraw.STEP
-        if self._drawn == (step, 0) and (shared or micro_step == 0):
-            return
-        key = (self.config.seed, "noise", step, 0 if shared else micro_step)
-        tracker = self.tracker
-        first = self._drawn is None or self._drawn[0] != step
-        blocks = [b for b in self.noise.layout.blocks if first or not tracker.is_sampled(b, step)]
-        self.noise.draw(tracker.scale, *key, factor=factor, blocks=blocks)
-        if first or not tracker.rows_are_sampled(step):
-            for lookup in self.lookups.values():
-                lookup.draw(tracker.row_scale, *key, factor=factor)
-        self._drawn = (step, 0 if shared else micro_step)
+        key = (self.config.seed, "noise", step, 0 if self.config.draw is NoiseDraw.STEP else micro_step)
+        if key in self._keys and not self.config.antithetic:
+            return  # the draw of the step's first micro-batch, still there
+        self.noise.draw(self.tracker.scale, *key, factor=factor)
+        for lookup in self.lookups.values():
+            lookup.draw(self.tracker.row_scale, *key, factor=factor, first=not self._keys)
+        if key not in self._keys:
+            self._keys.append(key)
 
     def _gradients(self) -> dict[str, Tensor | None]:
         found = {name: p.grad for name, p in self.noise.parameters.items()}

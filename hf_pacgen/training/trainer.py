@@ -172,7 +172,7 @@ class PACGenTrainer(Trainer):
         loader = self._train_loader()
         return score_on_training_data(
             self.args,
-            self.model,
+            self._model(),
             score or self.score or ScoreConfig(),
             dataset=loader.dataset,
             collate_fn=loader.collate_fn,
@@ -194,10 +194,23 @@ class PACGenTrainer(Trainer):
 
         def loss(model: nn.Module, batch: Any) -> tuple[Tensor, int]:
             count = count_examples(batch)
-            value = self.compute_loss(model, dict(batch))
+            value: Any = self.compute_loss(model, dict(batch))
             return value * count, count
 
         return loss
+
+    def _model(self) -> nn.Module:
+        if self.model is None:
+            raise ValueError("The Trainer has no model yet: pass model, or call train() first.")
+        return self.model
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """The card of transformers, with the last score in it (``push_to_hub`` goes through here)."""
+        super().create_model_card(*args, **kwargs)
+        if self.last_score is not None and self.is_world_process_zero() and self.args.output_dir:
+            from hf_pacgen.cards import update_model_card  # matplotlib, where it is there, takes a second to import
+
+            update_model_card(self.args.output_dir, self.last_score)
 
     def _train_loader(self) -> Any:
         loader = getattr(self.callback_handler, "train_dataloader", None)
@@ -211,9 +224,9 @@ class PACGenTrainer(Trainer):
             raise ValueError("There are no settings for the noise; pass noise=NoiseConfig().")
         run = describe_run(
             self.args,
-            self.model,
+            self._model(),
             optimizer=self.optimizer,
-            train_dataloader=train_dataloader or self._train_loader(),
+            train_dataloader=self._train_loader() if train_dataloader is None else train_dataloader,
             max_steps=self.state.max_steps,
             loss_fn=self._own_loss(),
         )

@@ -20,13 +20,14 @@ from transformers import AutoModelForSequenceClassification, BertForSequenceClas
 
 from hf_pacgen.bounds import draws
 from hf_pacgen.bounds.certificate import Certificate, certify
+from hf_pacgen.bounds.certified import Bound
 from hf_pacgen.bounds.draws import NoiseStream, planned_passes
 from hf_pacgen.bounds.errors import ErrorRate
 from hf_pacgen.bounds.pac_bayes import effective_draws, kl_bound, monte_carlo_bound
 from hf_pacgen.bounds.posterior import DEFAULT_SCALES, Posterior, PriorScales, shaped_posterior
 from hf_pacgen.bounds.splits import fingerprint, train_prior
 from hf_pacgen.cards import update_model_card
-from hf_pacgen.config import CertificateConfig, Estimator, ScoreConfig
+from hf_pacgen.config import CertificateConfig, Estimator, PriorGroups, ScoreConfig
 from hf_pacgen.measure import _measuring
 from hf_pacgen.noise.distributions import NoiseDistribution
 from hf_pacgen.noise.perturbation import SavedWeights
@@ -185,7 +186,7 @@ def test_more_data_and_a_larger_delta_help():
 
 def test_vacuous_says_so_and_returns():
     model, features, labels = problem(n=6)
-    result = certified(model, batches(features, labels), dataclasses.replace(QUICK, bound="hoeffding"))
+    result = certified(model, batches(features, labels), dataclasses.replace(QUICK, bound=Bound.HOEFFDING))
     assert (result.status, result.bound) == ("vacuous", 1.0) and "vacuous" in result.sentence
 
 
@@ -327,9 +328,8 @@ def test_the_search_finds_a_better_temperature(solved):
     model, data = solved
     found = certified(model, data, CertificateConfig(draws=100))
     for eta in (3.0, 1e6, "n"):
-        assert found.bound <= certified(model, data, dataclasses.replace(QUICK, eta=eta)).bound + (
-            0.01 if eta == "n" else 0
-        )
+        fixed = dataclasses.replace(QUICK, eta=eta)  # type: ignore[arg-type]
+        assert found.bound <= certified(model, data, fixed).bound + (0.01 if eta == "n" else 0)
 
 
 @pytest.mark.parametrize("distribution", list(NoiseDistribution))
@@ -730,7 +730,9 @@ def test_parameters_must_exist(solved):
 
 
 def test_written_and_read(tmp_path: Path, solved):
-    result = certified(solved[0], solved[1], dataclasses.replace(QUICK, prior_groups="module", refine_steps=2))
+    result = certified(
+        solved[0], solved[1], dataclasses.replace(QUICK, prior_groups=PriorGroups.MODULE, refine_steps=2)
+    )
     result.save(tmp_path / "certificate.json")
     assert Certificate.load(tmp_path / "certificate.json") == result
     written = json.loads((tmp_path / "certificate.json").read_text())
