@@ -184,9 +184,9 @@ class CurvatureTracker:
         """
         for block in self.noise.layout.blocks:
             if self.is_sampled(block, step):
-                weights = self.noise.weights_of(block)
+                product, weights = products(block), self.noise.weights_of(block)
                 moment = self._moment(weights, self.scale(block, weights))
-                self._add(self._phase(block), products(block), moment, rescale, self._sum(block))
+                self._add(self._phase(block), product, moment, rescale, self._sum(block))
                 self._note_peak(block)
         if self.rows_are_sampled(step):
             for name, lookup in self.lookups.items():

@@ -538,7 +538,7 @@ def test_every_kind_of_training_keeps_its_restore_point(
 
 @pytest.mark.parametrize("method", METHODS)
 def test_autocast_uses_the_noisy_weights(method: str, tmp_path: Path) -> None:
-    """Autocast caches casts of weights: without clearing them the loss would be that of stale ones."""
+    """Autocast caches casts of weights; the loss is not that of clean ones."""
     seen = []
     for scale in (0.0, 0.1):
         noise = {"shape": "isotropic", "scale": scale}

@@ -181,17 +181,12 @@ def test_other_shapes_take_any_optimizer(method: str, tmp_path: Path) -> None:
     assert trainer.state.global_step == 2
 
 
-STREAMS_FAIL = pytest.mark.xfail(
-    raises=TypeError, strict=True, reason="PACGenTrainer asks for the truth of a loader, and so for its length"
-)
-
-
-@pytest.mark.parametrize("method", [pytest.param("trainer", marks=STREAMS_FAIL), "callback"])
+@pytest.mark.parametrize("method", METHODS)
 def test_eta_n_needs_the_number_of_examples(method: str, tmp_path: Path) -> None:
     refuses(build(method, tmp_path, {}, data=Stream()), r"eta='n' is the number of training examples.*Set eta to a num")
 
 
-@pytest.mark.parametrize("method", [pytest.param("trainer", marks=STREAMS_FAIL), "callback"])
+@pytest.mark.parametrize("method", METHODS)
 def test_a_stream_trains_with_a_number_for_eta(method: str, tmp_path: Path) -> None:
     trainer = build(method, tmp_path, {"eta": 16}, data=Stream())
     trainer.train()
