@@ -207,10 +207,10 @@ def hessian_vector_product(
     with _measuring(model, data, config, loss_fn, collate_fn, batch_size, accelerator, streams=False) as objective:
         _check_vector(objective, vector)
         norm = math.sqrt(sum(torch.linalg.vector_norm(v).item() ** 2 for v in vector.values()))
-        out = {name: zeros_like(parameter) for name, parameter in objective.parameters.items()}
+        out: dict[str, Tensor] = {}
         units = torch.zeros(1, dtype=torch.float64)
         if norm == 0:
-            return out
+            return {name: zeros_like(parameter) for name, parameter in objective.parameters.items()}
         direction = TensorDirection(vector)
         with SavedWeights(objective.parameters) as saved, objective.batches.processes.together():
             product = HessianProduct(objective, config.hvp, saved=saved, displacement=displacement)
@@ -222,7 +222,12 @@ def hessian_vector_product(
                 if not (first and index == 0):
                     units += batch_units
                     for name, value in values.items():
-                        out[name].add_(value)
+                        if name in out:
+                            out[name].add_(value)
+                        else:  # the first product's buffers are ours to keep
+                            out[name] = value.to(torch.promote_types(value.dtype, torch.float32))
+                del values  # not beside the next product
+        out = {n: out[n] if n in out else zeros_like(p) for n, p in objective.parameters.items()}
         for tensor in (*out.values(), units):
             objective.batches.processes.sum_(tensor)
         return {name: tensor.div_(units.item()) for name, tensor in out.items()}

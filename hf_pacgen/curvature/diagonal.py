@@ -197,6 +197,7 @@ def _stream(
                     rows = objective.rows(index)
                     _check_gradient(run.probes.add_probe(group, values, probe, units, rows), index)
                     run.counts[3] += 1
+                del values  # or it would still be there beside the next product: one buffer more
             tick()
     return product.method if product is not None else None
 

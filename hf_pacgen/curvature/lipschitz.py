@@ -142,6 +142,7 @@ class _HessianDifference:
                 for name, value in values.items():
                     out[name].add_(value, alpha=sign / self.units)
                 self.num_hvps += 1
+                del values  # not beside the next product
             self.tick()
 
 

@@ -153,7 +153,11 @@ class SavedWeights:
                     *first, (direction, scale) = terms
                     for other, factor in first:
                         kept = torch.add(kept, other.piece(name, start, kept), alpha=factor)
-                    piece.copy_(kept).add_(direction.piece(name, start, piece), alpha=scale)
+                    displacement = direction.piece(name, start, kept)
+                    if displacement.dtype == piece.dtype and displacement.shape == piece.shape:
+                        torch.add(kept, displacement, alpha=scale, out=piece)  # one pass, not two
+                    else:
+                        piece.copy_(torch.add(kept, displacement, alpha=scale))
             else:
                 if self._displaced.get(name, only) is not only:
                     self._restore(name)

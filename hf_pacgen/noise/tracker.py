@@ -301,12 +301,13 @@ class CurvatureTracker:
     def _add(self, key: int, product: Tensor, moment: Tensor, rescale: Tensor | None, target: Tensor) -> None:
         """Add the sample product/moment, times rescale, to a sum."""
         value = self._mean(key).growth
-        if rescale is not None and rescale.device.type == "cpu":
-            value *= rescale.item()
-        elif rescale is not None:
-            product.mul_(rescale.to(product.device))
+        if rescale is not None:
             # a gradient that overflowed, and whose step the loss scaler skips, must not stay in the mean for ever
             product.nan_to_num_(0.0, 0.0, 0.0)
+            if rescale.device.type == "cpu":
+                value *= rescale.item()
+            else:
+                product.mul_(rescale.to(product.device))
         target.addcdiv_(product, moment, value=value)
 
     def _moment(self, weights: Tensor, sigma: Tensor) -> Tensor:

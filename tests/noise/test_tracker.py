@@ -1,0 +1,275 @@
+"""The level of the noise and the running curvature: against pure formulas and dense oracles."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from hf_pacgen.config import NoiseConfig
+from hf_pacgen.noise.pairs import PairedProducts, single_products, summed_products
+from hf_pacgen.noise.scale import article_noise_scale, optimal_noise_scale
+from hf_pacgen.noise.tracker import CurvatureTracker, RunningMean
+from hf_pacgen.noise.twins import Perturbation
+
+SHAPES = {"first": (40, 30), "second": (17,), "third": (5, 5)}
+
+
+def tensors(seed: int = 0, **options: Any) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return {name: torch.randn(shape, generator=generator, **options) for name, shape in SHAPES.items()}
+
+
+def tracked(config: NoiseConfig, weights: dict[str, Tensor], *, eta: float = 100.0) -> CurvatureTracker:
+    noise = Perturbation(
+        weights, distribution=config.distribution, gamma=config.gamma, epsilon=config.epsilon, block_size=256
+    )
+    return CurvatureTracker(config, noise, {}, eta=eta)
+
+
+def levels(tracker: CurvatureTracker) -> dict[str, Tensor]:
+    """σ by parameter name."""
+    noise = tracker.noise
+    buffers = noise.layout.buffers(torch.float32)
+    for block in noise.layout.blocks:
+        buffers[block.pool][block.begin : block.end] = tracker.scale(block, noise.weights_of(block))
+    return noise.layout.views(buffers)
+
+
+@pytest.mark.parametrize("distribution", ["uniform", "truncated_normal"])
+@pytest.mark.parametrize("rho", [0.0, 0.3])
+@pytest.mark.parametrize("shape", ["pacgen", "article"])
+@pytest.mark.parametrize("large", [False, True], ids=["some active", "none active"])
+def test_levels_are_those_of_the_formula(shape: str, rho: float, distribution: str, large: bool) -> None:
+    config = NoiseConfig(
+        shape=shape, rho=rho, distribution=distribution, curvature="hutchinson", curvature_decay=0.5, scale=0.5,  # type: ignore[arg-type]
+        epsilon=0.001 if large else 0.1,
+    )  # fmt: skip
+    weights, diagonal = tensors(), tensors(1)
+    tracker = tracked(config, weights)
+    for _ in range(3):
+        tracker.add_estimate(diagonal)
+    for name, sigma in levels(tracker).items():
+        common: dict[str, Any] = {"gamma": config.gamma, "epsilon": config.epsilon, "scale": 0.5}
+        if shape == "pacgen":
+            eta = 100.0 if distribution == "uniform" else 300.0
+            m = sum(w.numel() for w in weights.values())
+            expected = optimal_noise_scale(weights[name], diagonal[name], rho, eta=eta, num_parameters=m, **common)
+        else:
+            expected = article_noise_scale(weights[name], diagonal[name], rho, **common)
+        torch.testing.assert_close(sigma, expected, rtol=1e-5, atol=0)
+        box = config.gamma * weights[name].abs() + config.epsilon
+        if shape == "pacgen" and not large:
+            assert 0.2 < (expected < 0.999 * box).float().mean() < 0.8
+
+
+def test_levels_without_curvature() -> None:
+    weights = tensors()
+    for name, sigma in levels(tracked(NoiseConfig(shape="isotropic", scale=0.07), weights)).items():  # type: ignore[arg-type]
+        assert sigma.equal(torch.full_like(weights[name], 0.07))
+    for name, sigma in levels(tracked(NoiseConfig(shape="magnitude", scale=0.07), weights)).items():  # type: ignore[arg-type]
+        torch.testing.assert_close(sigma, 0.07 * weights[name].abs())
+    for name, sigma in levels(tracked(NoiseConfig(), weights)).items():  # before the first sample
+        torch.testing.assert_close(sigma, 0.1 * weights[name].abs() + 0.1)
+
+
+@pytest.mark.parametrize("decay", [1.0, 0.9, 0.5])
+def test_a_running_mean_is_the_weighted_exponential_mean(decay: float) -> None:
+    mean, total = RunningMean(), 0.0
+    values, counts = [3.0, -1.0, 4.0, 1.0], [1.0, 0.25, 0.5, 1.0]
+    assert mean.divisor == 1.0
+    for value, count in zip(values, counts, strict=True):
+        total += mean.growth * count * value
+        mean.add(count, decay)
+    ages = [decay ** (len(values) - 1 - i) for i in range(len(values))]
+    top = sum(a * c * v for a, c, v in zip(ages, counts, values, strict=True))
+    assert total / mean.divisor == pytest.approx(top / sum(a * c for a, c in zip(ages, counts, strict=True)))
+
+
+def test_sums_are_rescaled_before_they_overflow() -> None:
+    tracker = tracked(NoiseConfig(curvature="hutchinson", curvature_decay=0.01), tensors())  # type: ignore[arg-type]
+    for seed in range(40):
+        tracker.add_estimate({name: t * seed for name, t in tensors(1).items()})
+    for name, value in tracker.curvature().items():
+        torch.testing.assert_close(value, tensors(1)[name] * (39 - 0.01 / 0.99), rtol=1e-3, atol=1e-4)
+    assert all(buffer.abs().max() < 1e15 for buffer in tracker.sums.values())
+
+
+# ---------------------------------------------------------------------------------------------- price on a quadratic
+
+
+class Quadratic:
+    """A loss with a dense Hessian, whose gradient at any weights is known; each micro-batch adds noise of its own."""
+
+    def __init__(self, shapes: dict[str, tuple[int, ...]]) -> None:
+        generator = torch.Generator().manual_seed(5)
+        self.shapes = shapes
+        size = sum(math.prod(shape) for shape in shapes.values())
+        root = 0.3 * torch.randn(size, size, generator=generator, dtype=torch.float64) / size**0.5
+        self.hessian = root + root.T + torch.diag(0.5 + torch.rand(size, generator=generator, dtype=torch.float64))
+        self.slope = 0.01 * torch.randn(size, generator=generator, dtype=torch.float64)
+
+    def gradient(self, weights: dict[str, Tensor], share: float = 1.0) -> dict[str, Tensor]:
+        flat = torch.cat([w.reshape(-1).double() for w in weights.values()])
+        pieces = (share * (self.hessian @ flat + self.slope)).split([math.prod(s) for s in self.shapes.values()])
+        return {n: piece.view(s).float() for (n, s), piece in zip(self.shapes.items(), pieces, strict=True)}
+
+    def diagonal(self, name: str) -> Tensor:
+        pieces = self.hessian.diagonal().split([math.prod(s) for s in self.shapes.values()])
+        return dict(zip(self.shapes, pieces, strict=True))[name].view(self.shapes[name])
+
+
+def add(total: dict[str, Tensor], part: dict[str, Tensor]) -> None:
+    for name, tensor in part.items():
+        total[name] = total[name] + tensor if name in total else tensor
+
+
+def one_batch(noise: Perturbation, tracker: CurvatureTracker, loss: Quadratic, step: int) -> Callable[[Any], Tensor]:
+    noise.draw(tracker.scale, step)
+    return single_products(noise, loss.gradient(noise._twins))
+
+
+def three_batches(
+    noise: Perturbation, tracker: CurvatureTracker, loss: Quadratic, step: int
+) -> Callable[[Any], Tensor]:
+    total: dict[str, Tensor] = {}
+    keys = [(step, micro) for micro in range(3)]
+    for key in keys:
+        noise.draw(tracker.scale, *key)
+        add(total, loss.gradient(noise._twins, 1 / 3))
+    return summed_products(noise, total, tracker.scale, keys, 1.0)
+
+
+def antithetic(noise: Perturbation, tracker: CurvatureTracker, loss: Quadratic, step: int) -> Callable[[Any], Tensor]:
+    total: dict[str, Tensor] = {}
+    pairs = PairedProducts(noise, [b for b in noise.layout.blocks if tracker.is_sampled(b, step)])
+    for micro in range(2):
+        noise.draw(tracker.scale, step, micro)
+        pairs.collect(total, -1.0)
+        add(total, loss.gradient(noise._twins, 1 / 4))
+        pairs.collect(total, 2.0)
+        noise.mirror()
+        add(total, loss.gradient(noise._twins, 1 / 4))
+        pairs.collect(total, 1.0)
+    return pairs.mean(lambda tensor: tensor)
+
+
+@pytest.mark.parametrize(
+    "way, distribution",
+    [(one_batch, "uniform"), (one_batch, "truncated_normal"), (three_batches, "uniform"), (antithetic, "uniform")],
+)
+def test_price_converges_to_the_exact_diagonal(way: Any, distribution: str) -> None:
+    """To 10 %, averaged over 400 samples of each weight; the blocks take turns."""
+    shapes = {"first": (6, 5), "second": (4,), "third": (3, 3)}
+    loss = Quadratic(shapes)
+    weights = {name: torch.zeros(shape) for name, shape in shapes.items()}
+    config = NoiseConfig(curvature_every=2, curvature_decay=1.0, distribution=distribution)  # type: ignore[arg-type]
+    noise = Perturbation(weights, distribution=distribution, block_size=32)
+    tracker = CurvatureTracker(config, noise, {}, eta=100.0)
+    for step in range(800):
+        products = way(noise, tracker, loss, step)
+        tracker.sample_price(step, products, {}, factor=1.0, rescale=None)
+    for name, value in tracker.curvature().items():
+        exact = loss.diagonal(name).float()
+        assert (value - exact).norm() / exact.norm() < 0.1
+    assert len(noise.layout.blocks) > 1
+
+
+def test_weak_noise_counts_little_and_rescaled_gradients_count_fully() -> None:
+    """A sample's variance goes with 1/factor², so it gets the weight factor²."""
+    weights, loss = {"w": torch.zeros(30)}, Quadratic({"w": (30,)})
+    values = []
+    for factors, rescale in (([1.0, 1.0], None), ([1.0, 1e-3], None), ([1.0], torch.tensor(4.0))):
+        tracker = tracked(NoiseConfig(curvature_every=1, curvature_decay=1.0), weights)
+        for step, factor in enumerate(factors):
+            tracker.noise.draw(tracker.scale, step, factor=factor)
+            gradient = loss.gradient(tracker.noise._twins, 1.0 if rescale is None else 0.25)
+            products = single_products(tracker.noise, gradient)
+            tracker.sample_price(step, products, {}, factor=factor, rescale=rescale)
+        values.append(tracker.curvature()["w"])
+    assert torch.allclose(values[2], values[1], rtol=1e-2, atol=1e-2) and not torch.allclose(
+        values[0], values[1], rtol=0.1
+    )
+
+
+def test_the_curvature_of_weights_without_noise_stays_0() -> None:
+    weights = {"w": torch.tensor([0.0, 1.0])}
+    tracker = tracked(NoiseConfig(curvature_every=1, epsilon=0), weights)
+    tracker.noise.draw(tracker.scale, 0)
+    products = single_products(tracker.noise, {"w": torch.ones(2)})
+    tracker.sample_price(0, products, {}, factor=1.0, rescale=None)
+    first, second = tracker.curvature()["w"].tolist()
+    assert first == 0 and second != 0
+
+
+def test_an_overflow_under_a_loss_scale_is_forgotten() -> None:
+    weights = {"w": torch.zeros(8)}
+    tracker = tracked(NoiseConfig(curvature_every=1), weights)
+    tracker.noise.draw(tracker.scale, 0)
+    gradient = torch.tensor([torch.inf, torch.nan, *[1.0] * 6])
+    products = single_products(tracker.noise, {"w": gradient})
+    tracker.sample_price(0, products, {}, factor=1.0, rescale=torch.tensor(0.0))
+    assert tracker.curvature()["w"].isfinite().all()
+
+
+def test_state_belongs_to_its_parameters() -> None:
+    tracker = tracked(NoiseConfig(), tensors())
+    state, values = tracker.state()
+    with pytest.raises(ValueError, match=r"other trainable parameters \(different: \['third'\]\)"):
+        tracker.load_state({name: t for name, t in state.items() if name != "third"}, values)
+    with pytest.raises(ValueError, match=r"other trainable parameters \(different: shapes\)"):
+        tracker.load_state({**state, "third": torch.zeros(2)}, values)
+
+
+def test_adam_reads_the_optimizer() -> None:
+    model = nn.Linear(4, 3)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.0, betas=(0.9, 0.8))
+    noise = Perturbation(dict(model.named_parameters()))
+    tracker = CurvatureTracker(NoiseConfig(curvature="adam"), noise, {}, eta=100.0)  # type: ignore[arg-type]
+    assert not tracker.read_optimizer(optimizer, steps=0, examples_per_step=16)
+    for step in range(3):
+        model.weight.grad, model.bias.grad = torch.full((3, 4), 0.5), torch.full((3,), 0.25)
+        optimizer.step()
+        assert tracker.read_optimizer(optimizer, steps=step + 1, examples_per_step=16)
+    # constant gradients: v̂ = g², and h = B v̂
+    assert tracker.curvature()["weight"].flatten().tolist() == pytest.approx([16 * 0.25] * 12)
+    sigma = levels(tracker)["bias"]
+    torch.testing.assert_close(
+        sigma, optimal_noise_scale(model.bias, torch.full((3,), 1.0), 0.0, eta=100.0, num_parameters=15)
+    )
+
+
+def optimizers() -> Iterator[Any]:
+    yield torch.optim.SGD([nn.Parameter(torch.zeros(2))], lr=0.1)
+    yield torch.optim.Adafactor([nn.Parameter(torch.zeros(2))])
+
+
+@pytest.mark.parametrize("optimizer", optimizers(), ids=lambda o: type(o).__name__)
+def test_adam_needs_second_moments(optimizer: Any) -> None:
+    tracker = tracked(NoiseConfig(curvature="adam"), tensors())  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=f"reads exp_avg_sq, which {type(optimizer).__name__} does not keep"):
+        tracker.read_optimizer(optimizer, steps=0, examples_per_step=1)
+
+
+def test_adam_notices_an_optimizer_of_another_kind_after_its_first_step() -> None:
+    """Betas alone do not make second moments (Lion has none)."""
+    weights = tensors()
+    optimizer = torch.optim.AdamW([*weights.values()])
+    for tensor in weights.values():
+        optimizer.state[tensor] = {"exp_avg": torch.zeros_like(tensor)}
+    tracker = tracked(NoiseConfig(curvature="adam"), weights)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="Use an optimizer of the Adam family"):
+        tracker.read_optimizer(optimizer, steps=1, examples_per_step=1)
+
+
+def test_memory_is_two_buffers_of_the_trainable_parameters() -> None:
+    weights = {"large": torch.zeros(1000, 700), "small": torch.zeros(30)}
+    tracker = CurvatureTracker(NoiseConfig(), Perturbation(weights), {}, eta=1.0)
+    tracker.noise.draw(tracker.scale, 0)
+    held = [*tracker.noise._buffers.values(), *tracker.sums.values()]
+    assert sum(buffer.numel() for buffer in held) <= 2 * (700_030 + 16)
+    assert sum(work.numel() for work in tracker._work.values()) <= 2 * 250_000
