@@ -58,7 +58,12 @@ class Processes:
             yield
         except Exception as caught:
             error = caught
-        failures = self.gather(f"{type(error).__name__}: {error}" if error is not None else None)
+        try:
+            failures = self.gather(f"{type(error).__name__}: {error}" if error is not None else None)
+        except RuntimeError:
+            if error is not None:  # the others are gone already: the cause says more than the lost connection
+                raise error from None
+            raise
         if error is not None:
             raise error
         for rank, failure in enumerate(failures):
