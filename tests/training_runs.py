@@ -44,10 +44,11 @@ def bert(dropout: float = 0.1, seed: int = 0) -> nn.Module:
     return BertForSequenceClassification(BertConfig(**SIZES, **rates, num_labels=3))
 
 
-def llama(tied: bool = True, seed: int = 0) -> nn.Module:
+def llama(tied: bool = True, seed: int = 0, **changes: Any) -> nn.Module:
     """A decoder without dropout, whose loss is right under gradient accumulation."""
     torch.manual_seed(seed)
-    return LlamaForCausalLM(LlamaConfig(**SIZES, tie_word_embeddings=tied, bos_token_id=1, eos_token_id=2))
+    sizes: dict[str, Any] = SIZES | changes
+    return LlamaForCausalLM(LlamaConfig(**sizes, tie_word_embeddings=tied, bos_token_id=1, eos_token_id=2))
 
 
 class Sentences(Dataset[dict[str, Tensor]]):

@@ -109,10 +109,11 @@ class Layout:
         out = torch.zeros(block.size, device=block.pool[0], dtype=dtype)
         pieces = [(s, tensors[s.name]) for s in block.segments]
         found = [(s, tensor.detach()) for s, tensor in pieces if tensor is not None]
-        torch._foreach_copy_(
-            [out[s.at : s.at + s.count] for s, _ in found],
-            [tensor.reshape(-1)[s.start : s.start + s.count] for s, tensor in found],
-        )
+        if found:
+            torch._foreach_copy_(
+                [out[s.at : s.at + s.count] for s, _ in found],
+                [tensor.reshape(-1)[s.start : s.start + s.count] for s, tensor in found],
+            )
         return out
 
     def _lay_out(self, pool: Pool, names: list[str], block_size: int) -> None:
