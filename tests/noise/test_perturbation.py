@@ -115,7 +115,7 @@ def test_weights_return_after_an_exception(error: type[BaseException]) -> None:
     before = copies(model)
     with pytest.raises(error):
         with perturbed(model, 0.1, seed=0):
-            model[0].weight.data.add_(1)  # even what is written while the noise is on
+            model[0].weight.data.add_(1)  # even what is written while the noise is on  # type: ignore[operator]
             raise error
     assert all(p.equal(before[n]) for n, p in model.named_parameters())
 
@@ -126,7 +126,7 @@ def test_noise_on_noise() -> None:
     with perturbed(model, 0.1, seed=0):
         outer = copies(model)
         with perturbed(model, 0.1, seed=1):
-            assert not model[0].weight.equal(outer["0.weight"])
+            assert not model[0].weight.equal(outer["0.weight"])  # type: ignore[operator]
         assert all(p.equal(outer[n]) for n, p in model.named_parameters())
     assert all(p.equal(before[n]) for n, p in model.named_parameters())
 
