@@ -9,7 +9,7 @@ import numpy
 import pytest
 import tiny
 import torch
-from accelerate import debug_launcher
+from launch import on_two_processes
 from torch import Tensor, nn
 
 from hf_pacgen import PACGenResult, ScoreConfig, hessian_diagonal, pacgen, pacgen_score
@@ -150,7 +150,7 @@ def _two(case: int, expected: dict[str, Any]) -> None:
 def test_two_processes_give_the_numbers_of_one(case: int) -> None:
     torch.manual_seed(0)
     expected = pacgen(tiny.bert_tokens().double().eval(), UNEVEN[case], progress=False).to_dict()
-    debug_launcher(_two, args=(case, expected), num_processes=2)
+    on_two_processes(_two, case, expected)
 
 
 def _one_fails() -> None:
@@ -158,20 +158,20 @@ def _one_fails() -> None:
 
     accelerator = Accelerator(cpu=True)
     torch.set_num_threads(1)
-    told = False
+    told: str | None = "nothing was raised"
     parts = tiny.split(tiny.examples("bert", 4), 2, 2)
     del parts[1]["labels"]  # batch 1 is rank 1's
     model = tiny.make("bert")
     try:
         pacgen(model, parts, accelerator=accelerator, progress=False)
     except ValueError as error:
-        told = accelerator.process_index == 1 and "Batch 1 gave no loss" in str(error)
+        told = None if accelerator.process_index == 1 and "Batch 1 gave no loss" in str(error) else repr(error)
     except RuntimeError as error:
-        told = accelerator.process_index == 0 and "Process 1 of 2 failed" in str(error)
+        told = None if accelerator.process_index == 0 and "Process 1 of 2 failed" in str(error) else repr(error)
     accelerator.wait_for_everyone()  # a process that ends too soon takes the other's connection with it
-    if not told:
-        raise SystemExit(1)
+    if told is not None:
+        raise SystemExit(f"process {accelerator.process_index}: {told}")
 
 
 def test_when_one_process_fails_all_stop() -> None:
-    debug_launcher(_one_fails, num_processes=2)
+    on_two_processes(_one_fails)

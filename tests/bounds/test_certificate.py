@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import saved_models
 import torch
+from launch import on_two_processes
 from torch import nn
 from torch.distributions import Independent, Normal, kl_divergence
 from torch.nn import functional
@@ -765,9 +766,7 @@ def _two_processes(path: str) -> None:
 
 
 def test_two_processes_certify_what_one_does(tmp_path: Path):
-    from accelerate import debug_launcher
-
-    debug_launcher(_two_processes, args=(str(tmp_path),), num_processes=2)
+    on_two_processes(_two_processes, str(tmp_path))
     model, features, labels = problem(n=100)
     alone = certified(model, batches(features, labels), CertificateConfig(eta=300.0, draws=30))
     for rank in range(2):

@@ -10,8 +10,7 @@ from typing import Any
 import pytest
 import tiny
 import torch
-from accelerate import debug_launcher
-from accelerate.state import AcceleratorState, GradientState, PartialState
+from launch import on_two_processes
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.utils.data import Dataset
@@ -552,9 +551,6 @@ def test_autocast_uses_the_noisy_weights(method: str, tmp_path: Path) -> None:
 
 
 def _train_replica(method: str, folder: str, settings: dict[str, Any]) -> None:
-    for state in (PartialState, AcceleratorState):  # those of the process that was forked
-        state._shared_state.clear()
-    GradientState._shared_state.clear()
     watch = Watch()
     trainer = build(
         method,
@@ -585,7 +581,7 @@ def _train_replica(method: str, folder: str, settings: dict[str, Any]) -> None:
     ids=["trainer", "antithetic", "callback"],
 )
 def test_replicas_of_two_processes_stay_identical(method: str, settings: dict[str, Any], tmp_path: Path) -> None:
-    debug_launcher(_train_replica, (method, str(tmp_path), settings), num_processes=2)
+    on_two_processes(_train_replica, method, str(tmp_path), settings)
     first, second = (torch.load(tmp_path / f"rank{rank}.pt") for rank in range(2))
     assert_equal(first[0], second[0])
     assert_equal(first[1], second[1])
