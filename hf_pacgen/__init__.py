@@ -4,18 +4,19 @@ from importlib import import_module as _import_module
 from typing import TYPE_CHECKING
 from typing import Any as _Any
 
-from hf_pacgen.config import CertificateConfig, Estimator, HVPMethod, NoiseConfig, PriorGroups, ScoreConfig
-from hf_pacgen.curvature.diagonal import DiagonalEstimate
-from hf_pacgen.curvature.lipschitz import LipschitzEstimate
+from hf_pacgen.config import CertificateConfig, NoiseConfig, PriorGroups, ScoreConfig
 from hf_pacgen.measure import hessian_diagonal, hessian_lipschitz, hessian_vector_product, pacgen
 from hf_pacgen.noise.perturbation import perturbed
 from hf_pacgen.register import metric_path, register
 from hf_pacgen.register import register_on_import as _register_on_import
 from hf_pacgen.score import PACGenResult, pacgen_score
+from hf_pacgen.sharpness_config import SharpnessConfig, SpectrumConfig
 
 if TYPE_CHECKING:
     from hf_pacgen.bounds.certificate import Certificate, certify
     from hf_pacgen.bounds.splits import HeldOutPrior, train_prior
+    from hf_pacgen.landscape import hessian_spectrum
+    from hf_pacgen.sharpness import expected_sharpness, worst_case_sharpness
     from hf_pacgen.training.arguments import PACGenTrainingArguments
     from hf_pacgen.training.callback import PACGenCallback
     from hf_pacgen.training.trainer import PACGenTrainer
@@ -28,14 +29,16 @@ __all__ = [
     "pacgen_score",
     "PACGenResult",
     "ScoreConfig",
-    "Estimator",
-    "HVPMethod",
     # curvature
     "hessian_diagonal",
     "hessian_lipschitz",
     "hessian_vector_product",
-    "DiagonalEstimate",
-    "LipschitzEstimate",
+    "hessian_spectrum",
+    "SpectrumConfig",
+    # sharpness
+    "expected_sharpness",
+    "worst_case_sharpness",
+    "SharpnessConfig",
     # noise
     "perturbed",
     "NoiseConfig",
@@ -58,11 +61,14 @@ __all__ = [
 _LATER = {
     "Certificate": "hf_pacgen.bounds.certificate",
     "certify": "hf_pacgen.bounds.certificate",
+    "expected_sharpness": "hf_pacgen.sharpness",
+    "hessian_spectrum": "hf_pacgen.landscape",
     "HeldOutPrior": "hf_pacgen.bounds.splits",
     "PACGenCallback": "hf_pacgen.training.callback",
     "PACGenTrainer": "hf_pacgen.training.trainer",
     "PACGenTrainingArguments": "hf_pacgen.training.arguments",
     "train_prior": "hf_pacgen.bounds.splits",
+    "worst_case_sharpness": "hf_pacgen.sharpness",
 }
 
 

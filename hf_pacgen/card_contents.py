@@ -14,8 +14,8 @@ import jinja2
 from huggingface_hub import EvalResult, ModelCardData
 from huggingface_hub.repocard_data import eval_results_to_model_index
 
+from hf_pacgen.findings import SATURATED
 from hf_pacgen.inputs.results import certificate_fields
-from hf_pacgen.measure import SATURATED
 from hf_pacgen.report import number, percent
 from hf_pacgen.score import PACGenResult
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -14,13 +15,16 @@ from tqdm.auto import tqdm
 
 from hf_pacgen.config import Estimator, HVPMethod, ScoreConfig
 from hf_pacgen.curvature.batches import Batches
+from hf_pacgen.curvature.checkpoint import Checkpoint
 from hf_pacgen.curvature.diagonal import DiagonalEstimate, estimate_diagonal
 from hf_pacgen.curvature.hvp import HessianProduct, choose_method
+from hf_pacgen.curvature.identity import differences, identity
 from hf_pacgen.curvature.lipschitz import LipschitzEstimate, estimate_lipschitz
 from hf_pacgen.curvature.model_state import preserved, unwrap
 from hf_pacgen.curvature.objective import LossFunction, Objective
 from hf_pacgen.curvature.parameters import is_finite
 from hf_pacgen.curvature.sums import zeros_like
+from hf_pacgen.findings import by_module, findings
 from hf_pacgen.noise.perturbation import SavedWeights, TensorDirection
 from hf_pacgen.processes import Processes
 from hf_pacgen.score import PACGenResult, ScoreTerms, pacgen_score
@@ -29,13 +33,6 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 __all__ = ["hessian_diagonal", "hessian_lipschitz", "hessian_vector_product", "pacgen"]
-
-SATURATED = 0.01
-"""Active fraction below which Ψ hardly depends on the curvature."""
-NOISY = 0.5
-"""Relative standard error of the trace above which the curvature counts as noisy."""
-ALONE = 10
-"""Ratio of the smoothness term to the trace above which the score is one of ρ alone."""
 
 
 def pacgen(
@@ -48,6 +45,8 @@ def pacgen(
     batch_size: int = 8,
     accelerator: Accelerator | None = None,
     progress: bool = True,
+    checkpoint_dir: str | os.PathLike[str] | None = None,
+    checkpoint_every: int = 50,
 ) -> PACGenResult:
     """PACGen of a model on its training data: Ψ, K(η) and what is needed to judge them.
 
@@ -64,13 +63,18 @@ def pacgen(
         collate_fn, batch_size: how a dataset becomes batches; ragged integer columns are padded by default.
         accelerator: shares the batches out over its processes.
         progress: show a progress bar (on the main process).
+        checkpoint_dir: a folder (one for all processes) in which the state is saved.  After a kill at any moment
+            the same call goes on from there to the same numbers, bit for bit; with another number of processes, to
+            rounding.  SIGTERM ends the process with code 143, the state saved.  A finished run removes its files.
+        checkpoint_every: number of batches of a process after which its state is saved.
 
     Returns:
         A :class:`PACGenResult`; its ``status`` says in sentences what limits the numbers.
 
     Raises:
         ValueError: no trainable parameters, empty or unlabeled data, a loss that is not finite or not
-            deterministic, ...; nothing is left changed.
+            deterministic, processes with different models or data, a checkpoint of another run, ...; nothing is
+            left changed.
         TypeError: ``data`` is of a kind that cannot be scored.
 
     Source: Wang, Keskar, Xiong, Socher 2018, arXiv 1809.07402.
@@ -78,14 +82,20 @@ def pacgen(
     began = time.perf_counter()
     with _measuring(model, data, config, loss_fn, collate_fn, batch_size, accelerator) as objective:
         with ExitStack() as stack:
-            bar = stack.enter_context(_progress_bar(objective, config, progress))
+            checkpoint = _checkpoint(objective, config, checkpoint_dir, checkpoint_every)
+            bar = stack.enter_context(_progress_bar(objective, progress))
             saved = stack.enter_context(SavedWeights(objective.parameters)) if _displaces(objective, config) else None
-            smoothness = None
-            if config.lipschitz_directions and saved is not None:
+            smoothness, tick = None, _ticker(objective, bar, checkpoint)
+            if checkpoint is not None:
+                stack.enter_context(checkpoint.watching())
+                smoothness = checkpoint.lipschitz
+            if smoothness is None and config.lipschitz_directions and saved is not None:
                 bar.set_description("ρ")
-                smoothness = estimate_lipschitz(objective, config, saved=saved, tick=bar.update)
+                smoothness = estimate_lipschitz(objective, config, saved=saved, tick=tick)
+            if checkpoint is not None:
+                checkpoint.lipschitz = smoothness
             bar.set_description("Hessian diagonal")
-            diagonal = estimate_diagonal(objective, config, saved=saved, tick=bar.update)
+            diagonal = estimate_diagonal(objective, config, saved=saved, tick=tick, checkpoint=checkpoint)
             rho = smoothness.value if smoothness is not None else config.rho
             n = config.num_training_examples or objective.batches.num_examples()
             eta = float(n) if config.eta == "n" else float(config.eta)
@@ -101,6 +111,8 @@ def pacgen(
             )
             for name, parameter in objective.parameters.items()
         }
+    if checkpoint is not None:
+        checkpoint.close()
     total = sum(terms.values(), ScoreTerms())
     return PACGenResult(
         score=total.score,
@@ -117,13 +129,13 @@ def pacgen(
         hessian_trace=diagonal.trace,
         hessian_trace_stderr=diagonal.trace_stderr,
         hessian_lipschitz=rho,
-        by_module=_by_module(terms, diagonal.values),
+        by_module=by_module(terms, diagonal.values),
         estimator=diagonal.estimator.value,
         hvp_method=_method_name(objective, config, diagonal),
         num_hvps=diagonal.num_hvps + (smoothness.num_hvps if smoothness is not None else 0),
         num_gradients=diagonal.num_gradients,
         seconds=time.perf_counter() - began,
-        status=tuple(_status(total, diagonal, smoothness, eta)),
+        status=tuple(findings(total, diagonal, smoothness, eta)),
         config=config.to_dict(),
     )
 
@@ -146,11 +158,11 @@ def hessian_diagonal(
     """
     with _measuring(model, data, config, loss_fn, collate_fn, batch_size, accelerator) as objective:
         with ExitStack() as stack:
-            bar = stack.enter_context(_progress_bar(objective, config, progress))
+            bar = stack.enter_context(_progress_bar(objective, progress))
             bar.set_description("Hessian diagonal")
             displaces = config.estimator in (Estimator.HUTCHINSON, Estimator.BLEND) or objective.kind.is_other
             saved = stack.enter_context(SavedWeights(objective.parameters)) if displaces else None
-            return estimate_diagonal(objective, config, saved=saved, tick=bar.update)
+            return estimate_diagonal(objective, config, saved=saved, tick=_ticker(objective, bar))
 
 
 def hessian_lipschitz(
@@ -171,9 +183,9 @@ def hessian_lipschitz(
     if config.lipschitz_directions < 1:
         raise ValueError("hessian_lipschitz needs lipschitz_directions of at least 1; got 0, which means 'not at all'.")
     with _measuring(model, data, config, loss_fn, collate_fn, batch_size, accelerator) as objective:
-        with _progress_bar(objective, config, progress) as bar, SavedWeights(objective.parameters) as saved:
+        with _progress_bar(objective, progress) as bar, SavedWeights(objective.parameters) as saved:
             bar.set_description("ρ")
-            return estimate_lipschitz(objective, config, saved=saved, tick=bar.update)
+            return estimate_lipschitz(objective, config, saved=saved, tick=_ticker(objective, bar))
 
 
 def hessian_vector_product(
@@ -204,7 +216,7 @@ def hessian_vector_product(
             vector, and what :func:`pacgen` raises.
     """
     config = ScoreConfig(hvp=method, displacement=displacement)
-    with _measuring(model, data, config, loss_fn, collate_fn, batch_size, accelerator, streams=False) as objective:
+    with _measuring(model, data, config, loss_fn, collate_fn, batch_size, accelerator) as objective:
         _check_vector(objective, vector)
         norm = math.sqrt(sum(torch.linalg.vector_norm(v).item() ** 2 for v in vector.values()))
         out: dict[str, Tensor] = {}
@@ -242,8 +254,6 @@ def _measuring(
     collate_fn: Callable[[list[Any]], Any] | None,
     batch_size: int,
     accelerator: Accelerator | None,
-    *,
-    streams: bool = True,
 ) -> Iterator[Objective]:
     """An inspected objective; on the way out the model, the random state and the data are as before."""
     model = unwrap(model)
@@ -260,7 +270,8 @@ def _measuring(
                 processes=processes,
             )
             objective = Objective(model, batches, loss_fn=loss_fn)
-            objective.inspect(embeddings=streams)
+            objective.inspect()
+        _refuse_differences(objective, config)
         try:
             with objective.watching():
                 yield objective
@@ -279,71 +290,58 @@ def _displaces(objective: Objective, config: ScoreConfig) -> bool:
     return config.estimator in (Estimator.HUTCHINSON, Estimator.BLEND)
 
 
-def _progress_bar(objective: Objective, config: ScoreConfig, progress: bool) -> Any:
+def _checkpoint(
+    objective: Objective, config: ScoreConfig, folder: str | os.PathLike[str] | None, every: int
+) -> Checkpoint | None:
+    if isinstance(every, bool) or not isinstance(every, int) or every < 1:
+        raise ValueError(f"checkpoint_every must be an integer of at least 1; got {every!r}.")
+    if folder is None:
+        return None
+    batches = objective.batches
+    with batches.processes.together():
+        checkpoint = Checkpoint(folder, identity=identity(objective, config), processes=batches.processes, every=every)
+    checkpoint.open(batches)
+    return checkpoint
+
+
+def _ticker(objective: Objective, bar: Any, checkpoint: Checkpoint | None = None) -> Callable[[], None]:
+    """What is called after every batch."""
+
+    def tick() -> None:
+        bar.update()
+        objective.batches.processes.check()
+        if checkpoint is not None:
+            checkpoint.stop_if_asked()
+
+    return tick
+
+
+def _refuse_differences(objective: Objective, config: ScoreConfig) -> None:
+    """Raise on every process if two of them have different settings, models or data."""
+    processes = objective.batches.processes
+    if processes.size == 1:
+        return
+    with processes.together():
+        mine = identity(objective, config)
+    first, *others = processes.gather(mine)
+    for rank, other in enumerate(others, start=1):
+        found = differences(first, other, there="in process 0", here=f"in process {rank}")
+        if found:
+            raise ValueError(
+                f"Process {rank} has another model, data or settings than process 0. These differ: {found}. "
+                "Load the same model and the whole data in every process; the batches are shared out here."
+            )
+
+
+def _progress_bar(objective: Objective, progress: bool) -> Any:
     # the number of batches of a stream is not known beforehand, so the bar counts without a total
     return tqdm(disable=not (progress and objective.batches.processes.is_main), leave=False, unit="batch")
-
-
-def _by_module(terms: dict[str, ScoreTerms], curvature: dict[str, Tensor]) -> dict[str, dict[str, float]]:
-    sums: dict[str, ScoreTerms] = {}
-    traces: dict[str, float] = {}
-    for name, term in terms.items():
-        module = name.rpartition(".")[0] or name
-        sums[module] = sums.get(module, ScoreTerms()) + term
-        traces[module] = traces.get(module, 0.0) + curvature[name].sum(dtype=torch.float64).item()
-    return {
-        module: {
-            "score": term.score,
-            "kl_complexity": term.kl_complexity,
-            "hessian_trace": traces[module],
-            "num_parameters": term.num_parameters,
-            "active_fraction": term.num_active / term.num_parameters,
-            "kl_active_fraction": term.num_kl_active / term.num_parameters,
-        }
-        for module, term in sums.items()
-    }
 
 
 def _method_name(objective: Objective, config: ScoreConfig, diagonal: DiagonalEstimate) -> str | None:
     if diagonal.hvp_method is None and config.lipschitz_directions:
         return choose_method(objective, config.hvp).value
     return diagonal.hvp_method.value if diagonal.hvp_method is not None else None
-
-
-def _status(
-    total: ScoreTerms, diagonal: DiagonalEstimate, smoothness: LipschitzEstimate | None, eta: float
-) -> Iterator[str]:
-    """Sentences on what limits the numbers."""
-    active, kl_active = (n / total.num_parameters for n in (total.num_active, total.num_kl_active))
-    if active < SATURATED:
-        yield (
-            f"Ψ is saturated: the curvature is felt in {active:.1%} of the coordinates, so Ψ is a function of the "
-            f"weights' size alone. Judge by K(η) at η = {eta:g}, which feels it in {kl_active:.1%}."
-        )
-    if kl_active < SATURATED:
-        yield (
-            f"K(η) is saturated too: it feels the curvature in {kl_active:.1%} of the coordinates. "
-            "Raise eta, gamma or epsilon to see the curvature."
-        )
-    yield from diagonal.notes
-    if diagonal.trace_stderr is None:
-        yield "The standard error of the trace is unknown: one batch in one pass shows no spread. Use smaller batches."
-    elif diagonal.trace_stderr > NOISY * abs(diagonal.trace):
-        yield (
-            f"The Hessian diagonal is noisy: its trace is {diagonal.trace:.4g} ± {diagonal.trace_stderr:.2g}. "
-            "Use more passes or more data."
-        )
-    if smoothness is not None and total.smoothness > ALONE * abs(diagonal.trace):
-        yield (
-            f"ρ outweighs the curvature: its term Σ ρ√m N_i is {total.smoothness:.3g}, the Hessian's trace "
-            f"{diagonal.trace:.3g}, so Ψ and K(η) mostly follow ρ, estimated on {smoothness.batches} batch(es). "
-            "More lipschitz_batches make it steadier; a smaller epsilon weighs it less."
-        )
-    if smoothness is not None and not smoothness.converged:
-        yield (
-            f"ρ did not converge in {max(smoothness.iterations)} iterations, and is a lower estimate. "
-            "Use more lipschitz_iterations."
-        )
 
 
 def _check_vector(objective: Objective, vector: Mapping[str, Tensor]) -> None:

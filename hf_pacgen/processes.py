@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -15,18 +16,24 @@ if TYPE_CHECKING:
 
 __all__ = ["Processes", "send_to_device"]
 
+ASK_AFTER = 1.0
+"""Seconds between two questions to the store whether another process has failed."""
+FAILED = "hf_pacgen/failed"
+"""Key under which a failing process tells."""
+
 
 class Processes:
     """The processes that share a computation: one without an accelerator, its own with one.
 
-    Collectives run on every rank or on none: between :meth:`together` and the next collective a
-    failing rank tells the others, so that all raise and none waits for ever.
+    Collectives run on every rank or on none: at the end of :meth:`together` a failing rank tells the others, so that
+    all raise and none waits for ever.  Those that call :meth:`check` now and then need not even reach the end.
     """
 
     def __init__(self, accelerator: Accelerator | None = None) -> None:
         self.accelerator = accelerator
         self.rank = accelerator.process_index if accelerator is not None else 0
         self.size = accelerator.num_processes if accelerator is not None else 1
+        self._asked = 0.0
 
     @property
     def is_main(self) -> bool:
@@ -58,18 +65,53 @@ class Processes:
             yield
         except Exception as caught:
             error = caught
+        own = error is not None and not isinstance(error, _OtherFailed)
         try:
-            failures = self.gather(f"{type(error).__name__}: {error}" if error is not None else None)
+            if own:
+                self._tell()
+            failures = self.gather(f"{type(error).__name__}: {error}" if own else None)
+            if any(failures):
+                self._forget()
         except RuntimeError:
-            if error is not None:  # the others are gone already: the cause says more than the lost connection
+            if own and error is not None:  # the others are gone already: the cause says more than the lost connection
                 raise error from None
             raise
-        if error is not None:
+        if own and error is not None:
             raise error
         for rank, failure in enumerate(failures):
             if failure is not None:
                 raise RuntimeError(f"Process {rank} of {self.size} failed, so all stop. It said: {failure}")
 
+    def check(self) -> None:
+        """Stop a long part of :meth:`together` soon after another process failed in it; cheap enough for a batch."""
+        now = time.monotonic()
+        if self.size > 1 and now - self._asked >= ASK_AFTER:
+            self._asked = now
+            try:
+                failed = self._store().check([FAILED])
+            except RuntimeError:  # its host has ended, which the next collective reports better
+                failed = False
+            if failed:
+                raise _OtherFailed
+
+    def _tell(self) -> None:
+        if self.size > 1:
+            self._store().set(FAILED, "1")
+
+    def _forget(self) -> None:
+        # every process runs this, after all have stopped asking and before any can ask again
+        if self.size > 1:
+            self._store().delete_key(FAILED)
+            self.gather(None)
+
+    def _store(self) -> Any:
+        # a collective cannot be looked at without waiting for it; the store that the processes met at can
+        return torch.distributed.distributed_c10d._get_default_store()
+
     def _on_device(self, tensor: Tensor) -> Tensor:
         # NCCL reduces GPU tensors only, wherever the sums were made
         return tensor if self.accelerator is None else tensor.to(self.accelerator.device).contiguous()
+
+
+class _OtherFailed(Exception):
+    """Raised in a process because another one failed; never seen outside."""

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from hf_pacgen import Estimator, ScoreConfig
+from hf_pacgen import ScoreConfig
+from hf_pacgen.config import Estimator
 
 BAD: list[tuple[dict[str, Any], str]] = [
     ({"gamma": -0.1}, "gamma must be a finite number of at least 0; got -0.1"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import time
 from typing import Any
 
 import numpy
@@ -118,14 +119,26 @@ def test_weights_come_back_bit_for_bit_however_they_were_displaced() -> None:
     torch.manual_seed(0)
     parameters = {"a": torch.randn(130, 64).bfloat16(), "b": torch.randn(7, 5).t(), "c": torch.randn(())}
     before = {n: p.clone() for n, p in parameters.items()}
-    rows = {"a": torch.tensor([3, 77])}
-    with SavedWeights(parameters) as saved:
+    with SavedWeights(parameters, by_rows=["a"]) as saved:
+        assert "a" not in saved.copy
         for i in range(5):
+            saved.displace([(RademacherDirection(i), 0.1), (RademacherDirection(9), 0.2)])
+            assert parameters["a"].equal(before["a"]) and not parameters["b"].equal(before["b"])
+            saved.look_up("a", torch.tensor([77, 3, 3]))
+            once = parameters["a"].clone()
+            saved.look_up("a", torch.tensor([[5, 77]]))  # a second reading displaces only what is new
+            assert not parameters["a"][5].equal(before["a"][5]) and parameters["a"][77].equal(once[77])
+            assert parameters["a"][4].equal(before["a"][4]) and not once[3].equal(before["a"][3])
             saved.displace([(RademacherDirection(i), 0.1)])
-            saved.displace([(RademacherDirection(i), 0.1), (RademacherDirection(9), 0.2)], rows)
-            assert not parameters["a"][3].equal(before["a"][3]) and parameters["a"][4].equal(before["a"][4])
-            saved.displace([(RademacherDirection(i), 0.1)], {"a": torch.tensor([5])})
-            assert parameters["a"][3].equal(before["a"][3]) and not parameters["a"][5].equal(before["a"][5])
+            assert parameters["a"].equal(before["a"])
+            saved.displace([(RademacherDirection(i), 0.1), (RademacherDirection(9), 0.2)], whole=True)
+            assert parameters["a"][[3, 77]].equal(once[[3, 77]]) and not parameters["a"][4].equal(before["a"][4])
+            saved.look_up("a", torch.tensor([3]))
+            assert parameters["a"][3].equal(once[3])
+            if i % 2:
+                saved.restore()
+                saved.look_up("a", torch.tensor([3]))
+                assert parameters["a"].equal(before["a"])
     assert all(p.equal(before[n]) for n, p in parameters.items())
 
 
@@ -175,3 +188,64 @@ def _one_fails() -> None:
 
 def test_when_one_process_fails_all_stop() -> None:
     on_two_processes(_one_fails)
+
+
+def _slow(share: Any) -> None:
+    from accelerate import Accelerator
+
+    accelerator = Accelerator(cpu=True)
+    model, parts = tiny.make("bert"), tiny.split(tiny.examples("bert", 200), *[1] * 200)
+    del parts[1]["labels"]
+    model.register_forward_pre_hook(lambda *args: time.sleep(0.1))
+    began = time.monotonic()
+    try:
+        pacgen(model, parts, config=ScoreConfig(lipschitz_directions=0), accelerator=accelerator, progress=False)
+    except (ValueError, RuntimeError) as error:
+        if "Batch 1 gave no loss" not in str(error):
+            raise
+    took = time.monotonic() - began
+    good = pacgen(tiny.make("bert"), parts[2:4], accelerator=accelerator, progress=False)  # and can go on
+    accelerator.wait_for_everyone()
+    if took > 20 or good.num_examples != 2:
+        raise RuntimeError(f"process {accelerator.process_index} stopped after {took:.0f} s")
+
+
+def test_when_one_process_fails_a_slow_one_stops_in_the_middle() -> None:
+    on_two_processes(_slow, None)
+
+
+def _differing(what: str, message: str) -> None:
+    from accelerate import Accelerator
+
+    accelerator = Accelerator(cpu=True)
+    other = accelerator.process_index == 1
+    model, parts = tiny.make("bert"), tiny.split(tiny.examples("bert", 6), 2, 2, 2)
+    if other and what == "weights":
+        with torch.no_grad():
+            model.classifier.bias.add_(0.1)  # type: ignore[union-attr,operator]
+    try:
+        pacgen(
+            model,
+            parts[:-1] if other and what == "length" else parts,
+            config=ScoreConfig(seed=int(other and what == "settings")),
+            accelerator=accelerator,
+            progress=False,
+        )
+    except ValueError as error:
+        if message not in str(error):
+            raise
+    else:
+        raise RuntimeError("nothing was raised")
+    accelerator.wait_for_everyone()
+
+
+@pytest.mark.parametrize(
+    ("what", "message"),
+    [
+        ("weights", "Process 1 has another model, data or settings than process 0. These differ: the values of"),
+        ("length", "the length of the data (3 in process 0 and 2 in process 1)"),
+        ("settings", "the setting seed (0 in process 0 and 1 in process 1)"),
+    ],
+)
+def test_processes_with_different_work_are_refused(what: str, message: str) -> None:
+    on_two_processes(_differing, what, message)

@@ -33,10 +33,15 @@ class RunArguments(Config):
     output: str | None = option(None, "JSON file to write the result to; its folder must exist.")
     top_modules: int = option(8, "Number of modules to list, those with the largest share of K(η) first; 0 lists none.")
     progress: bool = option(True, "Show a progress bar.")
+    checkpoint_dir: str | None = option(
+        None, "Folder in which the state is saved, from which the same command goes on after a kill."
+    )
+    checkpoint_every: int = option(50, "Number of batches of a process after which its state is saved.")
 
     def __post_init__(self) -> None:
         check_number(self, "batch_size", minimum=1, integer=True)
         check_number(self, "top_modules", minimum=0, integer=True)
+        check_number(self, "checkpoint_every", minimum=1, integer=True)
 
 
 def run(argv: list[str]) -> None:
@@ -70,6 +75,8 @@ def run(argv: list[str]) -> None:
                 batch_size=run_args.batch_size,
                 accelerator=accelerator,
                 progress=run_args.progress,
+                checkpoint_dir=run_args.checkpoint_dir,
+                checkpoint_every=run_args.checkpoint_every,
             )
     except torch.OutOfMemoryError as error:
         raise InputError("The device is out of memory: take a smaller --batch-size or --max-length.") from error

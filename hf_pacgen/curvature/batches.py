@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from transformers import default_data_collator
 from hf_pacgen.curvature.model_state import base_model, seed_everything
 from hf_pacgen.processes import Processes
 
-__all__ = ["Batches", "count_examples"]
+__all__ = ["Batches", "batch_tensors", "count_examples"]
 
 LABEL_NAMES = ("labels", "label", "label_ids")
 PADDING = {"labels": -100, "label_ids": -100, "attention_mask": 0, "token_type_ids": 0}
@@ -67,14 +67,27 @@ class Batches:
 
     def __iter__(self) -> Iterator[tuple[int, Any]]:
         """The batches of this process, with their indices among all batches."""
-        for index, batch in self._all():
-            if index % self.processes.size == self.processes.rank and batch is not None:
+        return self.without(frozenset())
+
+    def without(self, skipped: Container[int]) -> Iterator[tuple[int, Any]]:
+        """The batches of this process but for some, which are not even loaded where that is possible."""
+        size, rank = self.processes.size, self.processes.rank
+        return self.every(lambda index: index % size == rank and index not in skipped)
+
+    def only(self, wanted: Collection[int]) -> Iterator[tuple[int, Any]]:
+        """Some batches by their indices, the same in every process."""
+        left = len(set(wanted))
+        if left:
+            for index, batch in self.every(lambda index: index in wanted):
                 yield index, batch
+                left -= 1
+                if left == 0:
+                    return
 
     def head(self, count: int) -> list[tuple[int, Any]]:
         """The first ``count`` batches, the same in every process."""
         first: list[tuple[int, Any]] = []
-        for index, batch in self._all(everywhere=True):
+        for index, batch in self.every():
             first.append((index, batch))
             if len(first) == count:
                 break
@@ -88,6 +101,11 @@ class Batches:
             return len(self.data.dataset)  # type: ignore[arg-type]
         return sum(count_examples(batch) for batch in self._reseeded())
 
+    def length(self) -> int | None:
+        """Number of examples in the data given, of batches where it is a list of these, None for a stream."""
+        data: Any = self.data.dataset if isinstance(self.data, DataLoader) else self.data
+        return len(data) if _sized(data) else None
+
     def _choose(self, size: int) -> list[list[int]]:
         chosen: Sequence[int] = range(size)
         if self.max_examples is not None and self.max_examples < size:
@@ -95,10 +113,11 @@ class Batches:
             chosen = torch.randperm(size, generator=generator)[: self.max_examples].sort().values.tolist()
         return [list(chosen[i : i + self.batch_size]) for i in range(0, len(chosen), self.batch_size)]
 
-    def _all(self, everywhere: bool = False) -> Iterator[tuple[int, Any]]:
+    def every(self, due: Callable[[int], bool] = lambda index: True) -> Iterator[tuple[int, Any]]:
+        """All batches whose index is ``due``, with their indices."""
         if self.indices is not None:
             for index, rows in enumerate(self.indices):
-                if not everywhere and index % self.processes.size != self.processes.rank:
+                if not due(index):
                     continue
                 seed_everything(self.seed + index)  # a batch is the same whichever process draws it
                 fetch = getattr(self.data, "__getitems__", None)
@@ -112,7 +131,8 @@ class Batches:
                 if size > left:
                     batch = _truncate(batch, left, size)
                 left -= min(size, left)
-            yield index, batch
+            if due(index):
+                yield index, batch
             if left == 0:
                 return
 
@@ -130,7 +150,7 @@ class Batches:
 
 def count_examples(batch: Any) -> int:
     """Number of examples in a batch: the length of its labels, or of its first tensor."""
-    for tensor in _tensors(batch):
+    for tensor in batch_tensors(batch):
         if tensor.ndim:
             return tensor.shape[0]
     raise ValueError(
@@ -174,15 +194,16 @@ def _length(value: Any) -> int | None:
     return None
 
 
-def _tensors(batch: Any) -> Iterator[Tensor]:
+def batch_tensors(batch: Any) -> Iterator[Tensor]:
+    """The tensors in a batch of any nesting, labels first."""
     if isinstance(batch, Tensor):
         yield batch
     elif isinstance(batch, Mapping):
         for key in (*(k for k in LABEL_NAMES if k in batch), *batch):
-            yield from _tensors(batch[key])
+            yield from batch_tensors(batch[key])
     elif isinstance(batch, (list, tuple)):
         for item in batch:
-            yield from _tensors(item)
+            yield from batch_tensors(item)
 
 
 def _truncate(batch: Any, count: int, size: int) -> Any:

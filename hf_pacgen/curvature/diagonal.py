@@ -7,7 +7,7 @@ averages as many independent off-diagonal noises as there are batches, at no cos
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from hf_pacgen.config import Estimator, HVPMethod, ScoreConfig
 from hf_pacgen.curvature.batches import count_examples
+from hf_pacgen.curvature.checkpoint import Checkpoint
 from hf_pacgen.curvature.hvp import HessianProduct, batch_gradient
 from hf_pacgen.curvature.model_state import double_backward_attention, evaluation_mode
 from hf_pacgen.curvature.objective import BatchLoss, Objective
@@ -78,14 +79,13 @@ class _Run:
         self.counts = torch.zeros(5, dtype=torch.float64)
         """Σ loss, units and examples of the first pass, then the numbers of HVPs and of gradients."""
 
-    def reduce(self, objective: Objective) -> None:
-        processes = objective.batches.processes
-        for sums in (self.probes, self.gradients):
+    def tensors(self) -> dict[str, Tensor]:
+        """All sums by name, to be saved, or reduced over processes after the last batch."""
+        named = {f"exact.{name}": tensor for name, tensor in (self.exact or {}).items()}
+        for kind, sums in (("probes", self.probes), ("gradients", self.gradients)):
             if sums is not None:
-                sums.reduce(processes)
-        for tensor in (self.exact or {}).values():
-            processes.sum_(tensor)
-        processes.sum_(self.counts)
+                named |= {f"{kind}.{name}": tensor for name, tensor in sums.tensors().items()}
+        return named | {"counts": self.counts}
 
 
 def estimate_diagonal(
@@ -94,6 +94,7 @@ def estimate_diagonal(
     *,
     saved: SavedWeights | None,
     tick: Callable[[], Any] = lambda: None,
+    checkpoint: Checkpoint | None = None,
 ) -> DiagonalEstimate:
     """Estimate the pooled Hessian's diagonal of an inspected objective.
 
@@ -102,6 +103,7 @@ def estimate_diagonal(
         config: estimator, HVP method, passes, seed, whether entries get standard errors.
         saved: a copy of the weights; needed by finite differences.
         tick: called after every batch.
+        checkpoint: started on the sums as far as they are known, and saves them.
 
     Raises:
         ValueError: ``exact`` on a model with more than ``EXACT_LIMIT`` parameters, or a batch whose gradient
@@ -110,12 +112,18 @@ def estimate_diagonal(
     estimator, notes = _supported(objective, Estimator(config.estimator))
     run = _Run(objective, config, estimator)
     method = None
-    with objective.batches.processes.together():
+    processes = objective.batches.processes
+    if checkpoint is not None:
+        checkpoint.start(run.tensors())
+    with processes.together():
         if estimator is Estimator.EXACT:
-            _exact_pass(objective, run, tick)
+            _exact_pass(objective, run, tick, checkpoint)
         else:
-            method = _stream(objective, config, estimator, run, saved, tick)
-    run.reduce(objective)
+            method = _stream(objective, config, estimator, run, saved, tick, checkpoint)
+        if checkpoint is not None:
+            checkpoint.save(run.tensors())
+    for tensor in run.tensors().values():
+        processes.sum_(tensor)
     loss, units, examples, num_hvps, num_gradients = run.counts.tolist()
     if units == 0:
         raise ValueError("The data has no loss unit: expected at least one labeled token or example.")
@@ -161,6 +169,7 @@ def _stream(
     run: _Run,
     saved: SavedWeights | None,
     tick: Callable[[], Any],
+    checkpoint: Checkpoint | None,
 ) -> HVPMethod | None:
     """One streaming loop over passes and batches; weights are back at w whenever a loss is taken there."""
     product = None
@@ -170,10 +179,7 @@ def _stream(
         evaluation_mode(objective.model, checkpointing=True)
     gradient_passes = config.passes if estimator is Estimator.GAUSS_NEWTON else 1
     for sweep in range(config.passes):
-        for index, batch in objective.batches:
-            if not objective.has_units(batch):
-                tick()
-                continue
+        for index, batch in _recorded(objective, run, sweep, tick, checkpoint):
             group = index + 31 * sweep
             true = None
             if run.gradients is not None and sweep < gradient_passes:
@@ -198,30 +204,39 @@ def _stream(
                     _check_gradient(run.probes.add_probe(group, values, probe, units, rows), index)
                     run.counts[3] += 1
                 del values  # or it would still be there beside the next product: one buffer more
-            tick()
     return product.method if product is not None else None
 
 
-def _exact_pass(objective: Objective, run: _Run, tick: Callable[[], Any]) -> None:
+def _recorded(
+    objective: Objective, run: _Run, sweep: int, tick: Callable[[], Any], checkpoint: Checkpoint | None
+) -> Iterator[tuple[int, Any]]:
+    """The batches with loss units that are still to do in a pass; each is noted as done when the next is asked for."""
+    for index, batch in objective.batches.without(checkpoint.skipped(sweep) if checkpoint is not None else ()):
+        if objective.has_units(batch):
+            yield index, batch
+            if checkpoint is not None:
+                checkpoint.record(sweep, index, batch, run.tensors())
+        tick()
+
+
+def _exact_pass(objective: Objective, run: _Run, tick: Callable[[], Any], checkpoint: Checkpoint | None) -> None:
     """diag H_b row by row: the gradient's entries are differentiated one after another."""
     evaluation_mode(objective.model, checkpointing=False)
     parameters = list(objective.parameters.values())
-    for index, batch in objective.batches:
-        if objective.has_units(batch):
-            with double_backward_attention(objective.model):
-                result = objective.loss(batch, index)
-                gradients = torch.autograd.grad(result.total, parameters, create_graph=True, allow_unused=True)
-                for total, parameter, gradient in zip((run.exact or {}).values(), parameters, gradients, strict=True):
-                    if gradient is None or not gradient.requires_grad:
-                        continue
-                    flat, out = gradient.reshape(-1), total.view(-1)
-                    for i in range(flat.numel()):
-                        (row,) = torch.autograd.grad(flat[i], parameter, retain_graph=True, allow_unused=True)
-                        if row is not None:
-                            out[i] += row.reshape(-1)[i]
-                    _check_gradient(bool(out.isfinite().all()), index)
-            _count_batch(run, result.total.detach(), result.units, batch)
-        tick()
+    for index, batch in _recorded(objective, run, 0, tick, checkpoint):
+        with double_backward_attention(objective.model):
+            result = objective.loss(batch, index)
+            gradients = torch.autograd.grad(result.total, parameters, create_graph=True, allow_unused=True)
+            for total, parameter, gradient in zip((run.exact or {}).values(), parameters, gradients, strict=True):
+                if gradient is None or not gradient.requires_grad:
+                    continue
+                flat, out = gradient.reshape(-1), total.view(-1)
+                for i in range(flat.numel()):
+                    (row,) = torch.autograd.grad(flat[i], parameter, retain_graph=True, allow_unused=True)
+                    if row is not None:
+                        out[i] += row.reshape(-1)[i]
+                _check_gradient(bool(out.isfinite().all()), index)
+        _count_batch(run, result.total.detach(), result.units, batch)
 
 
 def _finish(

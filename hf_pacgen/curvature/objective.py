@@ -232,7 +232,7 @@ class Objective:
 
     def _first_with_labels(self) -> tuple[int, Any]:
         empty = True
-        for index, batch in self.batches._all(everywhere=True):
+        for index, batch in self.batches.every():
             empty = False
             labels = batch.get("labels") if isinstance(batch, Mapping) else None
             if isinstance(labels, Tensor) and not labels.is_floating_point() and self.loss_fn is None:

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from hf_pacgen.noise.perturbation import Direction, Rows, chunks
-from hf_pacgen.processes import Processes
 
 __all__ = ["DiagonalSums", "NUM_GROUPS", "zeros_like"]
 
@@ -92,11 +91,6 @@ class DiagonalSums:
                     trace = trace + torch.linalg.vector_norm(part).square()
             statistics.append(torch.stack([trace, torch.zeros_like(trace)]))
         return self._count(group, statistics, units)
-
-    def reduce(self, processes: Processes) -> None:
-        """Sum over processes: one reduction of each buffer, after the last batch."""
-        for tensor in self.tensors().values():
-            processes.sum_(tensor)
 
     def tensors(self) -> dict[str, Tensor]:
         """All sums by name, to be reduced or saved."""

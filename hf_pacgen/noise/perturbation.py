@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Protocol
 
@@ -14,7 +14,7 @@ from hf_pacgen.curvature.model_state import unwrap
 from hf_pacgen.noise.distributions import NoiseDistribution
 from hf_pacgen.noise.layout import Block
 from hf_pacgen.noise.random_bits import rademacher, rademacher_rows, stream_key, uniform, uniform_rows
-from hf_pacgen.noise.twins import Perturbation
+from hf_pacgen.noise.twins import Perturbation, ScaleFunction
 from hf_pacgen.score import neighborhood
 
 __all__ = [
@@ -25,8 +25,10 @@ __all__ = [
     "Rows",
     "SavedWeights",
     "TensorDirection",
+    "check_scale",
     "chunks",
     "perturbed",
+    "scaled_noise",
 ]
 
 CHUNK = 1 << 20
@@ -119,19 +121,31 @@ class TensorDirection:
 Rows = Mapping[str, Tensor]
 """For some matrices, the rows that matter; all others matter whole."""
 
+Terms = Sequence[tuple[Direction, float]]
+"""A displacement Σ scale · direction."""
+
 
 class SavedWeights:
     """A copy of the weights, from which they are displaced and to which they return bit for bit.
 
     Displacements are always computed from the copy and never undone by subtraction: 200 cycles
     of adding and subtracting drift by 1 % in bfloat16.
+
+    Args:
+        parameters: by name.
+        by_rows: names of matrices whose rows are displaced (and copied) only when :meth:`look_up` says that
+            they are about to be read; the whole matrix is copied only if it is displaced as a whole.
     """
 
-    def __init__(self, parameters: Mapping[str, Tensor]) -> None:
-        self.parameters = parameters
-        self.copy = {name: parameter.detach().clone() for name, parameter in parameters.items()}
-        self._displaced: dict[str, Tensor | None] = {}
-        """Names of displaced parameters, with the rows if only those are."""
+    def __init__(self, parameters: Mapping[str, Tensor], *, by_rows: Collection[str] = ()) -> None:
+        self.parameters, self.by_rows = parameters, frozenset(by_rows)
+        self.copy = {name: p.detach().clone() for name, p in parameters.items() if name not in self.by_rows}
+        self._displaced: set[str] = set()
+        """Names of parameters that are displaced as a whole."""
+        self._rows: dict[str, list[tuple[Tensor, Tensor]]] = {}
+        """Displaced rows of the others, with their saved values."""
+        self._terms: Terms = ()
+        """What rows are displaced by."""
 
     def __enter__(self) -> SavedWeights:
         return self
@@ -140,49 +154,68 @@ class SavedWeights:
         self.restore()
 
     @torch.no_grad()
-    def displace(self, terms: Sequence[tuple[Direction, float]], rows: Rows | None = None) -> None:
-        """Set the weights to w + Σ scale · direction; of the matrices in ``rows``, only those rows."""
+    def displace(self, terms: Terms, *, whole: bool = False) -> None:
+        """Set the weights to w + Σ scale · direction; with ``whole``, all rows of every matrix."""
         if not terms:
             return self.restore()
-        for name, parameter in self.parameters.items():
-            weights, saved = parameter.detach(), self.copy[name]
-            only = None if rows is None else rows.get(name)
-            if only is None:
-                self._displaced[name] = None
-                for start, (piece, kept) in chunks(weights, saved):
-                    *first, (direction, scale) = terms
-                    for other, factor in first:
-                        kept = torch.add(kept, other.piece(name, start, kept), alpha=factor)
-                    displacement = direction.piece(name, start, kept)
-                    if displacement.dtype == piece.dtype and displacement.shape == piece.shape:
-                        torch.add(kept, displacement, alpha=scale, out=piece)  # one pass, not two
-                    else:
-                        piece.copy_(torch.add(kept, displacement, alpha=scale))
-            else:
-                if self._displaced.get(name, only) is not only:
-                    self._restore(name)
-                self._displaced[name] = only
-                kept = total = saved.index_select(0, only)
-                for direction, scale in terms:
-                    total = torch.add(total, direction.rows(name, only, kept), alpha=scale)
-                weights.index_copy_(0, only, total.to(weights.dtype))
+        self._restore_rows()
+        self._terms = terms
+        for name in self.parameters:
+            if whole or name not in self.by_rows:
+                self._displace_whole(name)
         # autocast caches casts of the weights and would go on using the old ones
         torch.clear_autocast_cache()
 
     @torch.no_grad()
+    def look_up(self, name: str, indices: Tensor) -> None:
+        """Displace the rows of a matrix that are about to be read, as far as they are not."""
+        if not self._terms or name not in self.by_rows or name in self._displaced:
+            return
+        parts = self._rows.setdefault(name, [])
+        rows = indices.reshape(-1).unique()
+        for done, _ in parts:
+            rows = rows[~torch.isin(rows, done)]
+        if rows.numel():
+            weights = self.parameters[name].detach()
+            kept = total = weights.index_select(0, rows)
+            parts.append((rows, kept))
+            for direction, scale in self._terms:
+                total = torch.add(total, direction.rows(name, rows, kept), alpha=scale)
+            weights.index_copy_(0, rows, total.to(weights.dtype))
+
+    @torch.no_grad()
     def restore(self) -> None:
         """Put the weights back, bit for bit."""
-        for name in list(self._displaced):
-            self._restore(name)
+        self._restore_rows()
+        for name in self._displaced:
+            self.parameters[name].detach().copy_(self.copy[name])
+        self._displaced.clear()
         torch.clear_autocast_cache()
 
-    def _restore(self, name: str) -> None:
-        weights, saved, rows = self.parameters[name].detach(), self.copy[name], self._displaced[name]
-        if rows is None:
-            weights.copy_(saved)
-        else:
-            weights.index_copy_(0, rows, saved.index_select(0, rows))
-        del self._displaced[name]
+    def _displace_whole(self, name: str) -> None:
+        weights = self.parameters[name].detach()
+        if name not in self.copy:
+            self.copy[name] = weights.clone()
+        self._displaced.add(name)
+        for start, (piece, kept) in chunks(weights, self.copy[name]):
+            *first, (direction, scale) = self._terms
+            for other, factor in first:
+                kept = torch.add(kept, other.piece(name, start, kept), alpha=factor)
+            displacement = direction.piece(name, start, kept)
+            if displacement.dtype == piece.dtype and displacement.shape == piece.shape:
+                torch.add(kept, displacement, alpha=scale, out=piece)  # one pass, not two
+            else:
+                piece.copy_(torch.add(kept, displacement, alpha=scale))
+
+    def _restore_rows(self) -> None:
+        for name, parts in self._rows.items():
+            for rows, kept in parts:
+                self.parameters[name].detach().index_copy_(0, rows, kept)
+        self._rows.clear()
+        self._terms = ()
+        for name in self._displaced & self.by_rows:  # so that their rows can be displaced from now on
+            self.parameters[name].detach().copy_(self.copy[name])
+            self._displaced.discard(name)
 
 
 def _wide(weights: Tensor) -> torch.dtype:
@@ -226,19 +259,7 @@ def perturbed(
             f"{type(model).__name__} has no trainable parameters, so there is nothing to perturb: expected at least "
             "one with requires_grad=True."
         )
-    if isinstance(noise_scale, Mapping):
-        _check_scales(noise_scale, parameters)
-        parameters = {name: p for name, p in parameters.items() if name in noise_scale}
-        scales = {name: noise_scale[name].detach().expand_as(p) for name, p in parameters.items()}
-    elif isinstance(noise_scale, bool) or not (math.isfinite(noise_scale) and noise_scale >= 0):
-        raise ValueError(f"noise_scale must be a finite number >= 0, or tensors by name; got {noise_scale!r}.")
-    noise = Perturbation(parameters, distribution=distribution, gamma=gamma, epsilon=epsilon)
-
-    def scale(block: Block, weights: Tensor) -> Tensor:
-        if isinstance(noise_scale, Mapping):
-            return noise.layout.gather(block, scales, weights.dtype).clone()
-        return torch.full_like(weights, noise_scale)
-
+    noise, scale = scaled_noise(parameters, noise_scale, distribution=distribution, gamma=gamma, epsilon=epsilon)
     noise.draw(scale, seed, "perturbed")
     try:
         noise.apply()
@@ -247,18 +268,52 @@ def perturbed(
         noise.restore()
 
 
-def _check_scales(scales: Mapping[str, Tensor], parameters: Mapping[str, Tensor]) -> None:
-    unknown = sorted(scales.keys() - parameters.keys())
-    if unknown:
+def scaled_noise(
+    parameters: Mapping[str, Tensor],
+    noise_scale: float | Mapping[str, Tensor],
+    *,
+    distribution: NoiseDistribution | str,
+    gamma: float,
+    epsilon: float,
+) -> tuple[Perturbation, ScaleFunction]:
+    """Noise on parameters, and the function that gives its level: a number for all, or tensors by name for some.
+
+    Raises:
+        ValueError: a level that is negative or not finite, an unknown name, another shape.
+    """
+    check_scale("noise_scale", noise_scale, parameters)
+    scales: Mapping[str, Tensor] = {}
+    if isinstance(noise_scale, Mapping):
+        parameters = {name: p for name, p in parameters.items() if name in noise_scale}
+        scales = {name: noise_scale[name].detach().to(p.device).expand_as(p) for name, p in parameters.items()}
+    noise = Perturbation(parameters, distribution=distribution, gamma=gamma, epsilon=epsilon)
+
+    def scale(block: Block, weights: Tensor) -> Tensor:
+        if isinstance(noise_scale, Mapping):
+            return noise.layout.gather(block, scales, weights.dtype).clone()
+        return torch.full_like(weights, noise_scale)
+
+    return noise, scale
+
+
+def check_scale(what: str, value: float | Mapping[str, Tensor], parameters: Mapping[str, Tensor]) -> None:
+    """Raise unless ``value`` is a finite number >= 0, or tensors of such numbers by the names of some parameters."""
+    if not isinstance(value, Mapping):
+        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if not (is_number and math.isfinite(value) and value >= 0):
+            raise ValueError(f"{what} must be a finite number >= 0, or tensors by name; got {value!r}.")
+        return
+    unknown = sorted(map(str, value.keys() - parameters.keys()))
+    if unknown or not value:
+        problem = f"names {unknown[:5]}, which are no trainable parameters" if unknown else "names no parameter"
         raise ValueError(
-            f"noise_scale names {unknown[:5]}, which are no trainable parameters. "
-            "Take the names from model.named_parameters(), where tied weights have one name."
+            f"{what} {problem}. Take the names from model.named_parameters(), where tied weights have one name."
         )
-    for name, sigma in scales.items():
+    for name, sigma in value.items():
         if sigma.numel() != 1 and sigma.shape != parameters[name].shape:
             raise ValueError(
-                f"noise_scale[{name!r}] must have shape {tuple(parameters[name].shape)}, like the parameter, or one "
+                f"{what}[{name!r}] must have shape {tuple(parameters[name].shape)}, like the parameter, or one "
                 f"element; got {tuple(sigma.shape)}."
             )
         if not bool((sigma.isfinite() & (sigma >= 0)).all()):
-            raise ValueError(f"noise_scale[{name!r}] must be finite and >= 0 everywhere.")
+            raise ValueError(f"{what}[{name!r}] must be finite and >= 0 everywhere.")

@@ -14,9 +14,10 @@ import datasets
 import evaluate
 
 from hf_pacgen.config import ScoreConfig
+from hf_pacgen.findings import SATURATED
 from hf_pacgen.inputs.arrays import to_number, to_tensors
 from hf_pacgen.inputs.errors import InputError
-from hf_pacgen.measure import SATURATED, pacgen
+from hf_pacgen.measure import pacgen
 from hf_pacgen.score import pacgen_score
 
 logger = logging.getLogger("hf_pacgen.evaluate_module")

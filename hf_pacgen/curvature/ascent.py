@@ -1,0 +1,202 @@
+"""The largest loss in a box around the weights, by projected gradient ascent."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hf_pacgen.curvature.batches import count_examples
+from hf_pacgen.curvature.hvp import take_gradients
+from hf_pacgen.curvature.objective import Objective
+from hf_pacgen.curvature.sums import zeros_like
+from hf_pacgen.noise.perturbation import SavedWeights, TensorDirection
+from hf_pacgen.noise.random_bits import stream_key, uniform
+from hf_pacgen.score import neighborhood
+from hf_pacgen.sharpness_config import SharpnessConfig
+
+__all__ = ["WorstCaseSharpness", "ascend"]
+
+ARMIJO = 1e-3
+"""Part of the rise that the slope promises which a step must bring."""
+LONG = 1e3
+"""First step, in boxes, of a coordinate with the mean slope: nearly all jump to the edge that the slope points to."""
+SETTLED = 1e-4
+"""Relative gain of a step below which the ascent ends."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorstCaseSharpness:
+    """A lower estimate of the largest rise of the loss in a box around the weights.
+
+    Attributes:
+        value: max L̂(w + u) - L̂(w), in units of the loss; not negative.
+        relative: 100 value/(1 + L̂(w)), the sharpness of Keskar et al. 2017, in percent.
+        loss: L̂(w).
+        rises: of every start of the ascent.
+        steps: gradients of the whole loss, over all starts.
+        converged: whether the best ascent ended before its steps were used up.
+        num_examples, num_units: size of the data.
+        box: ε of the box ε(|w_i| + 1), None for half-widths by name.
+        status: what limits the numbers, in sentences.
+        config: the settings.
+    """
+
+    value: float
+    relative: float
+    loss: float
+    rises: tuple[float, ...]
+    steps: int
+    converged: bool
+    num_examples: int
+    num_units: float
+    box: float | None
+    status: tuple[str, ...]
+    config: dict[str, Any]
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields as JSON-able values."""
+        values = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+
+
+def ascend(
+    objective: Objective,
+    box: float | Mapping[str, Tensor],
+    config: SharpnessConfig,
+    *,
+    saved: SavedWeights,
+    tick: Callable[[], Any] = lambda: None,
+) -> WorstCaseSharpness:
+    """Projected ascent from w and from random places in the box, on all processes alike.
+
+    Args:
+        objective: an inspected objective.
+        box: ε of ε(|w_i| + 1), or half-widths by parameter name.
+        config: starts, steps and seed.
+        saved: a copy of the weights.
+        tick: called after every batch.
+    """
+    ascent = _Ascent(objective, box, saved, tick)
+    rises, settled, base = [], [], 0.0
+    for start in range(config.ascent_starts):
+        loss, height, converged = ascent.climb(ascent.start(start, config.seed), config.ascent_steps)
+        if start == 0:
+            base = loss
+        rises.append(height - base)
+        settled.append(converged)
+    best = max(range(len(rises)), key=rises.__getitem__)
+    value, converged = max(rises[best], 0.0), settled[best]
+    status = [] if converged else [f"The ascent did not settle in {config.ascent_steps} steps. Use more ascent_steps."]
+    return WorstCaseSharpness(
+        value=value,
+        relative=100 * value / (1 + base),
+        loss=base,
+        rises=tuple(rises),
+        steps=ascent.steps,
+        converged=converged,
+        num_examples=ascent.examples,
+        num_units=ascent.units,
+        box=None if isinstance(box, Mapping) else float(box),
+        status=tuple(status),
+        config=config.to_dict(),
+    )
+
+
+class _Ascent:
+    def __init__(
+        self,
+        objective: Objective,
+        box: float | Mapping[str, Tensor],
+        saved: SavedWeights,
+        tick: Callable[[], Any],
+    ) -> None:
+        self.objective, self.saved, self.tick = objective, saved, tick
+        self.steps, self.units, self.examples = 0, 0.0, 0
+        self.box: dict[str, Tensor] = {}
+        for name, weights in saved.copy.items():
+            wide = weights.to(zeros_like(weights))
+            if not isinstance(box, Mapping):
+                self.box[name] = neighborhood(wide, gamma=box, epsilon=box)
+            elif name in box:
+                self.box[name] = box[name].detach().to(wide).expand_as(wide)
+
+    def start(self, number: int, seed: int) -> dict[str, Tensor]:
+        """0, then places that are uniform in the box."""
+        out = {}
+        for name, half in self.box.items():
+            key = stream_key(seed, "ascent", number, name)
+            unit = uniform(key, half.numel(), dtype=half.dtype, device=half.device) if number else torch.zeros(())
+            out[name] = half * (unit.view(half.shape) if number else unit.to(half))
+        return out
+
+    def climb(self, place: dict[str, Tensor], most: int) -> tuple[float, float, bool]:
+        """The losses at the start and at the end of an ascent, and whether it ended by itself."""
+        first, slope = self._evaluate(place)
+        height = first
+        # the slope in the coordinates u_i/b_i; its mean sets the scale of the steps
+        size = sum(m.numel() for m in self.box.values())
+        mean = sum((self.box[n] * g).abs().sum(dtype=torch.float64).item() for n, g in slope.items()) / max(size, 1)
+        step = LONG / mean if mean else 0.0
+        for _ in range(most - 1):
+            there, promised = self._move(place, slope, step)
+            if promised <= 1e-12 * abs(height):
+                return first, height, True
+            level, slope_there = self._evaluate(there)
+            if level < height + ARMIJO * promised:
+                step /= 10
+                continue
+            small = level - height <= SETTLED * (level - first)
+            place, slope, height, step = there, slope_there, level, 2 * step
+            if small:
+                return first, height, True
+        return first, height, False
+
+    def _move(self, place: dict[str, Tensor], slope: dict[str, Tensor], step: float) -> tuple[dict[str, Tensor], float]:
+        """The next place, clipped to the box, and the rise that the slope promises for it."""
+        there, promised = {}, 0.0
+        for name, half in self.box.items():
+            gradient = slope[name]
+            target = torch.addcmul(place[name], half * half, gradient, value=step).clamp_(-half, half)
+            promised += torch.sum((target - place[name]) * gradient, dtype=torch.float64).item()
+            there[name] = target
+        return there, promised
+
+    def _evaluate(self, place: dict[str, Tensor]) -> tuple[float, dict[str, Tensor]]:
+        """The mean loss and its gradient at w + u."""
+        objective, processes = self.objective, self.objective.batches.processes
+        sums = torch.zeros(3, dtype=torch.float64)
+        direction = TensorDirection({n: place.get(n, torch.zeros_like(w)) for n, w in self.saved.copy.items()})
+        with processes.together():
+            self.saved.displace([(direction, 1.0)])
+            for index, batch in objective.batches:
+                if objective.has_units(batch):
+                    total, units = self._loss(batch, index)
+                    if total.requires_grad:
+                        total.backward()
+                    sums += torch.tensor([total.item(), units, count_examples(batch)], dtype=torch.float64)
+                self.tick()
+            found = take_gradients(objective)
+        processes.sum_(sums)
+        loss, self.units, self.examples = sums[0].item(), sums[1].item(), int(sums[2])
+        if self.units == 0:
+            raise ValueError("The data has no loss unit: expected at least one labeled token or example.")
+        slope = {}
+        for name, half in self.box.items():
+            gradient = found.pop(name, None)
+            slope[name] = torch.zeros_like(half) if gradient is None else gradient.to(half.dtype).contiguous()
+            processes.sum_(slope[name]).div_(self.units)
+        self.steps += 1
+        return loss / self.units, slope
+
+    def _loss(self, batch: Any, index: int) -> tuple[Tensor, float]:
+        try:
+            result = self.objective.loss(batch, index)
+        except ValueError as error:
+            if self.steps:
+                raise ValueError(f"In the box around the weights: {error} Or take a smaller box.") from error
+            raise
+        return result.total, result.units

@@ -1,0 +1,190 @@
+"""Lanczos with full reorthogonalization, for vectors that are tensors by parameter name."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+__all__ = ["Basis", "Krylov", "lanczos", "norm"]
+
+Vector = dict[str, Tensor]
+BLOCK = 8
+"""Vectors that are stored together, so that a projection is a few matrix products and not a loop of dots."""
+BREAKDOWN = {torch.float64: 1e-11, torch.float32: 1e-6}
+"""Relative size below which what is left of H q after reorthogonalization is rounding."""
+
+
+class Basis:
+    """Orthonormal vectors; those of one parameter are the rows of matrices, ``BLOCK`` rows at a time.
+
+    Args:
+        like: tensors with the names, shapes, dtypes and devices of the vectors.
+    """
+
+    def __init__(self, like: Mapping[str, Tensor]) -> None:
+        self.like = dict(like)
+        self.blocks: list[Vector] = []
+        self.size = 0
+
+    def __len__(self) -> int:
+        return self.size
+
+    def append(self, vector: Mapping[str, Tensor]) -> Vector:
+        """Store a unit vector that is orthogonal to the others; returns views of what is stored."""
+        row = self.size % BLOCK
+        if row == 0:
+            self.blocks.append({name: value.new_empty((BLOCK, value.numel())) for name, value in self.like.items()})
+        stored = {name: rows[row].view(self.like[name].shape) for name, rows in self.blocks[-1].items()}
+        for name, value in vector.items():
+            stored[name].copy_(value)
+        self.size += 1
+        return stored
+
+    def project_out(self, vector: Vector) -> Tensor:
+        """Make a vector orthogonal to all stored ones, in place; returns the coefficients, shape (size,), float64.
+
+        Twice, since one pass of classical Gram-Schmidt leaves what cancellation lost (Giraud et al. 2005).
+        """
+        total = torch.zeros(self.size, dtype=torch.float64)
+        for _ in range(2):
+            coefficients = torch.cat([total.new_zeros(0), *(self._dots(vector, block) for block in self._filled())])
+            for start, block in zip(range(0, self.size, BLOCK), self._filled(), strict=True):
+                part = coefficients[start : start + BLOCK]
+                for name, rows in block.items():
+                    flat = vector[name].view(-1)
+                    flat.addmv_(rows.t(), part.to(rows), alpha=-1)
+            total += coefficients
+        return total
+
+    def combine(self, coefficients: Tensor) -> Vector:
+        """Σ coefficient · vector."""
+        out = {name: torch.zeros_like(value) for name, value in self.like.items()}
+        for start, block in zip(range(0, self.size, BLOCK), self._filled(), strict=True):
+            for name, rows in block.items():
+                out[name].view(-1).addmv_(rows.t(), coefficients[start : start + BLOCK].to(rows))
+        return out
+
+    def _filled(self) -> Iterator[Vector]:
+        for start, block in zip(range(0, self.size, BLOCK), self.blocks, strict=True):
+            count = min(BLOCK, self.size - start)
+            yield {name: rows[:count] for name, rows in block.items()}
+
+    def _dots(self, vector: Vector, block: Vector) -> Tensor:
+        # partial sums of the parameters add in float64
+        return sum((rows @ vector[name].view(-1)).double().cpu() for name, rows in block.items())  # type: ignore[return-value]
+
+
+@dataclass
+class Krylov:
+    """H Q = Q h + β q eᵀ: what Lanczos has learned of a symmetric H.
+
+    Attributes:
+        basis: Q.
+        h: QᵀHQ as computed, shape (steps, steps).  Exactly symmetric products would make it tridiagonal.
+        beta: norm of what is left of the last product; 0 where the space is exhausted.
+    """
+
+    basis: Basis
+    h: Tensor
+    beta: float
+
+    def pairs(self) -> tuple[Tensor, Tensor]:
+        """Ritz values in ascending order, and the coefficients of their unit vectors, one a column."""
+        return torch.linalg.eigh((self.h + self.h.t()) / 2)
+
+    def residuals(self, coefficients: Tensor) -> tuple[Tensor, Tensor]:
+        """‖H y - θ y‖ of Ritz vectors: the part that more steps remove, and the part that is noise of the products.
+
+        With s the coefficients of y, H y - θ y = Q A s + β s_last q, where A is the antisymmetric part of h, which
+        exact products would not have.  So the residual of the products as computed costs no further product.
+        """
+        noise = torch.linalg.vector_norm((self.h - self.h.t()) @ coefficients / 2, dim=0)
+        return self.beta * coefficients[-1].abs(), noise
+
+
+def lanczos(
+    operator: Callable[[Vector], Vector],
+    start: Vector,
+    *,
+    iterations: int,
+    dimension: int,
+    fresh: Callable[[int], Vector] | None = None,
+    stop: Callable[[Krylov, bool], bool] = lambda krylov, exhausted: False,
+    deflated: Basis | None = None,
+) -> Krylov:
+    """Lanczos from a vector, with every product made orthogonal to all that came before.
+
+    Args:
+        operator: v -> H v in buffers of its own, for a unit v.
+        start: need not be normalized; is overwritten.
+        iterations: most steps.
+        dimension: of the space; after as many steps all is known.
+        fresh: a new start by number, for where the Krylov space is exhausted: a multiple eigenvalue has one copy in
+            each Krylov space.  Without it the process ends there.
+        stop: asked after every step, with whether the step exhausted the space.
+        deflated: vectors to which everything is kept orthogonal.
+    """
+    basis, krylov = Basis(start), Krylov(Basis(start), torch.zeros(0, 0, dtype=torch.float64), 0.0)
+    columns: list[Tensor] = []
+    vector: Vector | None = _unit(start, basis, deflated)
+    links: list[float] = []
+    while vector is not None:
+        vector = basis.append(vector)
+        image = operator(vector)
+        if deflated is not None:
+            deflated.project_out(image)
+        columns.append(basis.project_out(image))
+        h = _assemble(columns, links)
+        left, scale = norm(image), h.abs().max().item()
+        if not math.isfinite(left + scale):
+            raise ValueError(
+                "The product of the Hessian with a vector is not finite. Look at the data and the weights, or use "
+                "wider weights (float32 instead of float16)."
+            )
+        # what is left of inexact products is never 0: their noise shows in the part of h that should vanish
+        noise = torch.linalg.matrix_norm(h - h.t(), 2).item()
+        exhausted = left <= max(_rounding(image) * scale, noise) or len(basis) == dimension
+        krylov = Krylov(basis, h, 0.0 if exhausted else left)
+        if stop(krylov, exhausted) or len(basis) in (iterations, dimension) or (exhausted and fresh is None):
+            break
+        links.append(krylov.beta)
+        vector = _unit(fresh(len(basis)), basis, deflated) if exhausted and fresh is not None else _scaled(image, left)
+    return krylov
+
+
+def norm(vector: Mapping[str, Tensor]) -> float:
+    """Euclidean norm over all tensors."""
+    return math.sqrt(sum(torch.linalg.vector_norm(v).item() ** 2 for v in vector.values()))
+
+
+def _assemble(columns: list[Tensor], links: list[float]) -> Tensor:
+    h = torch.zeros(len(columns), len(columns), dtype=torch.float64)
+    for j, column in enumerate(columns):
+        h[: j + 1, j] = column
+        if j < len(links):
+            h[j + 1, j] = links[j]
+    return h
+
+
+def _unit(vector: Vector, basis: Basis, deflated: Basis | None) -> Vector | None:
+    """A unit vector orthogonal to what there is; None where nothing is left."""
+    before = norm(vector)
+    for others in (deflated, basis):
+        if others is not None and len(others):
+            others.project_out(vector)
+    after = norm(vector)
+    return _scaled(vector, after) if after > 1e3 * _rounding(vector) * before else None
+
+
+def _scaled(vector: Vector, by: float) -> Vector:
+    for value in vector.values():
+        value.div_(by)
+    return vector
+
+
+def _rounding(vector: Vector) -> float:
+    return max(BREAKDOWN.get(value.dtype, BREAKDOWN[torch.float32]) for value in vector.values())

@@ -1,0 +1,368 @@
+"""The spectrum of the Hessian: extreme eigenvalues, trace and spectral density.
+
+Lanczos with full reorthogonalization (eigenvalues) and stochastic Lanczos quadrature (trace and density: Ubaru, Chen,
+Saad 2017; Ghorbani, Krishnan, Xiao 2019), on products with the Hessian of the mean loss over the whole data.
+It differs from the usual in two ways:
+
+1. Residuals are those of the products as computed, their noise included, and cost none: see :class:`Krylov`.
+2. Probes are kept orthogonal to the eigenvectors found before, so the outliers of the spectrum, which make most of a
+   plain probe's variance, are counted exactly, and only the bulk is sampled (the idea of Hutch++, Meyer et al. 2021).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hf_pacgen.curvature.batches import count_examples
+from hf_pacgen.curvature.hvp import HessianProduct
+from hf_pacgen.curvature.krylov import Basis, Krylov, Vector, lanczos
+from hf_pacgen.curvature.objective import Objective
+from hf_pacgen.curvature.sums import zeros_like
+from hf_pacgen.noise.perturbation import SavedWeights, TensorDirection
+from hf_pacgen.noise.random_bits import stream_key
+from hf_pacgen.sharpness_config import SpectrumConfig, SpectrumEnd
+
+__all__ = ["Spectrum", "estimate_spectrum"]
+
+MOST_ITERATIONS = 300
+BASIS_BYTES = 2 << 30
+"""Of the Lanczos basis, by default, where it does not cut the steps below 2k + 20."""
+FLOOR = 1e-3
+"""Eigenvalues below this part of the largest in magnitude are judged as if they were that large."""
+NOISY = 0.02
+"""Noise of the products, as part of the largest eigenvalue, that is worth saying."""
+PATIENCE = 10
+"""Steps after a restart in which a second copy of a top eigenvalue shows."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spectrum:
+    """What is known of the eigenvalues of ∇²L̂(w), L̂ the mean loss over all loss units of the data.
+
+    Attributes:
+        eigenvalues: the top k, best first; fewer where there are fewer parameters.
+        residuals: ‖H y - θ y‖ of each with its unit vector y, for the products as computed: there is an eigenvalue
+            of H within this distance, but for the bias of finite differences (1e-4 to 1e-3 of it in float32).
+        converged: whether more Lanczos steps would change it by less than the tolerance.  One that has not
+            converged is a bound from inside of the spectrum, no eigenvalue.
+        trace, trace_stderr: Σ of all eigenvalues, and its standard error: 0 where all were found, None without
+            probes or with a single one.
+        nodes, weights: the spectral density as point masses, which sum to 1: eigenvalues found and Gauss nodes.
+        eigenvectors: by parameter name, where asked for (``keep_vectors``).
+        num_parameters, num_examples, num_units: m, and the size of the data.
+        iterations, probes: Lanczos steps for the eigenvalues, probes for trace and density.
+        num_hvps: Hessian-vector products of a batch, over all processes.
+        status: what limits the numbers, in sentences.
+        config: the settings.
+    """
+
+    eigenvalues: tuple[float, ...]
+    residuals: tuple[float, ...]
+    converged: tuple[bool, ...]
+    trace: float | None
+    trace_stderr: float | None
+    nodes: tuple[float, ...]
+    weights: tuple[float, ...]
+    eigenvectors: tuple[dict[str, Tensor], ...] | None
+    num_parameters: int
+    num_examples: int
+    num_units: float
+    iterations: int
+    probes: int
+    num_hvps: int
+    hvp_method: str
+    status: tuple[str, ...]
+    config: dict[str, Any]
+
+    def density(self, points: Tensor, *, bandwidth: float | None = None) -> Tensor:
+        """The spectral density (1/m) Σ_i g(t - λ_i) at some points t, shape like ``points``; it integrates to 1.
+
+        Args:
+            points: where.
+            bandwidth: standard deviation of the Gaussian g; by default 1 % of the range of the nodes.
+
+        Raises:
+            ValueError: there are no nodes (``probes=0``), or a bandwidth that is not positive.
+        """
+        if not self.nodes:
+            raise ValueError("There is no spectral density: it was measured with probes=0. Use at least one probe.")
+        width = self.bandwidth if bandwidth is None else bandwidth
+        if not (math.isfinite(width) and width > 0):
+            raise ValueError(f"bandwidth must be a finite number greater than 0; got {bandwidth!r}.")
+        points = points.double()
+        nodes, weights = (torch.tensor(v, dtype=torch.float64) for v in (self.nodes, self.weights))
+        kernel = torch.exp(-0.5 * ((points[..., None] - nodes) / width).square()) / (width * math.sqrt(2 * math.pi))
+        return kernel @ weights
+
+    @property
+    def bandwidth(self) -> float:
+        """The default of :meth:`density`."""
+        spread = max(self.nodes) - min(self.nodes)
+        return 0.01 * spread or 0.01 * max(map(abs, self.nodes)) or 0.01
+
+    def to_dict(self) -> dict[str, Any]:
+        """All but the eigenvectors as JSON-able values."""
+        values = {name: getattr(self, name) for name in self.__dataclass_fields__ if name != "eigenvectors"}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+
+
+def estimate_spectrum(
+    objective: Objective,
+    config: SpectrumConfig,
+    *,
+    k: int,
+    saved: SavedWeights,
+    tick: Callable[[], Any] = lambda: None,
+) -> Spectrum:
+    """The spectrum of an inspected objective's Hessian.
+
+    Every process runs the same Lanczos process on products that are summed over all of them.
+
+    Args:
+        objective: the loss, at weights that are left as found.
+        config: settings.
+        k: how many eigenvalues.
+        saved: a copy of the weights.
+        tick: called after every batch.
+    """
+    hessian = _PooledHessian(objective, config, saved, tick)
+    m = objective.num_parameters
+    wanted = min(k, m)
+    most = min(m, config.iterations or _most_iterations(objective, k))
+    search = _Search(config, wanted, m)
+    krylov = lanczos(
+        hessian,
+        _gaussian(objective, config.seed, 0),
+        iterations=most,
+        dimension=m,
+        fresh=lambda number: _gaussian(objective, config.seed, number),
+        stop=search.finished,
+    )
+    values, vectors = krylov.pairs()
+    chosen = search.top(values)
+    remaining, noise = krylov.residuals(vectors)
+    complete = len(krylov.basis) == m
+    converged = search.converged(krylov, chosen)
+    kept = Basis(krylov.basis.like)
+    for index in chosen.tolist() if not complete or config.keep_vectors else []:
+        kept.append(krylov.basis.combine(vectors[:, index]))
+    steps = len(krylov.basis)
+    nodes, weights, trace, stderr = values.tolist(), [1 / m] * m, values.sum().item(), 0.0
+    krylov.basis.blocks.clear()  # the probes need the memory
+    if not complete:
+        sample = _sample(objective, hessian, config, kept) if config.probes else None
+        found = values[chosen]
+        if sample is None:
+            nodes, weights, trace, stderr = [], [], None, None
+        else:
+            nodes, weights, trace, stderr = sample.merge(found, m)
+            converged &= ~search.missed(found, sample, noise.max().item())
+    residuals = (remaining[chosen].square() + noise[chosen].square()).sqrt()
+    units, examples, num_hvps = hessian.counts()
+    return Spectrum(
+        eigenvalues=tuple(values[chosen].tolist()),
+        residuals=tuple(residuals.tolist()),
+        converged=tuple(converged.tolist()),
+        trace=trace,
+        trace_stderr=stderr,
+        nodes=tuple(nodes),
+        weights=tuple(weights),
+        eigenvectors=tuple(_row(kept, i) for i in range(len(kept))) if config.keep_vectors else None,
+        num_parameters=m,
+        num_examples=examples,
+        num_units=units,
+        iterations=steps,
+        probes=0 if complete else config.probes,
+        num_hvps=num_hvps,
+        hvp_method=hessian.product.method.value,
+        status=tuple(_status(k, m, steps, converged, noise[chosen], values, stderr, trace)),
+        config=config.to_dict(),
+    )
+
+
+class _PooledHessian:
+    """v -> H v for the mean loss over all batches and processes."""
+
+    def __init__(
+        self, objective: Objective, config: SpectrumConfig, saved: SavedWeights, tick: Callable[[], Any]
+    ) -> None:
+        self.objective, self.tick = objective, tick
+        self.product = HessianProduct(objective, config.hvp, saved=saved, displacement=config.displacement)
+        self.size = torch.zeros(2, dtype=torch.float64)
+        """Units and examples, known after the first product."""
+        self.num_hvps = torch.zeros(1, dtype=torch.float64)
+
+    def __call__(self, vector: Vector) -> Vector:
+        out: Vector = {}
+        processes = self.objective.batches.processes
+        size = torch.zeros(2, dtype=torch.float64)
+        with processes.together():
+            for index, batch in self.objective.batches:
+                if self.objective.has_units(batch):
+                    values, units = self.product(batch, index, TensorDirection(vector), norm=1.0)
+                    size += torch.tensor([units, count_examples(batch)], dtype=torch.float64)
+                    self.num_hvps += 1
+                    for name, value in values.items():
+                        if name in out:
+                            out[name].add_(value)
+                        else:  # the first product's buffers are ours to keep
+                            out[name] = value.to(vector[name].dtype).contiguous()
+                    del values  # not beside the next product
+                self.tick()
+        if self.size[0] == 0:
+            self.size = processes.sum_(size)
+            if self.size[0] == 0:
+                raise ValueError("The data has no loss unit: expected at least one labeled token or example.")
+        out = {name: out[name] if name in out else torch.zeros_like(v) for name, v in vector.items()}
+        for value in out.values():
+            processes.sum_(value).div_(self.size[0].item())
+        return out
+
+    def counts(self) -> tuple[float, int, int]:
+        """Units, examples, and products of a batch, over all processes."""
+        hvps = self.objective.batches.processes.sum_(self.num_hvps)
+        return self.size[0].item(), int(self.size[1]), int(hvps)
+
+
+class _Search:
+    """Which Ritz values are wanted, and when they are good enough."""
+
+    def __init__(self, config: SpectrumConfig, wanted: int, dimension: int) -> None:
+        self.config, self.wanted, self.dimension = config, wanted, dimension
+        self.settled: Tensor | None = None
+        """The top ones when the Krylov space was last exhausted."""
+        self.restarted = 0
+
+    def _merit(self, values: Tensor) -> Tensor:
+        signs = {SpectrumEnd.LARGEST: values, SpectrumEnd.SMALLEST: -values, SpectrumEnd.MAGNITUDE: values.abs()}
+        return signs[self.config.which]
+
+    def top(self, values: Tensor) -> Tensor:
+        """Indices of the wanted ones, best first."""
+        return self._merit(values).argsort(descending=True)[: self.wanted]
+
+    def _limit(self, values: Tensor, chosen: Tensor) -> Tensor:
+        return self.config.tolerance * values[chosen].abs().clamp_min(FLOOR * values.abs().max().item())
+
+    def converged(self, krylov: Krylov, chosen: Tensor) -> Tensor:
+        """Whether more steps would hardly change each of them."""
+        values, vectors = krylov.pairs()
+        remaining, _ = krylov.residuals(vectors)
+        return remaining[chosen] <= self._limit(values, chosen)
+
+    def finished(self, krylov: Krylov, exhausted: bool) -> bool:
+        """Whether all have converged, and a space that was exhausted hides no second copies of them."""
+        steps = len(krylov.basis)
+        if steps < self.wanted or not (exhausted or steps <= 20 or steps % 5 == 0):
+            return False
+        values, vectors = krylov.pairs()
+        chosen = self.top(values)
+        if not exhausted and not bool(self.converged(krylov, chosen).all()):
+            return False
+        before = self.settled
+        if before is None and not exhausted:
+            return True
+        if not exhausted and steps < self.restarted + PATIENCE:
+            return False
+        self.settled, self.restarted = values[chosen], steps
+        _, noise = krylov.residuals(vectors)
+        slack = 1e-6 * values.abs().max().item() + 3 * noise.max().item()
+        return before is not None and torch.allclose(before, self.settled, rtol=0, atol=slack)
+
+    def missed(self, found: Tensor, sample: _Sample, noise: float) -> Tensor:
+        """Which of the eigenvalues found are worse than one that a probe, kept orthogonal to them, has met."""
+        best = self._merit(torch.cat(sample.nodes)).max()
+        slack = 1e-3 * self._merit(found).abs().max() + 3 * noise
+        return self._merit(found) < best - slack
+
+
+@dataclass
+class _Sample:
+    """A Gauss quadrature of every probe, on the complement of the eigenvectors found; weights sum to 1."""
+
+    nodes: list[Tensor]
+    weights: list[Tensor]
+
+    def merge(self, found: Tensor, m: int) -> tuple[list[float], list[float], float, float | None]:
+        """Nodes and weights of the whole density, the trace, and its standard error.
+
+        For u uniform on the unit sphere of a space of dimension d, E uᵀHu is the trace on that space over d.
+        """
+        rest = m - len(found)
+        forms = rest * torch.stack([n @ w for n, w in zip(self.nodes, self.weights, strict=True)])
+        stderr = float(forms.std() / math.sqrt(len(forms))) if len(forms) > 1 else None
+        nodes = [*found.tolist(), *torch.cat(self.nodes).tolist()]
+        weights = [*[1 / m] * len(found), *(torch.cat(self.weights) * rest / m / len(forms)).tolist()]
+        return nodes, weights, float(found.sum() + forms.mean()), stderr
+
+
+def _sample(objective: Objective, hessian: _PooledHessian, config: SpectrumConfig, kept: Basis) -> _Sample:
+    sample = _Sample([], [])
+    for probe in range(config.probes):
+        krylov = lanczos(
+            hessian,
+            _gaussian(objective, config.seed, -1 - probe),
+            iterations=config.density_iterations,
+            dimension=objective.num_parameters - len(kept),
+            deflated=kept,
+        )
+        values, vectors = krylov.pairs()
+        sample.nodes.append(values)
+        sample.weights.append(vectors[0].square())
+    return sample
+
+
+def _gaussian(objective: Objective, seed: int, number: int) -> Vector:
+    """A random start, the same on every process and device."""
+    start = {name: zeros_like(p) for name, p in objective.parameters.items()}
+    for name, value in start.items():
+        generator = torch.Generator().manual_seed(stream_key(seed, "lanczos", number, name) & (2**63 - 1))
+        value.copy_(torch.randn(value.shape, generator=generator, dtype=value.dtype))
+    return start
+
+
+def _most_iterations(objective: Objective, k: int) -> int:
+    size = sum(p.numel() * max(p.element_size(), 4) for p in objective.parameters.values())
+    return max(2 * k + 20, min(MOST_ITERATIONS, BASIS_BYTES // size))
+
+
+def _row(basis: Basis, index: int) -> Vector:
+    one = torch.zeros(len(basis), dtype=torch.float64)
+    one[index] = 1
+    return basis.combine(one)
+
+
+def _status(
+    k: int,
+    m: int,
+    steps: int,
+    converged: Tensor,
+    noise: Tensor,
+    values: Tensor,
+    stderr: float | None,
+    trace: float | None,
+) -> list[str]:
+    """Sentences on what limits the numbers."""
+    said = []
+    if k > m:
+        said.append(f"There are fewer parameters than eigenvalues asked for: {m} and {k}.")
+    if not bool(converged.all()):
+        said.append(
+            f"{int((~converged).sum())} of {len(converged)} eigenvalues did not converge in {steps} Lanczos steps: "
+            "they are bounds from inside, and may have missed others. Use more iterations, or a larger tolerance."
+        )
+    scale = values.abs().max().item()
+    if scale and noise.max().item() > NOISY * scale:
+        said.append(
+            f"The Hessian-vector products are noisy: {noise.max().item() / scale:.1%} of the largest eigenvalue. "
+            "Load the weights in float32 or float64."
+        )
+    if stderr is not None and trace is not None and stderr > 0.5 * abs(trace):
+        said.append(f"The trace is noisy: {trace:.4g} ± {stderr:.2g}. Use more probes.")
+    return said
