@@ -1,24 +1,33 @@
-"""The loss around a solution: the spectrum of its Hessian, and slices through it."""
+"""The loss around a solution: its mean, the spectrum of its Hessian, and slices through it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from hf_pacgen.config import ScoreConfig
-from hf_pacgen.curvature.objective import LossFunction
+from hf_pacgen.curvature.objective import LossFunction, Objective
 from hf_pacgen.curvature.spectrum import Spectrum, estimate_spectrum
-from hf_pacgen.measure import _measuring
-from hf_pacgen.noise.perturbation import SavedWeights
+from hf_pacgen.curvature.sums import zeros_like
+from hf_pacgen.measure import _measuring, _ticker
+from hf_pacgen.noise.perturbation import SavedWeights, TensorDirection, check_scale
+from hf_pacgen.noise.random_bits import rademacher, stream_key
+from hf_pacgen.score import neighborhood
 from hf_pacgen.sharpness_config import SpectrumConfig
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-__all__ = ["hessian_spectrum"]
+__all__ = ["LossSlice", "hessian_spectrum", "loss_slice", "mean_loss"]
+
+OUTLINE = 360
+"""Rays along which the outline of the noise box in a plane is found."""
 
 
 def hessian_spectrum(
@@ -56,7 +65,203 @@ def hessian_spectrum(
         raise ValueError(f"k, the number of eigenvalues, must be an integer of at least 1; got {k!r}.")
     scope = ScoreConfig(max_examples=config.max_examples, seed=config.seed)
     with _measuring(model, data, scope, loss_fn, collate_fn, batch_size, accelerator) as objective:
-        silent = not (progress and objective.batches.processes.is_main)
-        with SavedWeights(objective.parameters) as saved, tqdm(disable=silent, leave=False, unit="batch") as bar:
-            bar.set_description("Hessian spectrum")
-            return estimate_spectrum(objective, config, k=k, saved=saved, tick=bar.update)
+        with SavedWeights(objective.parameters) as saved, _bar(objective, progress, "Hessian spectrum") as bar:
+            return estimate_spectrum(objective, config, k=k, saved=saved, tick=_ticker(objective, bar))
+
+
+def mean_loss(
+    model: nn.Module,
+    data: Any,
+    *,
+    loss_fn: LossFunction | None = None,
+    collate_fn: Callable[[list[Any]], Any] | None = None,
+    batch_size: int = 8,
+    max_examples: int | None = None,
+    accelerator: Accelerator | None = None,
+    progress: bool = True,
+) -> float:
+    """L̂(w), the mean loss over all loss units of the data, without dropout.  Arguments are those of ``pacgen()``."""
+    scope = ScoreConfig(max_examples=max_examples)
+    with _measuring(model, data, scope, loss_fn, collate_fn, batch_size, accelerator, streams=False) as objective:
+        with _bar(objective, progress, "loss") as bar:
+            return _mean(objective, _ticker(objective, bar))
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossSlice:
+    """The mean loss at w + s d (a line), or at w + s d + t e (a plane).
+
+    Attributes:
+        steps: the values of s, and of t for a plane.
+        losses: at these, shape (s,) or (s, t).
+        loss: L̂(w).
+        box: where the slice leaves the box |u_i| ≤ N_i: the two ends of s for a line, shape (2,), and the outline for a
+            plane, shape (points, 2).  Infinite where it never does.
+        names: of the directions.
+        num_parameters: m.
+    """
+
+    steps: tuple[Tensor, ...]
+    losses: Tensor
+    loss: float
+    box: Tensor
+    names: tuple[str, ...]
+    num_parameters: int
+
+
+def loss_slice(
+    model: nn.Module,
+    data: Any,
+    *,
+    directions: int | Sequence[Mapping[str, Tensor]] = 1,
+    points: int = 41,
+    reach: float = 2.0,
+    gamma: float = 0.1,
+    epsilon: float = 0.1,
+    half_widths: Mapping[str, Tensor] | None = None,
+    names: Sequence[str] = (),
+    seed: int = 0,
+    max_examples: int | None = None,
+    loss_fn: LossFunction | None = None,
+    collate_fn: Callable[[list[Any]], Any] | None = None,
+    batch_size: int = 8,
+    accelerator: Accelerator | None = None,
+    progress: bool = True,
+) -> LossSlice:
+    """The loss along a line or in a plane through the weights, and where it leaves the noise box |u_i| ≤ N_i.
+
+    Args:
+        model, data, loss_fn, collate_fn, batch_size, accelerator, progress: as for :func:`hf_pacgen.pacgen`.
+        directions: one or two vectors by parameter name (eigenvectors of :func:`hessian_spectrum`, a path between two
+            solutions), or 1 or 2 for random ones, N_i with random signs, which lead to corners of the box.
+        points: of each direction; odd, so that w is one of them.
+        reach: how far the slice goes, in multiples of the box.
+        gamma, epsilon: of the box N_i = γ|w_i| + ε.
+        half_widths: N_i by parameter name instead.
+        names: of the directions, for the picture.
+        seed: of random directions.
+        max_examples: as in :class:`~hf_pacgen.config.ScoreConfig`.
+
+    Raises:
+        ValueError: other than one or two directions, unknown names, other shapes, a direction of length 0, and what
+            :func:`hf_pacgen.pacgen` raises.
+
+    Source: Li, Xu, Taylor, Studer, Goldstein 2018, arXiv 1712.09913 (where directions are scaled by filters).
+    """
+    if isinstance(points, bool) or not isinstance(points, int) or points < 3 or points % 2 == 0:
+        raise ValueError(f"points must be an odd integer of at least 3, so that one is at the weights; got {points!r}.")
+    if not (math.isfinite(reach) and reach > 0):
+        raise ValueError(f"reach must be a finite number greater than 0; got {reach!r}.")
+    count = directions if isinstance(directions, int) else len(directions)
+    if count not in (1, 2) or isinstance(directions, bool):
+        raise ValueError(f"directions must be 1 or 2, or one or two vectors by parameter name; got {count}.")
+    scope = ScoreConfig(max_examples=max_examples, seed=seed, gamma=gamma, epsilon=epsilon)
+    with _measuring(model, data, scope, loss_fn, collate_fn, batch_size, accelerator, streams=False) as objective:
+        with SavedWeights(objective.parameters) as saved, _bar(objective, progress, "loss slice") as bar:
+            half = _half_widths(saved, scope, half_widths)
+            vectors = (
+                [_corner(half, seed, i) for i in range(count)]
+                if isinstance(directions, int)
+                else [_vector(saved, given) for given in directions]
+            )
+            box = _leaves(half, vectors)
+            far = _far(box, reach)
+            steps = tuple(torch.linspace(-f, f, points, dtype=torch.float64) for f in far)
+            losses = torch.zeros([points] * count, dtype=torch.float64)
+            for place in torch.cartesian_prod(*[torch.arange(points)] * count).view(-1, count).tolist():
+                terms = [(TensorDirection(v), s[i].item()) for v, s, i in zip(vectors, steps, place, strict=True)]
+                saved.displace(terms)
+                losses[tuple(place)] = _mean(objective, _ticker(objective, bar))
+    labels = tuple(names) or tuple(
+        f"{'random ' if isinstance(directions, int) else ''}direction {i + 1}" for i in range(count)
+    )
+    return LossSlice(
+        steps=steps,
+        losses=losses,
+        loss=losses[tuple([points // 2] * count)].item(),
+        box=box,
+        names=labels,
+        num_parameters=objective.num_parameters,
+    )
+
+
+def _bar(objective: Objective, progress: bool, name: str) -> Any:
+    return tqdm(disable=not (progress and objective.batches.processes.is_main), leave=False, unit="batch", desc=name)
+
+
+def _mean(objective: Objective, tick: Callable[[], Any]) -> float:
+    """The mean loss at the present weights."""
+    processes, sums = objective.batches.processes, torch.zeros(2, dtype=torch.float64)
+    with processes.together(), torch.no_grad():
+        for index, batch in objective.batches:
+            if objective.has_units(batch):
+                result = objective.loss(batch, index)
+                sums += torch.tensor([result.total.item(), result.units], dtype=torch.float64)
+            tick()
+    total, units = processes.sum_(sums).tolist()
+    if units == 0:
+        raise ValueError("The data has no loss unit: expected at least one labeled token or example.")
+    return total / units
+
+
+def _half_widths(saved: SavedWeights, config: ScoreConfig, given: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
+    if given is not None:
+        check_scale("half_widths", given, saved.parameters)
+        return {
+            name: given[name].to(zeros_like(w)).expand_as(w) if name in given else zeros_like(w)
+            for name, w in saved.copy.items()
+        }
+    return {
+        name: neighborhood(w.to(zeros_like(w)), gamma=config.gamma, epsilon=config.epsilon)
+        for name, w in saved.copy.items()
+    }
+
+
+def _corner(half: Mapping[str, Tensor], seed: int, number: int) -> dict[str, Tensor]:
+    return {
+        name: width
+        * rademacher(stream_key(seed, "slice", number, name), width.numel(), device=width.device).view_as(width)
+        for name, width in half.items()
+    }
+
+
+def _vector(saved: SavedWeights, given: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    check_scale("directions", {name: value.abs() for name, value in given.items()}, saved.parameters)
+    vector = {
+        name: given[name].to(zeros_like(w)).expand_as(w) if name in given else zeros_like(w)
+        for name, w in saved.copy.items()
+    }
+    if not any(bool(value.any()) for value in vector.values()):
+        raise ValueError("directions has a vector of length 0: expected one that leads somewhere. Leave it out.")
+    return vector
+
+
+def _leaves(half: Mapping[str, Tensor], vectors: Sequence[Mapping[str, Tensor]]) -> Tensor:
+    """Where a line (two ends) or a plane (an outline) leaves the box."""
+
+    def distance(*parts: float) -> float:
+        found = math.inf
+        for name, width in half.items():
+            along = sum(part * vector[name] for part, vector in zip(parts, vectors, strict=True)).abs()  # type: ignore[union-attr]
+            found = min(found, torch.where(along > 0, width / along, math.inf).min().item())
+        return found
+
+    if len(vectors) == 1:
+        end = distance(1.0)
+        return torch.tensor([-end, end], dtype=torch.float64)
+    # the two directions may be of very different lengths: turn in units of where each leaves the box by itself
+    units = [distance(*(float(i == j) for j in range(2))) for i in range(2)]
+    units = [unit if math.isfinite(unit) and unit > 0 else 1.0 for unit in units]
+    outline = []
+    for ray in range(OUTLINE + 1):
+        angle = 2 * math.pi * ray / OUTLINE
+        way = (units[0] * math.cos(angle), units[1] * math.sin(angle))
+        length = distance(*way)
+        outline.append([length * way[0], length * way[1]])
+    return torch.tensor(outline, dtype=torch.float64)
+
+
+def _far(box: Tensor, reach: float) -> list[float]:
+    """How far the slice goes along each direction: some multiple of the box, or of the direction if there is none."""
+    sizes = [box.abs().max().item()] if box.ndim == 1 else box.abs().amax(0).tolist()
+    return [reach * (size if math.isfinite(size) and size > 0 else 1.0) for size in sizes]

@@ -16,7 +16,7 @@ from hf_pacgen.config import ScoreConfig
 from hf_pacgen.curvature.ascent import WorstCaseSharpness, ascend
 from hf_pacgen.curvature.batches import count_examples
 from hf_pacgen.curvature.objective import LossFunction, Objective
-from hf_pacgen.measure import _measuring
+from hf_pacgen.measure import _measuring, _ticker
 from hf_pacgen.noise.perturbation import SavedWeights, check_scale, scaled_noise
 from hf_pacgen.noise.twins import Perturbation, ScaleFunction
 from hf_pacgen.sharpness_config import SharpnessConfig
@@ -159,7 +159,7 @@ def worst_case_sharpness(
 def _bar(objective: Objective, progress: bool, name: str) -> Iterator[Callable[[], Any]]:
     silent = not (progress and objective.batches.processes.is_main)
     with tqdm(disable=silent, leave=False, unit="batch", desc=name) as bar:
-        yield bar.update
+        yield _ticker(objective, bar)
 
 
 class _Draws:

@@ -98,7 +98,7 @@ def test_the_histogram_is_even_in_the_logarithm() -> None:
 
 def test_the_histogram_of_an_estimate_counts_every_entry(monkeypatch: pytest.MonkeyPatch) -> None:
     """In pieces, and in a range of bfloat16."""
-    monkeypatch.setattr("hf_pacgen.plots.CHUNK", 7)
+    monkeypatch.setattr("hf_pacgen.plots.score.CHUNK", 7)
     torch.manual_seed(0)
     values = {"a": torch.randn(10, 10).exp(), "b": torch.randn(33).bfloat16()}
     estimate = DiagonalEstimate(

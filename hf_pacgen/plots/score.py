@@ -1,35 +1,23 @@
-"""Pictures of our results.  Each function takes a result, draws on matplotlib Axes and returns them.
-
-    axes = plot_by_module(result)
-    save_figure(axes, "modules.svg")
-
-matplotlib is an extra: ``pip install "hf_pacgen[plots]"``.  Nothing here touches pyplot's state of the process, so
-these work in servers and threads too; in a notebook, ``axes.figure`` as the last line of a cell shows the picture.
-"""
+"""Pictures of the score: its modules, and the Hessian diagonal."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from hf_pacgen.curvature.diagonal import DiagonalEstimate
+from hf_pacgen.plots.style import BLUE, ORANGE, compact, headline, new_axes, plain
 from hf_pacgen.report import number, percent
 from hf_pacgen.score import PACGenResult
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["plot_by_module", "plot_hessian_diagonal", "save_figure"]
+__all__ = ["plot_by_module", "plot_hessian_diagonal"]
 
-# Okabe and Ito's palette, which the color-blind can tell apart.
-BLUE, ORANGE = "#0072B2", "#D55E00"
-WIDTH = 8.0
-"""Of a figure, in inches."""
 MAX_LABEL = 44
 """Characters of a module's name."""
 CHUNK = 1 << 22
@@ -57,7 +45,7 @@ def plot_by_module(
     if not result.by_module:
         raise ValueError("The result lists no modules: expected one that pacgen() returned. Score the model again.")
     names, rows = zip(*_ranked(result, top_modules, per_parameter), strict=True)
-    ax = ax or _new_axes(1.5 + 0.4 * len(names))
+    ax = ax or new_axes(1.5 + 0.4 * len(names))
     series = (
         ("Ψ, the published score", BLUE, [row[0] for row in rows], -0.2),
         (f"K(η) at η = {number(result.eta)}", ORANGE, [row[1] for row in rows], 0.2),
@@ -65,17 +53,17 @@ def plot_by_module(
     longest = max(max(values) for _, _, values, _ in series)
     for label, color, values, shift in series:
         bars = ax.barh([i + shift for i in range(len(names))], values, height=0.36, color=color, label=label)
-        ax.bar_label(bars, [_compact(value) for value in values], padding=3, fontsize=8, color="#333333")
+        ax.bar_label(bars, [compact(value) for value in values], padding=3, fontsize=8, color="#333333")
     ax.set_xlim(0, 1.14 * longest or 1.0)  # leaves room for the numbers beside the bars
     ax.set_yticks(range(len(names)), [_shorten(name) for name in names], fontsize=8.5)
     ax.set_ylim(len(names) - 0.4, -0.6)  # the largest on top
     ax.set_xlabel("nats per parameter (lower is better)" if per_parameter else "nats (lower is better)")
-    _headline(
+    headline(
         ax,
         f"PACGen by module\nΨ feels the curvature in {percent(result.active_fraction)} of the weights, "
         f"K(η) in {percent(result.kl_active_fraction)}",
     )
-    _plain(ax, grid="x")
+    plain(ax, grid="x")
     return ax
 
 
@@ -114,7 +102,7 @@ def plot_hessian_diagonal(
     values = diagonal.values if isinstance(diagonal, DiagonalEstimate) else diagonal
     tensors = [values] if isinstance(values, Tensor) else list(values.values())
     low, high, counts = _log_histogram(tensors, bins)
-    ax = ax or _new_axes(4.2)
+    ax = ax or new_axes(4.2)
     edges = [10 ** (low + (high - low) * i / bins) for i in range(bins + 1)]
     total = int(sum(c.sum() for c in counts.values()))
     for name, sign, color, filled in (("positive", 1, BLUE, True), ("negative", -1, ORANGE, False)):
@@ -127,8 +115,8 @@ def plot_hessian_diagonal(
     ax.set_xlabel("|$H_{ii}$|, absolute curvature of the training loss along a weight")
     ax.set_ylabel("weights in a bin")
     undrawn = f"; {_share(zeros, total)} are exactly 0 and not drawn" if zeros else ""
-    _headline(ax, f"Hessian diagonal of {total:,} weights\ntrace {number(trace)}{undrawn}")
-    _plain(ax, grid="y")
+    headline(ax, f"Hessian diagonal of {total:,} weights\ntrace {number(trace)}{undrawn}")
+    plain(ax, grid="y")
     return ax
 
 
@@ -167,63 +155,6 @@ def _parts(tensors: list[Tensor]) -> Iterator[Tensor]:
 
 def _share(count: int, total: int) -> str:
     return f"{count:,} ({percent(count / total)})"
-
-
-def save_figure(ax: Axes, path: str | os.PathLike[str], *, dpi: int = 150) -> Path:
-    """Write the figure of these Axes as PNG or SVG, by the name's ending; the same picture gives the same bytes.
-
-    Raises:
-        ValueError: another ending.
-        FileNotFoundError: the folder does not exist.
-    """
-    import matplotlib
-
-    target = Path(path)
-    kind = target.suffix.lower().lstrip(".")
-    if kind not in ("png", "svg"):
-        raise ValueError(f"Cannot write {target}: expected a name that ends in .png or .svg.")
-    if not target.parent.is_dir():
-        raise FileNotFoundError(f"Cannot write {target}: the folder {target.parent} does not exist. Make it first.")
-    undated: dict[str, Any] = {"Date": None} if kind == "svg" else {"Software": None}
-    with matplotlib.rc_context({"svg.hashsalt": "hf_pacgen"}):
-        ax.figure.canvas.figure.savefig(target, format=kind, dpi=dpi, metadata=undated)
-    return target
-
-
-def _new_axes(height: float) -> Axes:
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError('Plots need matplotlib, which is not installed: pip install "hf_pacgen[plots]".') from error
-    figure = Figure(figsize=(WIDTH, height), layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure.add_subplot()
-
-
-def _headline(ax: Axes, title: str) -> None:
-    """A title with the legend in a row below it: inside the axes it would cover bars."""
-    ax.legend(
-        loc="lower left", bbox_to_anchor=(0, 1), ncols=2, frameon=False, fontsize=8.5, borderaxespad=0.3, borderpad=0
-    )
-    ax.set_title(title, fontsize=10.5, loc="left", pad=22)
-
-
-def _plain(ax: Axes, *, grid: Literal["x", "y"]) -> None:
-    ax.spines[["top", "right"]].set_visible(False)
-    ax.grid(axis=grid, color="#dddddd", linewidth=0.6)
-    ax.set_axisbelow(True)
-    ax.tick_params(colors="#333333", labelsize=8.5)
-    axis = ax.xaxis if grid == "x" else ax.yaxis
-    axis.set_major_formatter(lambda value, _: _compact(value))
-
-
-def _compact(value: float) -> str:
-    """As :func:`number`, and millions as such: 1,234, 21.94 M, 1.5 G."""
-    for size, letter in ((1e9, "G"), (1e6, "M")):
-        if abs(value) >= size:
-            return f"{value / size:.4g} {letter}"
-    return number(value)
 
 
 def _shorten(name: str) -> str:
