@@ -71,6 +71,8 @@ def main(command_line: list[str] | None = None) -> dict[str, float]:
 
     if args.noise is None:  # PACGen
         args.noise = {"gamma": 0.02, "epsilon": 0.002}  # PACGen: fine-tuning takes less noise than training
+    if args.score is None:  # PACGen
+        args.score = {"max_examples": 64}  # PACGen: on this many training sentences, in every evaluation
     trainer = Trainer(
         model=model,
         args=args,

@@ -2,32 +2,32 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from hf_pacgen.config import Estimator, HVPMethod, ScoreConfig
-from hf_pacgen.curvature.batches import Batches
 from hf_pacgen.curvature.checkpoint import Checkpoint
 from hf_pacgen.curvature.diagonal import DiagonalEstimate, estimate_diagonal
 from hf_pacgen.curvature.hvp import HessianProduct, choose_method
-from hf_pacgen.curvature.identity import differences, identity
+from hf_pacgen.curvature.identity import identity
 from hf_pacgen.curvature.lipschitz import LipschitzEstimate, estimate_lipschitz
-from hf_pacgen.curvature.model_state import preserved, unwrap
 from hf_pacgen.curvature.objective import LossFunction, Objective
-from hf_pacgen.curvature.parameters import is_finite
+from hf_pacgen.curvature.parameters import dense
 from hf_pacgen.curvature.sums import zeros_like
 from hf_pacgen.findings import by_module, findings
-from hf_pacgen.noise.perturbation import SavedWeights, TensorDirection
-from hf_pacgen.processes import Processes
+from hf_pacgen.measuring import measuring as _measuring
+from hf_pacgen.measuring import progress_bar, ticker
+from hf_pacgen.noise.perturbation import TensorDirection
 from hf_pacgen.score import PACGenResult, ScoreTerms, pacgen_score
+from hf_pacgen.sharding import local, shard_like
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -80,12 +80,12 @@ def pacgen(
     Source: Wang, Keskar, Xiong, Socher 2018, arXiv 1809.07402.
     """
     began = time.perf_counter()
-    with _measuring(model, data, config, loss_fn, collate_fn, batch_size, accelerator) as objective:
+    with _measuring(model, data, config, loss_fn, collate_fn, batch_size, accelerator, shards=True) as objective:
         with ExitStack() as stack:
             checkpoint = _checkpoint(objective, config, checkpoint_dir, checkpoint_every)
-            bar = stack.enter_context(_progress_bar(objective, progress))
-            saved = stack.enter_context(SavedWeights(objective.parameters)) if _displaces(objective, config) else None
-            smoothness, tick = None, _ticker(objective, bar, checkpoint)
+            bar = stack.enter_context(progress_bar(objective, progress))
+            saved = stack.enter_context(objective.displaceable()) if _displaces(objective, config) else None
+            smoothness, tick = None, ticker(objective, bar, checkpoint)
             if checkpoint is not None:
                 stack.enter_context(checkpoint.watching())
                 smoothness = checkpoint.lipschitz
@@ -99,18 +99,7 @@ def pacgen(
             rho = smoothness.value if smoothness is not None else config.rho
             n = config.num_training_examples or objective.batches.num_examples()
             eta = float(n) if config.eta == "n" else float(config.eta)
-        terms = {
-            name: pacgen_score(
-                parameter.detach(),
-                diagonal.values[name].to(parameter.device),
-                rho,
-                gamma=config.gamma,
-                epsilon=config.epsilon,
-                eta=eta,
-                num_parameters=objective.num_parameters,
-            )
-            for name, parameter in objective.parameters.items()
-        }
+        terms, traces = _terms(objective, config, diagonal.values, rho, eta)
     if checkpoint is not None:
         checkpoint.close()
     total = sum(terms.values(), ScoreTerms())
@@ -129,7 +118,7 @@ def pacgen(
         hessian_trace=diagonal.trace,
         hessian_trace_stderr=diagonal.trace_stderr,
         hessian_lipschitz=rho,
-        by_module=by_module(terms, diagonal.values),
+        by_module=by_module(terms, traces),
         estimator=diagonal.estimator.value,
         hvp_method=_method_name(objective, config, diagonal),
         num_hvps=diagonal.num_hvps + (smoothness.num_hvps if smoothness is not None else 0),
@@ -156,13 +145,18 @@ def hessian_diagonal(
     Arguments and errors are those of :func:`pacgen`; ``config`` says by which estimator, how often over the
     data, and whether every entry gets a standard error.
     """
-    with _measuring(model, data, config, loss_fn, collate_fn, batch_size, accelerator) as objective:
+    with _measuring(model, data, config, loss_fn, collate_fn, batch_size, accelerator, shards=True) as objective:
         with ExitStack() as stack:
-            bar = stack.enter_context(_progress_bar(objective, progress))
+            bar = stack.enter_context(progress_bar(objective, progress))
             bar.set_description("Hessian diagonal")
             displaces = config.estimator in (Estimator.HUTCHINSON, Estimator.BLEND) or objective.kind.is_other
-            saved = stack.enter_context(SavedWeights(objective.parameters)) if displaces else None
-            return estimate_diagonal(objective, config, saved=saved, tick=_ticker(objective, bar))
+            saved = stack.enter_context(objective.displaceable()) if displaces else None
+            estimate = estimate_diagonal(objective, config, saved=saved, tick=ticker(objective, bar))
+        return dataclasses.replace(
+            estimate,
+            values=_like_parameters(objective, estimate.values),
+            stderr=None if estimate.stderr is None else _like_parameters(objective, estimate.stderr),
+        )
 
 
 def hessian_lipschitz(
@@ -182,10 +176,10 @@ def hessian_lipschitz(
     """
     if config.lipschitz_directions < 1:
         raise ValueError("hessian_lipschitz needs lipschitz_directions of at least 1; got 0, which means 'not at all'.")
-    with _measuring(model, data, config, loss_fn, collate_fn, batch_size, accelerator) as objective:
-        with _progress_bar(objective, progress) as bar, SavedWeights(objective.parameters) as saved:
+    with _measuring(model, data, config, loss_fn, collate_fn, batch_size, accelerator, shards=True) as objective:
+        with progress_bar(objective, progress) as bar, objective.displaceable() as saved:
             bar.set_description("ρ")
-            return estimate_lipschitz(objective, config, saved=saved, tick=_ticker(objective, bar))
+            return estimate_lipschitz(objective, config, saved=saved, tick=ticker(objective, bar))
 
 
 def hessian_vector_product(
@@ -212,20 +206,21 @@ def hessian_vector_product(
         The product by parameter name, at least float32; 0 where the loss does not depend on a parameter.
 
     Raises:
-        ValueError: names or shapes that differ from the trainable parameters', a zero-length or non-finite
-            vector, and what :func:`pacgen` raises.
+        ValueError: names or shapes that differ from the trainable parameters', a vector that is not finite, and
+            what :func:`pacgen` raises.
     """
     config = ScoreConfig(hvp=method, displacement=displacement)
-    with _measuring(model, data, config, loss_fn, collate_fn, batch_size, accelerator) as objective:
-        _check_vector(objective, vector)
-        norm = math.sqrt(sum(torch.linalg.vector_norm(v).item() ** 2 for v in vector.values()))
+    with _measuring(
+        model, data, config, loss_fn, collate_fn, batch_size, accelerator, confirm=False, shards=True
+    ) as objective:
+        norm = _checked_norm(objective, vector)
         out: dict[str, Tensor] = {}
         units = torch.zeros(1, dtype=torch.float64)
         if norm == 0:
-            return {name: zeros_like(parameter) for name, parameter in objective.parameters.items()}
-        direction = TensorDirection(vector)
-        with SavedWeights(objective.parameters) as saved, objective.batches.processes.together():
-            product = HessianProduct(objective, config.hvp, saved=saved, displacement=displacement)
+            return _like_parameters(objective, {name: zeros_like(p) for name, p in objective.parameters.items()})
+        direction = TensorDirection({name: local(value) for name, value in vector.items()})
+        with objective.displaceable() as saved, objective.batches.processes.together():
+            product = HessianProduct(objective, config.hvp, saved=saved, displacement=displacement, sparse=True)
             # a step is learned on the first batch, on every process the same, and then only shortened
             first = objective.batches.head(1) if objective.batches.processes.rank else []
             for index, batch in (*first, *_own(objective)):
@@ -239,49 +234,48 @@ def hessian_vector_product(
                         else:  # the first product's buffers are ours to keep
                             out[name] = value.to(torch.promote_types(value.dtype, torch.float32))
                 del values  # not beside the next product
-        out = {n: out[n] if n in out else zeros_like(p) for n, p in objective.parameters.items()}
-        for tensor in (*out.values(), units):
-            objective.batches.processes.sum_(tensor)
-        return {name: tensor.div_(units.item()) for name, tensor in out.items()}
-
-
-@contextmanager
-def _measuring(
-    model: nn.Module,
-    data: Any,
-    config: ScoreConfig,
-    loss_fn: LossFunction | None,
-    collate_fn: Callable[[list[Any]], Any] | None,
-    batch_size: int,
-    accelerator: Accelerator | None,
-) -> Iterator[Objective]:
-    """An inspected objective; on the way out the model, the random state and the data are as before."""
-    model = unwrap(model)
-    processes = Processes(accelerator)
-    with preserved(model):
-        with processes.together():
-            batches = Batches(
-                data,
-                model=model,
-                batch_size=batch_size,
-                collate_fn=collate_fn,
-                max_examples=config.max_examples,
-                seed=config.seed,
-                processes=processes,
-            )
-            objective = Objective(model, batches, loss_fn=loss_fn)
-            objective.inspect()
-        _refuse_differences(objective, config)
-        try:
-            with objective.watching():
-                yield objective
-        finally:
-            batches.close()
+        total = objective.batches.processes.sum_(units).item()
+        means = {}
+        for name, parameter in objective.parameters.items():
+            mean = dense(out.pop(name).div_(total)) if name in out else zeros_like(parameter)
+            means[name] = objective.batches.processes.sum_(mean)
+        return _like_parameters(objective, means)
 
 
 def _own(objective: Objective) -> Iterator[tuple[int, Any]]:
     """This process's batches that have loss units."""
     return ((index, batch) for index, batch in objective.batches if objective.has_units(batch))
+
+
+def _terms(
+    objective: Objective, config: ScoreConfig, curvature: Mapping[str, Tensor], rho: float, eta: float
+) -> tuple[dict[str, ScoreTerms], dict[str, float]]:
+    """The terms of the score and the trace of every parameter, over all shards."""
+    terms, traces = {}, {}
+    for name, parameter in objective.parameters.items():
+        part = pacgen_score(
+            local(parameter).detach(),
+            curvature[name].to(parameter.device),
+            rho,
+            gamma=config.gamma,
+            epsilon=config.epsilon,
+            eta=eta,
+            num_parameters=objective.num_parameters,
+        )
+        trace = curvature[name].sum(dtype=torch.float64).item()
+        if objective.shards.active:
+            fields = dataclasses.asdict(part)
+            row = torch.tensor([trace, *fields.values()], dtype=torch.float64)
+            trace, *sums = objective.shards.sum_(row).tolist()
+            whole = zip(fields.items(), sums, strict=True)
+            part = ScoreTerms(**{field: type(old)(value) for (field, old), value in whole})
+        terms[name], traces[name] = part, trace
+    return terms, traces
+
+
+def _like_parameters(objective: Objective, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The values sharded like the parameters, where those are."""
+    return {name: shard_like(value, objective.parameters[name]) for name, value in values.items()}
 
 
 def _displaces(objective: Objective, config: ScoreConfig) -> bool:
@@ -297,45 +291,16 @@ def _checkpoint(
         raise ValueError(f"checkpoint_every must be an integer of at least 1; got {every!r}.")
     if folder is None:
         return None
+    if objective.shards.active:
+        raise ValueError(
+            "checkpoint_dir is for models that every process has as a whole: the shards of fully_shard would have to "
+            "be saved at one moment. Leave it out, or score the model without sharding."
+        )
     batches = objective.batches
     with batches.processes.together():
         checkpoint = Checkpoint(folder, identity=identity(objective, config), processes=batches.processes, every=every)
     checkpoint.open(batches)
     return checkpoint
-
-
-def _ticker(objective: Objective, bar: Any, checkpoint: Checkpoint | None = None) -> Callable[[], None]:
-    """What is called after every batch."""
-
-    def tick() -> None:
-        bar.update()
-        objective.batches.processes.check()
-        if checkpoint is not None:
-            checkpoint.stop_if_asked()
-
-    return tick
-
-
-def _refuse_differences(objective: Objective, config: ScoreConfig) -> None:
-    """Raise on every process if two of them have different settings, models or data."""
-    processes = objective.batches.processes
-    if processes.size == 1:
-        return
-    with processes.together():
-        mine = identity(objective, config)
-    first, *others = processes.gather(mine)
-    for rank, other in enumerate(others, start=1):
-        found = differences(first, other, there="in process 0", here=f"in process {rank}")
-        if found:
-            raise ValueError(
-                f"Process {rank} has another model, data or settings than process 0. These differ: {found}. "
-                "Load the same model and the whole data in every process; the batches are shared out here."
-            )
-
-
-def _progress_bar(objective: Objective, progress: bool) -> Any:
-    # the number of batches of a stream is not known beforehand, so the bar counts without a total
-    return tqdm(disable=not (progress and objective.batches.processes.is_main), leave=False, unit="batch")
 
 
 def _method_name(objective: Objective, config: ScoreConfig, diagonal: DiagonalEstimate) -> str | None:
@@ -344,7 +309,8 @@ def _method_name(objective: Objective, config: ScoreConfig, diagonal: DiagonalEs
     return diagonal.hvp_method.value if diagonal.hvp_method is not None else None
 
 
-def _check_vector(objective: Objective, vector: Mapping[str, Tensor]) -> None:
+def _checked_norm(objective: Objective, vector: Mapping[str, Tensor]) -> float:
+    """The norm of a vector that is shaped like the parameters, and finite."""
     parameters = objective.parameters
     if vector.keys() != parameters.keys():
         odd = sorted(vector.keys() ^ parameters.keys())
@@ -352,11 +318,15 @@ def _check_vector(objective: Objective, vector: Mapping[str, Tensor]) -> None:
             f"vector must have the names of the trainable parameters; these are in one only: {odd[:5]}. "
             "Take the names from model.named_parameters()."
         )
+    squares = 0.0
     for name, value in vector.items():
         if value.shape != parameters[name].shape:
             raise ValueError(
                 f"vector[{name!r}] must have shape {tuple(parameters[name].shape)}, like the parameter; "
                 f"got {tuple(value.shape)}."
             )
-        if not is_finite(value):
-            raise ValueError(f"vector[{name!r}] contains NaN or infinity: expected finite numbers.")
+        norm = torch.linalg.vector_norm(value, dtype=torch.promote_types(value.dtype, torch.float32)).item()
+        if not math.isfinite(norm):
+            raise ValueError(f"vector[{name!r}] contains NaN, infinity or huge numbers: expected finite numbers.")
+        squares += norm**2
+    return math.sqrt(squares)

@@ -14,7 +14,10 @@ import copy
 import gc
 import importlib.util
 import json
+import os
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -22,7 +25,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy
-import psutil
 import torch
 from rich.console import Console
 from rich.table import Table
@@ -49,6 +51,7 @@ class Arguments:
     threads: int = field(default=0, metadata={"help": "Threads of torch; 0 leaves its choice."})
     repeats: int = field(default=3, metadata={"help": "Timed repetitions of every task, after one that is not."})
     tweets: int = field(default=512, metadata={"help": "Tweets that the whole score is timed on."})
+    memory_of: str = field(default="", metadata={"help": "Only print the extra memory of this one product."})
 
 
 # ------------------------------------------------------------------------------------------ models and data
@@ -296,56 +299,86 @@ def interleaved(tasks: dict[str, Callable[[], Any]], repeats: int) -> dict[str, 
     return {name: statistics.median(values[1:]) for name, values in times.items()}
 
 
-def extra_memory(task: Callable[[], Any]) -> float:
-    """Peak resident memory over that at the start, in bytes, sampled by a thread."""
-    import threading
+def extra_memory(task: str) -> float | None:
+    """Peak resident memory of one task over that at its start, in bytes; None where the system does not tell.
 
-    gc.collect()
-    process, peak, done = psutil.Process(), 0, threading.Event()
-
-    def watch() -> None:
-        nonlocal peak
-        while not done.is_set():
-            peak = max(peak, process.memory_info().rss)
-            time.sleep(0.001)
-
-    base = process.memory_info().rss
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    try:
-        task()
-    finally:
-        done.set()
-        watcher.join()
-    return float(max(peak - base, 0))
+    In a process of its own that gives freed memory back at once: otherwise what one task leaves behind in the
+    allocator hides what the next one takes.
+    """
+    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
+    environment |= {"OMP_NUM_THREADS": str(torch.get_num_threads())}
+    command = [sys.executable, __file__, "--memory_of", task]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    figure = done.stdout.split()[-1]
+    return None if figure == "unknown" else float(figure)
 
 
-def product_rows(arguments: Arguments) -> list[dict[str, Any]]:
+def measure_memory(task: str) -> None:
+    """Print the extra memory of a task of :func:`product_tasks`, after a small warm-up."""
+    status, clear = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+    if not clear.exists():
+        print("unknown")
+        return
+
+    def resident(key: str) -> int:
+        return int(next(line for line in status.read_text().splitlines() if line.startswith(key)).split()[1]) * 1024
+
     model, (batch,) = minilm(), tweets(16, 16, length=64)
-    vector = {n: torch.randn(p.shape, generator=torch.Generator().manual_seed(1)) for n, p in model.named_parameters()}
-    double = copy.deepcopy(model).double()
-    reference = hessian_vector_product(double, [batch], {n: v.double() for n, v in vector.items()})
-    exact = torch.cat([v.reshape(-1) for v in reference.values()])
-    del double, reference
+    tasks = product_tasks(model, batch, random_vector(model))
+    gradients(model, tweets(1, 1, length=8))
+    model.zero_grad(set_to_none=True)
+    gc.collect()
+    clear.write_text("5")  # the peak starts anew
+    base = resident("VmRSS")
+    tasks[task]()
+    print(resident("VmHWM") - base)
+
+
+def random_vector(model: nn.Module) -> dict[str, Tensor]:
+    return {n: torch.randn(p.shape, generator=torch.Generator().manual_seed(1)) for n, p in model.named_parameters()}
+
+
+def product_tasks(model: nn.Module, batch: Batch, vector: dict[str, Tensor]) -> dict[str, Callable[[], Any]]:
+    """A gradient, products by every method and peer, and diagonals with few and many probes."""
     tasks: dict[str, Callable[[], Any]] = {"gradient": lambda: gradients(model, [batch])}
     for method in ("auto", "reverse_over_reverse", "forward_over_reverse"):
         tasks[method] = lambda method=method: hessian_vector_product(model, [batch], vector, method=method)
     tasks |= peer_products(model, batch, vector)
-    times = interleaved(tasks, 2 * arguments.repeats + 1)
-    memory = {name: extra_memory(task) for name, task in tasks.items()}
+    for passes in (1, 16):
+        config = ScoreConfig(estimator="hutchinson", passes=passes)  # type: ignore[arg-type]
+        tasks[f"hutchinson, probes: {passes}"] = lambda config=config: hessian_diagonal(
+            model, [batch], config=config, progress=False
+        )
+    whole = ScoreConfig()
+    tasks["pacgen(), the whole score"] = lambda: pacgen(model, [batch], config=whole, progress=False)
+    return tasks
+
+
+def product_rows(arguments: Arguments) -> list[dict[str, Any]]:
+    model, (batch,) = minilm(), tweets(16, 16, length=64)
+    vector = random_vector(model)
+    buffer = sum(p.numel() * p.element_size() for p in model.parameters())
+    double = copy.deepcopy(model).double()
+    reference = hessian_vector_product(double, [batch], {n: v.double() for n, v in vector.items()})
+    exact = torch.cat([v.reshape(-1) for v in reference.values()])
+    del double, reference
+    tasks = product_tasks(model, batch, vector)
+    memory = {name: extra_memory(name) for name in tasks}
+    products = {name: task for name, task in tasks.items() if "probes" not in name and "score" not in name}
+    times = interleaved(products, 2 * arguments.repeats + 1)
     rows = []
-    for name, task in tasks.items():
-        row: dict[str, Any] = {"method": name, "time / gradient": times[name] / times["gradient"]}
-        row["extra memory / gradient's"] = memory[name] / memory["gradient"]
-        if name != "gradient":
-            product = task()
+    for name in tasks:
+        row: dict[str, Any] = {"method": name}
+        if name in times:
+            row["time / gradient"] = times[name] / times["gradient"]
+        if (used := memory[name]) is not None and (gradient := memory["gradient"]) is not None:
+            row["extra memory / gradient's"] = used / gradient
+            row["over a gradient, in parameter-sized buffers"] = (used - gradient) / buffer
+        if name in products and name != "gradient":
+            product = products[name]()
             flat = torch.cat([v.reshape(-1) for v in product.values()]) if isinstance(product, dict) else product
             row["relative error"] = ((flat.double() - exact).norm() / exact.norm()).item()
         rows.append(row)
-    for passes in (1, 16):
-        config = ScoreConfig(estimator="hutchinson", passes=passes)  # type: ignore[arg-type]
-        used = extra_memory(lambda config=config: hessian_diagonal(model, [batch], config=config, progress=False))
-        rows.append({"method": f"hutchinson, {passes} probes", "extra memory / gradient's": used / memory["gradient"]})
     show("One Hessian-vector product of MiniLM, batch 16 x 64, float32", rows)
     return rows
 
@@ -428,6 +461,9 @@ def main() -> None:
     (arguments,) = HfArgumentParser(Arguments).parse_args_into_dataclasses()  # type: ignore[arg-type]
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
+    if arguments.memory_of:
+        measure_memory(arguments.memory_of)
+        return
     parts = {"diagonal": diagonal_errors, "products": product_rows, "cost": cost_rows}
     figures: dict[str, Any] = {"torch": torch.__version__, "threads": torch.get_num_threads()}
     for part in arguments.parts:

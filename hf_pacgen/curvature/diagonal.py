@@ -66,12 +66,14 @@ class _Run:
     """The sums of one estimate, and the counters that go with them."""
 
     def __init__(self, objective: Objective, config: ScoreConfig, estimator: Estimator) -> None:
-        parameters, keep = objective.parameters, config.standard_error
+        parameters, keep, shards = objective.parameters, config.standard_error, objective.shards
         self.probes = (
-            DiagonalSums(parameters, elementwise=keep) if estimator in (Estimator.HUTCHINSON, Estimator.BLEND) else None
+            DiagonalSums(parameters, elementwise=keep, shards=shards)
+            if estimator in (Estimator.HUTCHINSON, Estimator.BLEND)
+            else None
         )
         self.gradients = (
-            DiagonalSums(parameters, elementwise=keep and estimator is Estimator.GAUSS_NEWTON)
+            DiagonalSums(parameters, elementwise=keep and estimator is Estimator.GAUSS_NEWTON, shards=shards)
             if estimator in (Estimator.GAUSS_NEWTON, Estimator.BLEND)
             else None
         )
@@ -148,6 +150,11 @@ def estimate_diagonal(
 
 
 def _supported(objective: Objective, estimator: Estimator) -> tuple[Estimator, list[str]]:
+    if estimator is Estimator.EXACT and objective.shards.active:
+        raise ValueError(
+            "estimator='exact' needs second derivatives, which a model sharded by fully_shard has not. Use 'blend' or "
+            "'hutchinson', or score the whole model in one process."
+        )
     if estimator is Estimator.EXACT and objective.num_parameters > EXACT_LIMIT:
         raise ValueError(
             f"estimator='exact' takes one backward pass for every parameter and batch: expected at most {EXACT_LIMIT} "
@@ -174,7 +181,7 @@ def _stream(
     """One streaming loop over passes and batches; weights are back at w whenever a loss is taken there."""
     product = None
     if run.probes is not None:
-        product = HessianProduct(objective, config.hvp, saved=saved, displacement=config.displacement)
+        product = HessianProduct(objective, config.hvp, saved=saved, displacement=config.displacement, sparse=True)
     elif objective.checkpointing:
         evaluation_mode(objective.model, checkpointing=True)
     gradient_passes = config.passes if estimator is Estimator.GAUSS_NEWTON else 1
@@ -186,7 +193,8 @@ def _stream(
                 if saved is not None:
                     saved.restore()
                 key = stream_key(config.seed, "labels", sweep, index)
-                sampled, true = objective.sampled_loss(batch, index, key)
+                with objective.sparse_embeddings():
+                    sampled, true = objective.sampled_loss(batch, index, key)
                 finite = run.gradients.add_gradient(
                     group, batch_gradient(objective, sampled), true.units, objective.rows(index)
                 )
@@ -197,7 +205,7 @@ def _stream(
                     true = _loss_at_weights(objective, batch, index, saved)
                 _count_batch(run, true.total, true.units, batch)
             if product is not None and run.probes is not None:
-                probe = RademacherDirection(config.seed, "probe", sweep, index)
+                probe = RademacherDirection(config.seed, "probe", sweep, index, offsets=objective.shards.offsets)
                 values, units = product(batch, index, probe)
                 if units:
                     rows = objective.rows(index)
@@ -283,11 +291,15 @@ def _blend_share(probes: DiagonalSums, gradients: DiagonalSums) -> Tensor:
             distance = distance + torch.linalg.vector_norm(h - g).square()
         norms.append(norm.double().cpu())
         distances.append(distance.double().cpu())
-    variance = probes.mean_variance(torch.stack(norms))
+    norm_squares, distance_squares = torch.stack(norms), torch.stack(distances)
+    if probes.shards is not None:
+        probes.shards.sum_(norm_squares)
+        probes.shards.sum_(distance_squares)
+    variance = probes.mean_variance(norm_squares)
     if variance is None:
         return torch.zeros(len(norms), dtype=torch.float64)  # one batch shows no spread: trust the quiet one
     caution = 1 + 8 / math.sqrt(probes.effective_number)
-    return (1 - caution * variance / torch.stack(distances).clamp_min(1e-300)).clamp_(0, 1)
+    return (1 - caution * variance / distance_squares.clamp_min(1e-300)).clamp_(0, 1)
 
 
 def _trace(parts: list[tuple[DiagonalSums, Tensor]]) -> tuple[float, float | None]:

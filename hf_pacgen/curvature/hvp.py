@@ -7,7 +7,6 @@ forward over reverse about 4.6 (SCIENCE: MiniLM, float32, CPU).
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -22,11 +21,11 @@ from hf_pacgen.curvature.model_state import (
     uses_reentrant_checkpointing,
 )
 from hf_pacgen.curvature.objective import BatchLoss, Objective
-from hf_pacgen.noise.perturbation import Direction, RademacherDirection, Rows, SavedWeights, chunks
+from hf_pacgen.curvature.parameters import dense, pick_rows
+from hf_pacgen.noise.perturbation import Direction, RademacherDirection, Rows, SavedWeights, Terms, chunks
+from hf_pacgen.sharding import local
 
 __all__ = ["HessianProduct", "batch_gradient", "choose_method", "default_displacement", "take_gradients"]
-
-Terms = Sequence[tuple[Direction, float]]
 
 RELATIVE_DISPLACEMENT = {torch.float32: 5e-4, torch.float64: 1e-5}
 """‖h z‖ as a fraction of ‖w‖: near (rounding error)^(1/3), where truncation and rounding balance."""
@@ -51,6 +50,15 @@ def choose_method(objective: Objective, method: HVPMethod | str = HVPMethod.AUTO
             "hvp='finite_difference' needs float32 weights and float32 compute: differences of low-precision gradients "
             "are noise. Use hvp='auto', load the weights in float32, or leave the autocast context."
         )
+    if objective.shards.active:
+        if not wide or method not in (HVPMethod.AUTO, HVPMethod.FINITE_DIFFERENCE):
+            raise ValueError(
+                "A model that is sharded by fully_shard has no second derivatives, so its products are finite "
+                "differences, which need hvp='auto' or 'finite_difference', and float32 weights and compute; got "
+                f"hvp={method.value!r}{'' if wide else ' and lower precision'}. Load it in float32, without a "
+                "MixedPrecisionPolicy of lower precision."
+            )
+        return HVPMethod.FINITE_DIFFERENCE
     if method is HVPMethod.AUTO:
         single = wide and all(p.dtype == torch.float32 for p in objective.parameters.values())
         return HVPMethod.FINITE_DIFFERENCE if single else HVPMethod.REVERSE_OVER_REVERSE
@@ -61,13 +69,23 @@ def default_displacement(objective: Objective) -> float:
     """Norm of a finite difference's displacement that suits the weights' norm and dtype."""
     dtypes = {p.dtype for p in objective.parameters.values()}
     relative = max(RELATIVE_DISPLACEMENT[dtype] for dtype in dtypes)
-    norm = math.sqrt(sum(torch.linalg.vector_norm(p.detach()).item() ** 2 for p in objective.parameters.values()))
+    weights = [local(p).detach() for p in objective.parameters.values()]
+    norm = math.sqrt(objective.shards.sum(sum(_mean_square(w) * w.numel() for w in weights)))
     # weights that are all (nearly) zero give no scale: take that of an ordinary initialization
     return relative * max(norm, 0.02 * math.sqrt(objective.num_parameters))
 
 
+def _mean_square(weights: Tensor) -> float:
+    """Of at most about 8,192 elements, evenly spread, which is as much as a scale needs."""
+    sample = weights.reshape(-1)[:: max(1, weights.numel() >> 12)] if weights.is_contiguous() else weights
+    return torch.linalg.vector_norm(sample).item() ** 2 / max(sample.numel(), 1)
+
+
 def batch_gradient(objective: Objective, total: Tensor) -> dict[str, Tensor]:
-    """Gradient of a scalar by ``.backward()``, by parameter name; parameters it does not reach are absent."""
+    """Gradient of a scalar by ``.backward()``, by parameter name; parameters it does not reach are absent.
+
+    Those of embeddings are sparse where the loss was taken under ``objective.sparse_embeddings()``.
+    """
     if total.requires_grad:
         total.backward()
     return take_gradients(objective)
@@ -87,6 +105,7 @@ class HessianProduct:
             and to take products away from w.
         displacement: norm of the displacement of a finite difference; by default it is chosen, and controlled.
         asymmetry: how much of L‴ a controlled step may show; the relative error is about 1.5 times its square.
+        sparse: whether products may be sparse for embeddings of which a batch reads few rows.
     """
 
     def __init__(
@@ -97,8 +116,9 @@ class HessianProduct:
         saved: SavedWeights | None = None,
         displacement: float | None = None,
         asymmetry: float = 0.003,
+        sparse: bool = False,
     ) -> None:
-        self.objective, self.saved = objective, saved
+        self.objective, self.saved, self.sparse = objective, saved, sparse
         self.method = choose_method(objective, method)
         self.controlled = displacement is None
         self.asymmetry = asymmetry
@@ -137,8 +157,10 @@ class HessianProduct:
         """
         if self.method is HVPMethod.FINITE_DIFFERENCE:
             return self._finite_difference(batch, index, direction, norm, at)
+        self.objective.confirm_deterministic()
         if self.saved is not None:
-            self.saved.displace(at, self.objective.rows(index))
+            # torch.func reads the weights before the model does
+            self.saved.displace(at, whole=self.method is HVPMethod.FORWARD_OVER_REVERSE)
         vector = {
             name: _whole(direction, name, parameter).to(parameter.dtype)
             for name, parameter in self.objective.parameters.items()
@@ -160,7 +182,10 @@ class HessianProduct:
         displacement = self._current.get(away, self.longest)
         # signs in all coordinates are never aligned with anything, so the default step suits them
         controlled = self.controlled and not isinstance(direction, RademacherDirection)
+        if not controlled:
+            self.objective.confirm_deterministic()
         for _ in range(MOST_ATTEMPTS):
+            gradients: dict[str, Tensor] = {}  # those of the last attempt, if any, are not kept beside the next
             with full_precision():
                 gradients, units, asymmetry = self._difference(
                     batch, index, direction, displacement / norm, at, norm if controlled else None
@@ -173,6 +198,8 @@ class HessianProduct:
             if asymmetry <= self.asymmetry:
                 break
             displacement = self._current[away]
+            self.saved.restore()
+            self.objective.confirm_deterministic()  # a loss that is not looks as if no step were short enough
         return gradients, units
 
     def _difference(
@@ -186,21 +213,26 @@ class HessianProduct:
         objective, saved = self.objective, self.saved
         losses, slopes, units = [], [], 0.0
         for sign in (1.0, -1.0):
-            saved.displace([*at, (direction, sign * step)], objective.rows(index))  # type: ignore[union-attr]
-            result = objective.loss(batch, index)
+            saved.displace([*at, (direction, sign * step)])  # type: ignore[union-attr]
+            with objective.sparse_embeddings():
+                result = objective.loss(batch, index)
             units = result.units
             if result.total.requires_grad:
                 (result.total * (sign / (2 * step))).backward()
             if norm is not None:
                 losses.append(result.total.item())
                 slopes.append(_slope(objective, direction, objective.rows(index)))
+            del result  # or its graph would be there beside the next
         gradients = take_gradients(objective)
+        if not self.sparse:
+            gradients = {name: dense(gradient) for name, gradient in gradients.items()}
         if norm is None:
             return gradients, units, 0.0
         # slopes[0] is c s₊ and slopes[1] is c (s₊ - s₋), with c = 1/(2 step)
         gap = step * (2 * slopes[0] - slopes[1]) * 2 * step - (losses[0] - losses[1])
         rounding = 16 * torch.finfo(torch.float32).eps * max(map(abs, losses), default=0.0)
-        length = math.sqrt(sum(torch.linalg.vector_norm(g).item() ** 2 for g in gradients.values()))
+        stored = (g.values() if g.is_sparse else g for g in gradients.values())
+        length = math.sqrt(objective.shards.sum(sum(torch.linalg.vector_norm(g).item() ** 2 for g in stored)))
         whole = step * length * 2 * step * norm
         return gradients, units, abs(gap) / whole if abs(gap) > rounding and whole > 0 else 0.0
 
@@ -209,25 +241,25 @@ def _slope(objective: Objective, direction: Direction, rows: Rows) -> float:
     """Inner product of the accumulated gradients with a direction."""
     total = 0.0
     for name, parameter in objective.parameters.items():
-        if parameter.grad is not None and name in rows and not parameter.grad.is_sparse:
-            gradient = parameter.grad.index_select(0, rows[name])
+        if parameter.grad is not None and name in rows:
+            gradient = pick_rows(parameter.grad, rows[name])
             along = direction.rows(name, rows[name], gradient).to(gradient.dtype)
             total += torch.dot(gradient.view(-1), along.reshape(-1)).item()
         elif parameter.grad is not None:
-            gradient = parameter.grad.to_dense() if parameter.grad.is_sparse else parameter.grad
+            gradient = dense(local(parameter.grad))
             for start, (piece,) in chunks(gradient.detach()):
                 along = direction.piece(name, start, piece).to(piece.dtype).reshape(-1)
                 total += torch.dot(piece.reshape(-1), along).item()
-    return total
+    return objective.shards.sum(total)
 
 
 def take_gradients(objective: Objective) -> dict[str, Tensor]:
-    """Move the gradients out of the parameters, by name; those of sparse layout become dense."""
+    """Move the gradients out of the parameters, by name; those of sparse layout are coalesced."""
     gradients = {}
     for name, parameter in objective.parameters.items():
         if parameter.grad is not None:
-            gradient = parameter.grad.detach()
-            gradients[name] = gradient.to_dense() if gradient.is_sparse else gradient
+            gradient = local(parameter.grad).detach()
+            gradients[name] = gradient.coalesce() if gradient.is_sparse else gradient
             parameter.grad = None
     return gradients
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from hf_pacgen.config import ScoreConfig
 from hf_pacgen.curvature.hvp import HessianProduct, take_gradients
 from hf_pacgen.curvature.objective import Objective
+from hf_pacgen.curvature.parameters import dense
 from hf_pacgen.curvature.sums import zeros_like
 from hf_pacgen.noise.perturbation import (
     BoxDirection,
@@ -22,6 +23,7 @@ from hf_pacgen.noise.perturbation import (
     TensorDirection,
     chunks,
 )
+from hf_pacgen.sharding import Shards, local
 
 __all__ = ["LipschitzEstimate", "estimate_lipschitz"]
 
@@ -69,21 +71,26 @@ def estimate_lipschitz(
         saved: a copy of the weights.
         tick: called after every iteration and batch.
     """
-    processes = objective.batches.processes
+    processes, offsets = objective.batches.processes, objective.shards.offsets
     found: dict[int, tuple[float, int, bool, int]] = {}
     used = 0
     with processes.together():
         batches = [(i, b) for i, b in objective.batches.head(config.lipschitz_batches) if objective.has_units(b)]
         used = len(batches)
         # a norm within a few percent will do, so longer steps (fewer repeats) than elsewhere
-        product = HessianProduct(objective, config.hvp, saved=saved, displacement=config.displacement, asymmetry=0.03)
+        product = HessianProduct(
+            objective, config.hvp, saved=saved, displacement=config.displacement, asymmetry=0.03, sparse=True
+        )
         for direction in range(processes.rank, config.lipschitz_directions, processes.size):
-            shift = BoxDirection(config.seed, "box", direction, gamma=config.gamma, epsilon=config.epsilon)
+            shift = BoxDirection(
+                config.seed, "box", direction, gamma=config.gamma, epsilon=config.epsilon, offsets=offsets
+            )
             difference = _HessianDifference(product, batches, shift, tick)
-            vector = difference.start(RademacherDirection(config.seed, "lanczos", direction))
+            vector = difference.start(RademacherDirection(config.seed, "lanczos", direction, offsets=offsets))
             norm, steps, converged = _lanczos_norm(difference, vector, config.lipschitz_iterations)
-            found[direction] = (norm / _norm(shift, saved), steps, converged, difference.num_hvps)
-        saved.restore()
+            del vector
+            saved.restore()
+            found[direction] = (norm / _norm(shift, objective), steps, converged, difference.num_hvps)
     merged = {key: value for part in processes.gather(found) for key, value in part.items()}
     rows = [merged[direction] for direction in sorted(merged)]
     best = max(rows, key=lambda row: row[0])
@@ -117,18 +124,20 @@ class _HessianDifference:
         self.product.start_at(0.03)
         for index, batch in self.batches:
             for sign, at in ((1.0, [(self.shift, 1.0)]), (-1.0, [])):
-                saved.displace(at, objective.rows(index))  # type: ignore[union-attr]
-                total = objective.loss(batch, index).total
+                saved.displace(at)  # type: ignore[union-attr]
+                with objective.sparse_embeddings():
+                    total = objective.loss(batch, index).total
                 if total.requires_grad:
                     (total * sign).backward()
-        vector = take_gradients(objective)
+                del total  # or its graph would be there beside the next
+        vector = {name: dense(gradient) for name, gradient in take_gradients(objective).items()}
         for name, parameter in objective.parameters.items():
             if name not in vector or vector[name].dtype != _wide(parameter):
                 vector[name] = zeros_like(parameter) if name not in vector else vector[name].to(_wide(parameter))
-        length = math.sqrt(_dot(vector, vector))
+        length = math.sqrt(_dot(vector, vector, objective.shards))
         if length == 0 or not math.isfinite(length):
             for name, value in vector.items():
-                for offset, (piece, weights) in chunks(value, objective.parameters[name].detach()):
+                for offset, (piece, weights) in chunks(value, local(objective.parameters[name]).detach()):
                     piece.copy_(fallback.piece(name, offset, weights))
             length = math.sqrt(objective.num_parameters)
         _scale(vector, 1 / length)
@@ -152,18 +161,19 @@ def _lanczos_norm(operator: _HessianDifference, vector: dict[str, Tensor], itera
     diagonal: list[float] = []
     off_diagonal: list[float] = []
     norm = last = 0.0
-    for _ in range(min(iterations, sum(v.numel() for v in vector.values()))):
+    shards = operator.product.objective.shards
+    for _ in range(min(iterations, operator.product.objective.num_parameters)):
         if previous is None:
             image = {name: torch.zeros_like(v) for name, v in vector.items()}
         else:
             image = previous
             _scale(image, -off_diagonal[-1])
         operator.add(vector, image)
-        alpha = _dot(vector, image)
+        alpha = _dot(vector, image, shards)
         for name, value in image.items():
             value.add_(vector[name], alpha=-alpha)
         diagonal.append(alpha)
-        beta = math.sqrt(_dot(image, image))
+        beta = math.sqrt(_dot(image, image, shards))
         last, norm = norm, _tridiagonal_norm(diagonal, off_diagonal)
         if beta <= 1e-6 * norm or beta == 0:
             return norm, len(diagonal), True  # the Krylov space is exhausted
@@ -190,17 +200,17 @@ def _scale(vectors: dict[str, Tensor], factor: float) -> None:
         vector.mul_(factor)
 
 
-def _dot(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
+def _dot(a: dict[str, Tensor], b: dict[str, Tensor], shards: Shards) -> float:
     total = 0.0
     for name in a:
         for _, (x, y) in chunks(a[name], b[name]):
             total += torch.dot(x.reshape(-1), y.reshape(-1)).item()
-    return total
+    return shards.sum(total)
 
 
-def _norm(direction: Direction, saved: SavedWeights) -> float:
+def _norm(direction: Direction, objective: Objective) -> float:
     squares = 0.0
-    for name, whole in saved.copy.items():
-        for start, (weights,) in chunks(whole):
+    for name, parameter in objective.parameters.items():
+        for start, (weights,) in chunks(local(parameter).detach()):
             squares += torch.linalg.vector_norm(direction.piece(name, start, weights)).item() ** 2
-    return math.sqrt(squares)
+    return math.sqrt(objective.shards.sum(squares))

@@ -17,10 +17,12 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from hf_pacgen.curvature.batches import Batches, count_examples
 from hf_pacgen.curvature.model_state import base_model, evaluation_mode, uses_checkpointing
-from hf_pacgen.curvature.parameters import lone_embeddings, reaches_beyond, trainable_parameters
+from hf_pacgen.curvature.parameters import lone_embeddings, only_looked_up, reaches_beyond, trainable_parameters
+from hf_pacgen.noise.perturbation import SavedWeights
 from hf_pacgen.processes import send_to_device
+from hf_pacgen.sharding import Shards
 
-__all__ = ["BatchLoss", "LossFunction", "LossKind", "Objective"]
+__all__ = ["BatchLoss", "LossFunction", "LossKind", "Objective", "count_units"]
 
 IGNORED = -100
 LossFunction = Callable[[nn.Module, Any], tuple[Tensor, Any]]
@@ -66,6 +68,7 @@ class Objective:
 
     def __init__(self, model: nn.Module, batches: Batches, *, loss_fn: LossFunction | None = None) -> None:
         self.model, self.batches, self.loss_fn = model, batches, loss_fn
+        self.shards = Shards(model)
         self.parameters = trainable_parameters(model)
         self.kind = LossKind.CUSTOM if loss_fn is not None else LossKind.OTHER
         self.low_precision = False
@@ -75,6 +78,8 @@ class Objective:
         self._touched: dict[str, list[Tensor]] = {}
         self._rows: dict[str, Tensor] = {}
         self._rows_of: int | None = None
+        self._saved: SavedWeights | None = None
+        self._example: tuple[int, Any, float] | None = None
 
     @property
     def num_parameters(self) -> int:
@@ -82,7 +87,7 @@ class Objective:
         return sum(parameter.numel() for parameter in self.parameters.values())
 
     def rows(self, index: int) -> dict[str, Tensor]:
-        """Of embedding matrices, the rows that batch ``index`` reads, if it was the last one to go through the model.
+        """Of embedding matrices, the rows (ascending) that batch ``index`` reads, if it was the last in the model.
 
         The loss of the batch does not depend on the other rows, so they need neither displacement nor probe.
         """
@@ -92,21 +97,51 @@ class Objective:
     def watching(self) -> Iterator[None]:
         """Note which embedding rows are read, while inside."""
 
-        def note(name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
-            return lambda module, args: self._touched.setdefault(name, []).append(args[0].detach())
+        def note(name: str) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
+            def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+                indices = (args[0] if args else kwargs["input"]).detach()
+                self._touched.setdefault(name, []).append(indices)
+                if self._saved is not None:
+                    self._saved.look_up(name, indices)
 
-        handles = [module.register_forward_pre_hook(note(name)) for name, module in self.embeddings.items()]
+            return hook
+
+        handles = [
+            module.register_forward_pre_hook(note(name), with_kwargs=True) for name, module in self.embeddings.items()
+        ]
         try:
             yield
         finally:
             for handle in handles:
                 handle.remove()
 
-    def inspect(self, *, embeddings: bool = True) -> None:
-        """Look at an example: which loss it is, in which precision, and whether it is the same twice.
+    @contextmanager
+    def displaceable(self) -> Iterator[SavedWeights]:
+        """Inside ``watching()``: weights that can be displaced, of embeddings just the rows that are read."""
+        with SavedWeights(self.parameters, by_rows=self.embeddings) as saved:
+            self._saved = saved
+            try:
+                yield saved
+            finally:
+                self._saved = None
+
+    @contextmanager
+    def sparse_embeddings(self) -> Iterator[None]:
+        """Losses taken inside have sparse gradients for embeddings: no time and memory for rows that are not read."""
+        before = {name: module.sparse for name, module in self.embeddings.items()}
+        try:
+            for module in self.embeddings.values():
+                module.sparse = True
+            yield
+        finally:
+            for name, sparse in before.items():
+                self.embeddings[name].sparse = sparse
+
+    def inspect(self, *, confirm: bool = True) -> None:
+        """Look at an example: which loss it is, in which precision, and which embeddings are only looked up.
 
         It is the first one with labels, or the whole batch where it cannot be told apart from the others.
-        ``embeddings`` says whether it is worth a gradient to learn which of their rows need no treatment.
+        Without ``confirm``, :meth:`confirm_deterministic` is left to the caller.
 
         Raises:
             ValueError: empty data, a batch without labels, no labelled unit at all in any batch, or a loss
@@ -115,16 +150,26 @@ class Objective:
         self.checkpointing = uses_checkpointing(self.model)
         evaluation_mode(self.model, checkpointing=self.checkpointing)
         index, batch = self._first_with_labels()
-        first = self._look(index, batch)
-        second = self._look(index, batch)
+        self._example = (index, batch, self._look(index, batch))
+        if confirm or self.checkpointing:
+            self.confirm_deterministic()
+
+    def confirm_deterministic(self) -> None:
+        """Take the example's loss, at the weights, a second time; does nothing if that was done.
+
+        Raises:
+            ValueError: it is another one.
+        """
+        if self._example is None:
+            return
+        index, batch, first = self._example
+        self._example = None
+        second = self._loss_per_unit(index, batch)
         if self.checkpointing and not self._same(first, second):
             # some layer draws random numbers while its training flag is set: give up checkpointing
             self.checkpointing = False
             evaluation_mode(self.model, checkpointing=False)
-            first, second = self._look(index, batch), self._look(index, batch)
-        if not embeddings:
-            self.embeddings.clear()
-        self._confirm_lone_embeddings(index, batch)
+            first, second = self._loss_per_unit(index, batch), self._loss_per_unit(index, batch)
         if not self._same(first, second):
             raise ValueError(
                 f"The loss of batch {index} differs between two identical passes in evaluation mode: {first:.8g} and "
@@ -180,15 +225,7 @@ class Objective:
 
         Its gradient G has E[G Gᵀ] equal to the Gauss-Newton matrix of the summed loss.
         """
-        batch = send_to_device(batch, self.device)
-        inputs: Mapping[str, Any] = batch
-        config = getattr(self.model, "config", None)
-        if not getattr(config, "is_encoder_decoder", False):
-            # the model's own loss graph is not needed here (an encoder-decoder makes its inputs from the labels)
-            inputs = {key: value for key, value in batch.items() if key != "labels"}
-        if "labels" not in batch:
-            raise _no_loss(batch, index)
-        scores, labels = self._scored(_get(self._forward(inputs, index), "logits"), batch["labels"], self.kind)
+        scores, labels = self._scores(send_to_device(batch, self.device), index)
         true = functional.cross_entropy(scores.detach(), labels, reduction="sum")
         result = BatchLoss(true, float(labels.numel()))
         self._check_finite(result, index)
@@ -198,6 +235,17 @@ class Objective:
         return functional.cross_entropy(scores, drawn, reduction="sum"), result
 
     # ------------------------------------------------------------------------------------------ internals
+
+    def _scores(self, batch: Mapping[str, Any], index: int) -> tuple[Tensor, Tensor]:
+        """Logits and labels of a batch's units."""
+        inputs: Mapping[str, Any] = batch
+        config = getattr(self.model, "config", None)
+        if not getattr(config, "is_encoder_decoder", False):
+            # the model's own loss graph is not needed here (an encoder-decoder makes its inputs from the labels)
+            inputs = {key: value for key, value in batch.items() if key != "labels"}
+        if "labels" not in batch:
+            raise _no_loss(batch, index)
+        return self._scored(_get(self._forward(inputs, index), "logits"), batch["labels"], self.kind)
 
     _prefix = 0
     """1 where virtual tokens precede the labels, so that even the first label is predicted."""
@@ -209,26 +257,43 @@ class Objective:
         return outputs
 
     def _note_rows(self, index: int) -> None:
-        if self._rows_of == index:
-            return  # the rows of this batch are known already
         self._rows = {name: torch.cat([t.reshape(-1) for t in read]).unique() for name, read in self._touched.items()}
         self._rows_of = index
 
-    def _confirm_lone_embeddings(self, index: int, batch: Any) -> None:
-        """Keep only the embeddings whose gradient vanishes outside the rows read: nothing else uses their weights."""
-        if not self.embeddings:
-            return
-        with self.watching():
-            total = self.loss(batch, index).total
-            if total.requires_grad:
-                total.backward()
-        rows, self._rows_of = self.rows(index), None
-        for name in list(self.embeddings):
+    def _loss_per_unit(self, index: int, batch: Any) -> float:
+        batch = send_to_device(batch, self.device)
+        with torch.enable_grad():  # as in the first look: without, other kernels may be chosen
+            if self.loss_fn is not None:
+                result = self.loss(batch, index)
+                value, units = result.total, result.units
+            else:
+                value, units = _loss_of(self._forward(batch, index), batch, index), 1
+        self._rows_of = None  # an example is not the batch
+        return value.item() / max(units, 1)
+
+    def _keep_lone_embeddings(self, total: Tensor, index: int) -> None:
+        """Treat by rows only embeddings whose matrix nothing else reads."""
+        if self.checkpointing:  # the graph does not show what is inside a checkpoint
+            alone = self._alone_by_gradient(total, index)
+        else:
+            rows = self.rows(index)
+            alone = {n for n, m in self.embeddings.items() if n in rows and only_looked_up(m.weight, total)}
+        for name in self.embeddings.keys() - alone:
+            del self.embeddings[name]
+        self._rows_of = None
+
+    def _alone_by_gradient(self, total: Tensor, index: int) -> set[str]:
+        """Embeddings whose gradient vanishes outside the rows that are read."""
+        if total.requires_grad:
+            total.backward()
+        alone = set()
+        for name, rows in self.rows(index).items():
             gradient = self.parameters[name].grad
-            if name not in rows or (gradient is not None and reaches_beyond(gradient, rows[name])):
-                del self.embeddings[name]
+            if gradient is None or not reaches_beyond(gradient, rows):
+                alone.add(name)
         for parameter in self.parameters.values():
             parameter.grad = None
+        return alone
 
     def _first_with_labels(self) -> tuple[int, Any]:
         empty = True
@@ -251,7 +316,7 @@ class Objective:
     def _look(self, index: int, batch: Any) -> float:
         precision = _LowPrecisionWatch()
         batch = send_to_device(batch, self.device)
-        with torch.no_grad():
+        with torch.enable_grad(), self.watching(), self.sparse_embeddings():
             if self.loss_fn is not None:
                 with precision:
                     result = self.loss(batch, index)
@@ -263,10 +328,13 @@ class Objective:
                         "Pass loss_fn(model, batch) -> (loss_sum, num_units) for other batches."
                     )
                 with precision:
-                    outputs = self.model(**batch)
+                    outputs = self._forward(batch, index)
                 value, units = _loss_of(outputs, batch, index), 1
                 self._check_finite(BatchLoss(value, 1), index)
-                self.kind = self._recognize(value, outputs, batch.get("labels"))
+                with torch.no_grad():
+                    self.kind = self._recognize(value, outputs, batch.get("labels"))
+            if self.embeddings:
+                self._keep_lone_embeddings(value, index)
         self.low_precision = precision.seen
         return value.item() / max(units, 1)
 
@@ -335,6 +403,14 @@ def _one_example(batch: Mapping[str, Any], labels: Tensor) -> Mapping[str, Any]:
     labeled = (labels != IGNORED).view(size, -1).any(dim=1)
     first = int(labeled.nonzero()[0])
     return {key: value[first : first + 1] for key, value in batch.items()}
+
+
+def count_units(model: nn.Module, batch: Any) -> int:
+    """Loss units of a batch by its labels alone: labeled tokens (after the shift of a causal model), or examples."""
+    labels = batch.get("labels") if isinstance(batch, Mapping) else None
+    if not isinstance(labels, Tensor) or labels.is_floating_point() or labels.ndim < 2:
+        return count_examples(batch)
+    return int(((labels[..., 1:] if _is_causal(model) else labels) != IGNORED).sum())
 
 
 def _is_causal(model: nn.Module) -> bool:

@@ -4,10 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import numpy
 import torch
 from torch import Tensor, nn
 
-__all__ = ["is_finite", "lone_embeddings", "reaches_beyond", "trainable_parameters"]
+__all__ = [
+    "dense",
+    "is_finite",
+    "lone_embeddings",
+    "only_looked_up",
+    "pick_rows",
+    "reaches_beyond",
+    "trainable_parameters",
+]
 
 
 def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -49,13 +58,15 @@ def is_finite(tensor: Tensor) -> bool:
     return bool(norm.isfinite()) or bool(tensor.detach().isfinite().all())
 
 
-def lone_embeddings(model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> dict[str, nn.Module]:
+def lone_embeddings(model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> dict[str, nn.Embedding]:
     """Embedding layers, by the name of their weights, whose matrix no other module owns."""
     owners: dict[int, int] = {}
     for module in model.modules():
         for parameter in module.parameters(recurse=False):
             owners[id(parameter)] = owners.get(id(parameter), 0) + 1
-    found: dict[str, nn.Module] = {}
+    found: dict[str, nn.Embedding] = {}
+    if any(getattr(module, "_compiled_call_impl", None) is not None for module in model.modules()):
+        return found  # compiled code has neither hooks nor sparse gradients
     for module_name, module in model.named_modules():
         name = f"{module_name}.weight" if module_name else "weight"
         if type(module) is not nn.Embedding or name not in parameters or owners[id(module.weight)] > 1:
@@ -66,6 +77,21 @@ def lone_embeddings(model: nn.Module, parameters: Mapping[str, nn.Parameter]) ->
     return found
 
 
+def only_looked_up(weight: Tensor, total: Tensor) -> bool:
+    """Whether all that a scalar depends on of an embedding's matrix went through lookups, by the autograd graph."""
+    nodes, seen = [total.grad_fn], set()
+    while nodes:
+        node = nodes.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        for parent, _ in node.next_functions:
+            if getattr(parent, "variable", None) is weight and not type(node).__name__.startswith("EmbeddingBackward"):
+                return False
+            nodes.append(parent)
+    return True
+
+
 def reaches_beyond(gradient: Tensor, rows: Tensor) -> bool:
     """Whether a matrix's gradient has entries outside some rows."""
     if gradient.is_sparse:
@@ -73,6 +99,28 @@ def reaches_beyond(gradient: Tensor, rows: Tensor) -> bool:
     beyond = gradient.detach().abs().amax(dim=1) > 0
     beyond[rows] = False
     return bool(beyond.any())
+
+
+def dense(gradient: Tensor) -> Tensor:
+    """A gradient of dense layout."""
+    if not gradient.is_sparse:
+        return gradient
+    if gradient.device.type != "cpu" or gradient.dtype not in (torch.float32, torch.float64):
+        return gradient.to_dense()
+    # numpy's zeros are memory that is not touched before it is read: most rows of an embedding never are
+    gradient = gradient.coalesce()
+    out = torch.from_numpy(numpy.zeros(gradient.shape, dtype=str(gradient.dtype).removeprefix("torch.")))
+    return out.index_copy_(0, gradient.indices()[0], gradient.values())
+
+
+def pick_rows(gradient: Tensor, rows: Tensor) -> Tensor:
+    """Some rows of a matrix's gradient; ``rows`` ascend, and hold all that are there if the gradient is sparse."""
+    if not gradient.is_sparse:
+        return gradient.index_select(0, rows)
+    gradient = gradient.coalesce()
+    values = gradient.values()
+    picked = values.new_zeros(len(rows), values.shape[1])
+    return picked.index_copy_(0, torch.searchsorted(rows, gradient.indices()[0]), values)
 
 
 def _is_quantized(parameter: Tensor) -> bool:

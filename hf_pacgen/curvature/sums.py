@@ -11,7 +11,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from hf_pacgen.curvature.parameters import dense, pick_rows
 from hf_pacgen.noise.perturbation import Direction, Rows, chunks
+from hf_pacgen.sharding import Shards, local
 
 __all__ = ["DiagonalSums", "NUM_GROUPS", "zeros_like"]
 
@@ -30,8 +32,10 @@ class DiagonalSums:
         units, units_squared: Σ n_b for every group, and Σ n_b².
     """
 
-    def __init__(self, parameters: Mapping[str, Tensor], *, elementwise: bool = False) -> None:
-        self.names = list(parameters)
+    def __init__(
+        self, parameters: Mapping[str, Tensor], *, elementwise: bool = False, shards: Shards | None = None
+    ) -> None:
+        self.names, self.shards = list(parameters), shards
         self.total = {name: zeros_like(parameter) for name, parameter in parameters.items()}
         self.elementwise = {name: zeros_like(p) for name, p in parameters.items()} if elementwise else None
         self.squares = torch.zeros(len(self.names), dtype=torch.float64)
@@ -52,7 +56,7 @@ class DiagonalSums:
             only = rows.get(name) if rows else None
             if name in product and only is not None:
                 total = self.total[name]
-                part = product[name].index_select(0, only).to(total.dtype)
+                part = pick_rows(product[name], only).to(total.dtype)
                 part.mul_(probe.rows(name, only, part))
                 total.index_add_(0, only, part)
                 if self.elementwise is not None:
@@ -78,9 +82,11 @@ class DiagonalSums:
         for name in self.names:
             trace = torch.zeros(())
             only = rows.get(name) if rows else None
-            if name in gradient and only is not None and self.elementwise is None:
-                part = gradient[name].index_select(0, only).to(self.total[name].dtype)
+            if name in gradient and only is not None:
+                part = pick_rows(gradient[name], only).to(self.total[name].dtype)
                 self.total[name].index_add_(0, only, part.square())
+                if self.elementwise is not None:
+                    self.elementwise[name].index_add_(0, only, part.square().square(), alpha=1 / units)
                 trace = torch.linalg.vector_norm(part).square()
             elif name in gradient:
                 for _, (part, total, *rest) in chunks(*self._buffers(name, gradient[name])):
@@ -147,10 +153,12 @@ class DiagonalSums:
 
     def _buffers(self, name: str, update: Tensor) -> tuple[Tensor, ...]:
         extra = () if self.elementwise is None else (self.elementwise[name],)
-        return (update, self.total[name], *extra)
+        return (dense(update), self.total[name], *extra)
 
     def _count(self, group: int, statistics: list[Tensor], units: float) -> bool:
         rows = torch.stack([row.double().cpu() for row in statistics])
+        if self.shards is not None:
+            rows = self.shards.sum_(rows)  # so that all processes find the same, an infinity too
         self.traces[group % NUM_GROUPS] += rows[:, 0]
         self.squares += rows[:, 1] / units
         self.units[group % NUM_GROUPS] += units
@@ -159,6 +167,6 @@ class DiagonalSums:
 
 
 def zeros_like(parameter: Tensor) -> Tensor:
-    """An accumulator for a parameter: its shape and device, at least float32, contiguous."""
+    """An accumulator for a parameter, or for its shard: its shape and device, at least float32, contiguous."""
     dtype = torch.promote_types(parameter.dtype, torch.float32)
-    return torch.zeros_like(parameter, dtype=dtype, requires_grad=False, memory_format=torch.contiguous_format)
+    return torch.zeros_like(local(parameter), dtype=dtype, requires_grad=False, memory_format=torch.contiguous_format)

@@ -61,13 +61,19 @@ class Direction(Protocol):
 
 
 class RademacherDirection:
-    """Independent signs ±1 for every weight, from a counter-based stream: nothing is stored."""
+    """Independent signs ±1 for every weight, from a counter-based stream: nothing is stored.
 
-    def __init__(self, *key: str | int) -> None:
-        self.key = key
+    Args:
+        *key: of the stream.
+        offsets: index in the whole weight at which the part that is here begins, by name, where weights are sharded.
+    """
+
+    def __init__(self, *key: str | int, offsets: Mapping[str, int] | None = None) -> None:
+        self.key, self.offsets = key, offsets or {}
 
     def piece(self, name: str, start: int, weights: Tensor) -> Tensor:
         """The signs of a piece of the parameter ``name``."""
+        start += self.offsets.get(name, 0)
         signs = rademacher(
             stream_key(*self.key, name), weights.numel(), start=start, dtype=_wide(weights), device=weights.device
         )
@@ -79,13 +85,14 @@ class RademacherDirection:
 
 
 class BoxDirection:
-    """A displacement uniform in the box of half-width N_i = γ|w_i| + ε."""
+    """A displacement uniform in the box of half-width N_i = γ|w_i| + ε; ``offsets`` as for signs."""
 
-    def __init__(self, *key: str | int, gamma: float, epsilon: float) -> None:
-        self.key, self.gamma, self.epsilon = key, gamma, epsilon
+    def __init__(self, *key: str | int, gamma: float, epsilon: float, offsets: Mapping[str, int] | None = None) -> None:
+        self.key, self.gamma, self.epsilon, self.offsets = key, gamma, epsilon, offsets or {}
 
     def piece(self, name: str, start: int, weights: Tensor) -> Tensor:
         """The displacements of a piece of the parameter ``name``."""
+        start += self.offsets.get(name, 0)
         unit = uniform(
             stream_key(*self.key, name), weights.numel(), start=start, dtype=_wide(weights), device=weights.device
         )

@@ -50,10 +50,11 @@ class PACGenTrainingArguments(TrainingArguments):
     )
 
     def __post_init__(self) -> None:
-        super().__post_init__()
+        # before the base reads JSON, whose errors would not name the setting
         noise, score = self.noise_config, self.score_config
         self.noise = None if noise is None else noise.to_dict()
         self.score = None if score is None else score.to_dict()
+        super().__post_init__()
 
     @property
     def noise_config(self) -> NoiseConfig | None:

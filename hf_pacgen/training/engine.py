@@ -26,7 +26,6 @@ from hf_pacgen.curvature.parameters import lone_embeddings, trainable_parameters
 from hf_pacgen.noise.distributions import NoiseDistribution
 from hf_pacgen.noise.lookup import LookupNoise, worthwhile
 from hf_pacgen.noise.pairs import PairedProducts, single_products, summed_products
-from hf_pacgen.noise.perturbation import SavedWeights
 from hf_pacgen.noise.tracker import CurvatureTracker
 from hf_pacgen.noise.twins import Perturbation
 from hf_pacgen.processes import Processes
@@ -246,13 +245,13 @@ class NoiseEngine:
         config, tracker = self.config, self.tracker
         if tracker.source is CurvatureSource.HUTCHINSON and step % int(config.curvature_every or 1) == 0:
             score = ScoreConfig(estimator=Estimator.HUTCHINSON, lipschitz_directions=0, seed=config.seed + step)
-            with self._objective(step) as objective, SavedWeights(objective.parameters) as saved:
+            with self._objective(step) as objective, objective.displaceable() as saved:
                 tracker.add_estimate(estimate_diagonal(objective, score, saved=saved).values)
         if config.rho == "estimate" and tracker.source is not None and step % config.rho_every == 0:
             score = ScoreConfig(
                 gamma=config.gamma, epsilon=config.epsilon, lipschitz_directions=1, seed=config.seed + step
             )
-            with self._objective(step) as objective, SavedWeights(objective.parameters) as saved:
+            with self._objective(step) as objective, objective.displaceable() as saved:
                 tracker.rho = estimate_lipschitz(objective, score, saved=saved).value
 
     @contextmanager
@@ -272,6 +271,7 @@ class NoiseEngine:
             objective = Objective(model, batches, loss_fn=run.loss_fn)
             objective.inspect()
             try:
-                yield objective
+                with objective.watching():
+                    yield objective
             finally:
                 batches.close()

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from accelerate.state import AcceleratorState, PartialState
 from torch import nn
+from torch.utils.data import Dataset
 from transformers import TrainingArguments
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
@@ -54,6 +55,7 @@ def describe_run(
     """The facts about a run that is about to begin."""
     dataset = getattr(train_dataloader, "dataset", None)
     dataset = getattr(dataset, "dataset", dataset) if type(dataset).__name__ == "IterableDatasetShard" else dataset
+    dataset = _of_examples(dataset)
     return Run(
         model=unwrap(model),
         optimizer=optimizer,
@@ -84,7 +86,7 @@ def score_on_training_data(
     with torch.enable_grad():
         return pacgen(
             unwrap(model),
-            dataset,
+            _of_examples(dataset),
             config=config,
             loss_fn=loss_fn,
             collate_fn=collate_fn,
@@ -92,6 +94,22 @@ def score_on_training_data(
             accelerator=accelerator or _state(args),
             progress=False,
         )
+
+
+class _Examples(Dataset[Any]):
+    def __init__(self, examples: Any) -> None:
+        self.examples = examples
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def __getitem__(self, index: int) -> Any:
+        return self.examples[index]
+
+
+def _of_examples(dataset: Any) -> Any:
+    """A Trainer takes a list for a dataset of examples; elsewhere a list is one of batches."""
+    return _Examples(dataset) if isinstance(dataset, (list, tuple)) else dataset
 
 
 def _state(args: TrainingArguments) -> Any:

@@ -12,8 +12,7 @@ from transformers import Trainer, TrainerCallback
 from transformers.trainer_utils import EvalLoopOutput, get_last_checkpoint
 
 from hf_pacgen.config import NoiseConfig, ScoreConfig
-from hf_pacgen.curvature.batches import count_examples
-from hf_pacgen.curvature.objective import LossFunction
+from hf_pacgen.curvature.objective import LossFunction, count_units
 from hf_pacgen.score import PACGenResult
 from hf_pacgen.training.arguments import PACGenTrainingArguments, as_config
 from hf_pacgen.training.callback import PACGenCallback
@@ -193,7 +192,7 @@ class PACGenTrainer(Trainer):
             return None
 
         def loss(model: nn.Module, batch: Any) -> tuple[Tensor, int]:
-            count = count_examples(batch)
+            count = count_units(model, batch)
             value: Any = self.compute_loss(model, dict(batch))
             return value * count, count
 

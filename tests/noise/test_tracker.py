@@ -248,7 +248,7 @@ def optimizers() -> Iterator[Any]:
     yield torch.optim.Adafactor([nn.Parameter(torch.zeros(2))])
 
 
-@pytest.mark.parametrize("optimizer", optimizers(), ids=lambda o: type(o).__name__)
+@pytest.mark.parametrize("optimizer", list(optimizers()), ids=lambda o: type(o).__name__)
 def test_adam_needs_second_moments(optimizer: Any) -> None:
     tracker = tracked(NoiseConfig(curvature="adam"), tensors())  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=f"reads exp_avg_sq, which {type(optimizer).__name__} does not keep"):

@@ -90,8 +90,6 @@ def test_bad_forms_are_refused_everywhere(value: Any, message: str, tmp_path: Pa
         PACGenCallback(noise=value)
     with pytest.raises(ValueError, match=re.escape(message)):
         PACGenTrainer(tiny.bert(), arguments(tmp_path), noise=value)
-    # TrainingArguments parses a string of JSON itself
-    message = "Expecting value" if value == '{"eta": }' else message
     with pytest.raises(ValueError, match=re.escape(message)):
         PACGenTrainingArguments(str(tmp_path), noise=value, use_cpu=True, report_to="none")
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from training_runs import Sentences, arguments, bert, make, same, trained, weights
+from training_runs import Sentences, arguments, bert, llama, make, same, trained, weights
 from transformers import Trainer
 
 from hf_pacgen.config import NoiseConfig, ScoreConfig
@@ -90,6 +90,31 @@ def test_a_loss_of_the_trainers_own_is_the_one_that_is_scored() -> None:
 
     doubled = Doubled(bert(), arguments(), train_dataset=Sentences(), score=SCORE)
     assert doubled.pacgen().loss == pytest.approx(2 * plain.last_score.loss, rel=1e-4)
+
+
+def test_a_loss_of_the_trainers_own_is_pooled_over_tokens() -> None:
+    """Batches with few labeled tokens weigh little, as in the model's own loss."""
+    data = Sentences(8, causal=True)
+    data.labels = data.labels.clone()
+    for row in range(6):
+        data.labels[row, row + 2 :] = -100
+    found = []
+    for batch_size in (1, 3, 8):
+        settings = arguments(label_smoothing_factor=0.1, per_device_eval_batch_size=batch_size)
+        run = PACGenTrainer(llama(), settings, train_dataset=data, score=SCORE)
+        found.append(run.pacgen(ScoreConfig(lipschitz_directions=0)).loss)
+    assert found == pytest.approx([found[0]] * 3, rel=1e-5)
+
+
+def test_a_list_of_examples_is_a_dataset() -> None:
+    """The Trainer takes one, while to ``pacgen()`` a list is one of batches."""
+    noise, data = NoiseConfig(curvature="hutchinson", curvature_every=3), Sentences()  # type: ignore[arg-type]
+    runs = []
+    for examples in (data, [data[i] for i in range(len(data))]):
+        runs.append(PACGenTrainer(bert(), arguments(), train_dataset=examples, noise=noise, score=SCORE))
+        runs[-1].train()
+    assert same(weights(runs[0].model), weights(runs[1].model))
+    assert runs[0].pacgen().score == runs[1].pacgen().score
 
 
 @pytest.mark.parametrize("when, count", [("evaluate", 4), ("epoch", 2), ("end", 1)])
