@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
-import torch
-from torch import Tensor
+from collections.abc import Iterator, Mapping
 
 from hf_pacgen.curvature.diagonal import DiagonalEstimate
 from hf_pacgen.curvature.lipschitz import LipschitzEstimate
@@ -21,14 +18,14 @@ ALONE = 10
 """Ratio of the smoothness term to the trace above which the score is one of ρ alone."""
 
 
-def by_module(terms: dict[str, ScoreTerms], curvature: dict[str, Tensor]) -> dict[str, dict[str, float]]:
-    """The share of every module in the sums of the score and in the trace."""
+def by_module(terms: Mapping[str, ScoreTerms], parameter_traces: Mapping[str, float]) -> dict[str, dict[str, float]]:
+    """The share of every module in the sums of the score and in the trace, from those of its parameters."""
     sums: dict[str, ScoreTerms] = {}
     traces: dict[str, float] = {}
     for name, term in terms.items():
         module = name.rpartition(".")[0] or name
         sums[module] = sums.get(module, ScoreTerms()) + term
-        traces[module] = traces.get(module, 0.0) + curvature[name].sum(dtype=torch.float64).item()
+        traces[module] = traces.get(module, 0.0) + parameter_traces[name]
     return {
         module: {
             "score": term.score,

@@ -9,13 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from hf_pacgen.config import ScoreConfig
 from hf_pacgen.curvature.objective import LossFunction, Objective
 from hf_pacgen.curvature.spectrum import Spectrum, estimate_spectrum
 from hf_pacgen.curvature.sums import zeros_like
-from hf_pacgen.measure import _measuring, _ticker
+from hf_pacgen.measuring import measuring, progress_bar, ticker
 from hf_pacgen.noise.perturbation import SavedWeights, TensorDirection, check_scale
 from hf_pacgen.noise.random_bits import rademacher, stream_key
 from hf_pacgen.score import neighborhood
@@ -64,9 +63,10 @@ def hessian_spectrum(
     if isinstance(k, bool) or not isinstance(k, int) or k < 1:
         raise ValueError(f"k, the number of eigenvalues, must be an integer of at least 1; got {k!r}.")
     scope = ScoreConfig(max_examples=config.max_examples, seed=config.seed)
-    with _measuring(model, data, scope, loss_fn, collate_fn, batch_size, accelerator) as objective:
-        with SavedWeights(objective.parameters) as saved, _bar(objective, progress, "Hessian spectrum") as bar:
-            return estimate_spectrum(objective, config, k=k, saved=saved, tick=_ticker(objective, bar))
+    with measuring(model, data, scope, loss_fn, collate_fn, batch_size, accelerator) as objective:
+        with SavedWeights(objective.parameters) as saved, progress_bar(objective, progress) as bar:
+            bar.set_description("Hessian spectrum")
+            return estimate_spectrum(objective, config, k=k, saved=saved, tick=ticker(objective, bar))
 
 
 def mean_loss(
@@ -82,9 +82,10 @@ def mean_loss(
 ) -> float:
     """L̂(w), the mean loss over all loss units of the data, without dropout.  Arguments are those of ``pacgen()``."""
     scope = ScoreConfig(max_examples=max_examples)
-    with _measuring(model, data, scope, loss_fn, collate_fn, batch_size, accelerator, streams=False) as objective:
-        with _bar(objective, progress, "loss") as bar:
-            return _mean(objective, _ticker(objective, bar))
+    with measuring(model, data, scope, loss_fn, collate_fn, batch_size, accelerator) as objective:
+        with progress_bar(objective, progress) as bar:
+            bar.set_description("loss")
+            return _mean(objective, ticker(objective, bar))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,8 +157,9 @@ def loss_slice(
     if count not in (1, 2) or isinstance(directions, bool):
         raise ValueError(f"directions must be 1 or 2, or one or two vectors by parameter name; got {count}.")
     scope = ScoreConfig(max_examples=max_examples, seed=seed, gamma=gamma, epsilon=epsilon)
-    with _measuring(model, data, scope, loss_fn, collate_fn, batch_size, accelerator, streams=False) as objective:
-        with SavedWeights(objective.parameters) as saved, _bar(objective, progress, "loss slice") as bar:
+    with measuring(model, data, scope, loss_fn, collate_fn, batch_size, accelerator) as objective:
+        with SavedWeights(objective.parameters) as saved, progress_bar(objective, progress) as bar:
+            bar.set_description("loss slice")
             half = _half_widths(saved, scope, half_widths)
             vectors = (
                 [_corner(half, seed, i) for i in range(count)]
@@ -171,7 +173,7 @@ def loss_slice(
             for place in torch.cartesian_prod(*[torch.arange(points)] * count).view(-1, count).tolist():
                 terms = [(TensorDirection(v), s[i].item()) for v, s, i in zip(vectors, steps, place, strict=True)]
                 saved.displace(terms)
-                losses[tuple(place)] = _mean(objective, _ticker(objective, bar))
+                losses[tuple(place)] = _mean(objective, ticker(objective, bar))
     labels = tuple(names) or tuple(
         f"{'random ' if isinstance(directions, int) else ''}direction {i + 1}" for i in range(count)
     )
@@ -183,10 +185,6 @@ def loss_slice(
         names=labels,
         num_parameters=objective.num_parameters,
     )
-
-
-def _bar(objective: Objective, progress: bool, name: str) -> Any:
-    return tqdm(disable=not (progress and objective.batches.processes.is_main), leave=False, unit="batch", desc=name)
 
 
 def _mean(objective: Objective, tick: Callable[[], Any]) -> float:

@@ -23,8 +23,7 @@ from hf_pacgen.curvature.objective import LossFunction, Objective
 from hf_pacgen.curvature.parameters import dense
 from hf_pacgen.curvature.sums import zeros_like
 from hf_pacgen.findings import by_module, findings
-from hf_pacgen.measuring import measuring as _measuring
-from hf_pacgen.measuring import progress_bar, ticker
+from hf_pacgen.measuring import measuring, progress_bar, ticker
 from hf_pacgen.noise.perturbation import TensorDirection
 from hf_pacgen.score import PACGenResult, ScoreTerms, pacgen_score
 from hf_pacgen.sharding import local, shard_like
@@ -80,7 +79,7 @@ def pacgen(
     Source: Wang, Keskar, Xiong, Socher 2018, arXiv 1809.07402.
     """
     began = time.perf_counter()
-    with _measuring(model, data, config, loss_fn, collate_fn, batch_size, accelerator, shards=True) as objective:
+    with measuring(model, data, config, loss_fn, collate_fn, batch_size, accelerator, shards=True) as objective:
         with ExitStack() as stack:
             checkpoint = _checkpoint(objective, config, checkpoint_dir, checkpoint_every)
             bar = stack.enter_context(progress_bar(objective, progress))
@@ -145,7 +144,7 @@ def hessian_diagonal(
     Arguments and errors are those of :func:`pacgen`; ``config`` says by which estimator, how often over the
     data, and whether every entry gets a standard error.
     """
-    with _measuring(model, data, config, loss_fn, collate_fn, batch_size, accelerator, shards=True) as objective:
+    with measuring(model, data, config, loss_fn, collate_fn, batch_size, accelerator, shards=True) as objective:
         with ExitStack() as stack:
             bar = stack.enter_context(progress_bar(objective, progress))
             bar.set_description("Hessian diagonal")
@@ -176,7 +175,7 @@ def hessian_lipschitz(
     """
     if config.lipschitz_directions < 1:
         raise ValueError("hessian_lipschitz needs lipschitz_directions of at least 1; got 0, which means 'not at all'.")
-    with _measuring(model, data, config, loss_fn, collate_fn, batch_size, accelerator, shards=True) as objective:
+    with measuring(model, data, config, loss_fn, collate_fn, batch_size, accelerator, shards=True) as objective:
         with progress_bar(objective, progress) as bar, objective.displaceable() as saved:
             bar.set_description("ρ")
             return estimate_lipschitz(objective, config, saved=saved, tick=ticker(objective, bar))
@@ -210,7 +209,7 @@ def hessian_vector_product(
             what :func:`pacgen` raises.
     """
     config = ScoreConfig(hvp=method, displacement=displacement)
-    with _measuring(
+    with measuring(
         model, data, config, loss_fn, collate_fn, batch_size, accelerator, confirm=False, shards=True
     ) as objective:
         norm = _checked_norm(objective, vector)
@@ -325,8 +324,9 @@ def _checked_norm(objective: Objective, vector: Mapping[str, Tensor]) -> float:
                 f"vector[{name!r}] must have shape {tuple(parameters[name].shape)}, like the parameter; "
                 f"got {tuple(value.shape)}."
             )
-        norm = torch.linalg.vector_norm(value, dtype=torch.promote_types(value.dtype, torch.float32)).item()
-        if not math.isfinite(norm):
+        wide = torch.promote_types(value.dtype, torch.float32)
+        square = objective.shards.sum(torch.linalg.vector_norm(local(value), dtype=wide).item() ** 2)
+        if not math.isfinite(square):
             raise ValueError(f"vector[{name!r}] contains NaN, infinity or huge numbers: expected finite numbers.")
-        squares += norm**2
+        squares += square
     return math.sqrt(squares)

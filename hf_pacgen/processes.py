@@ -30,15 +30,34 @@ class Processes:
     """
 
     def __init__(self, accelerator: Accelerator | None = None) -> None:
-        self.accelerator = accelerator
         self.rank = accelerator.process_index if accelerator is not None else 0
         self.size = accelerator.num_processes if accelerator is not None else 1
+        self.device = accelerator.device if accelerator is not None else None
+        self._prints = self.rank == 0
         self._asked = 0.0
+
+    @classmethod
+    def sharing(cls, rank: int, size: int, device: torch.device) -> Processes:
+        """The processes over which a model's weights are sharded, all of the run."""
+        if size != torch.distributed.get_world_size():
+            raise ValueError(
+                f"The model is sharded over {size} of {torch.distributed.get_world_size()} processes: expected all of "
+                "them. Make the mesh of all processes."
+            )
+        processes = cls()
+        processes.rank, processes.size, processes.device, processes._prints = rank, size, device, rank == 0
+        return processes
+
+    def as_one(self) -> Processes:
+        """As if there were one process: all do the same, and only the main one prints."""
+        one = Processes()
+        one._prints = self.is_main
+        return one
 
     @property
     def is_main(self) -> bool:
         """Whether this is the process that prints."""
-        return self.rank == 0
+        return self._prints
 
     def sum_(self, tensor: Tensor) -> Tensor:
         """Sum a tensor over all processes, in place."""
@@ -110,7 +129,7 @@ class Processes:
 
     def _on_device(self, tensor: Tensor) -> Tensor:
         # NCCL reduces GPU tensors only, wherever the sums were made
-        return tensor if self.accelerator is None else tensor.to(self.accelerator.device).contiguous()
+        return tensor if self.device is None else tensor.to(self.device).contiguous()
 
 
 class _OtherFailed(Exception):

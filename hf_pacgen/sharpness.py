@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from hf_pacgen.config import ScoreConfig
 from hf_pacgen.curvature.ascent import WorstCaseSharpness, ascend
 from hf_pacgen.curvature.batches import count_examples
 from hf_pacgen.curvature.objective import LossFunction, Objective
-from hf_pacgen.measure import _measuring, _ticker
+from hf_pacgen.measuring import measuring, progress_bar, ticker
 from hf_pacgen.noise.perturbation import SavedWeights, check_scale, scaled_noise
 from hf_pacgen.noise.twins import Perturbation, ScaleFunction
 from hf_pacgen.sharpness_config import SharpnessConfig
@@ -99,7 +97,7 @@ def expected_sharpness(
     Source: Neyshabur, Bhojanapalli, McAllester, Srebro 2017, arXiv 1706.08947.
     """
     scope = ScoreConfig(max_examples=config.max_examples, seed=config.seed)
-    with _measuring(model, data, scope, loss_fn, collate_fn, batch_size, accelerator) as objective:
+    with measuring(model, data, scope, loss_fn, collate_fn, batch_size, accelerator) as objective:
         noise, scale = scaled_noise(
             objective.parameters,
             noise_scale,
@@ -107,9 +105,10 @@ def expected_sharpness(
             gamma=config.gamma,
             epsilon=config.epsilon,
         )
-        with _bar(objective, progress, "expected sharpness") as tick:
+        with progress_bar(objective, progress) as bar:
+            bar.set_description("expected sharpness")
             try:
-                found = _Draws(objective, noise, scale, config, tick).run()
+                found = _Draws(objective, noise, scale, config, ticker(objective, bar)).run()
             finally:
                 noise.restore()
     return Sharpness(
@@ -149,17 +148,11 @@ def worst_case_sharpness(
     Source: Keskar, Mudigere, Nocedal, Smelyanskiy, Tang 2017, arXiv 1609.04836.
     """
     scope = ScoreConfig(max_examples=config.max_examples, seed=config.seed)
-    with _measuring(model, data, scope, loss_fn, collate_fn, batch_size, accelerator) as objective:
+    with measuring(model, data, scope, loss_fn, collate_fn, batch_size, accelerator) as objective:
         check_scale("box", box, objective.parameters)
-        with SavedWeights(objective.parameters) as saved, _bar(objective, progress, "worst case") as tick:
-            return ascend(objective, box, config, saved=saved, tick=tick)
-
-
-@contextmanager
-def _bar(objective: Objective, progress: bool, name: str) -> Iterator[Callable[[], Any]]:
-    silent = not (progress and objective.batches.processes.is_main)
-    with tqdm(disable=silent, leave=False, unit="batch", desc=name) as bar:
-        yield _ticker(objective, bar)
+        with SavedWeights(objective.parameters) as saved, progress_bar(objective, progress) as bar:
+            bar.set_description("worst case")
+            return ascend(objective, box, config, saved=saved, tick=ticker(objective, bar))
 
 
 class _Draws:

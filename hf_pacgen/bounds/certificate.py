@@ -32,7 +32,8 @@ from hf_pacgen.config import CertificateConfig, PriorGroups, ScoreConfig
 from hf_pacgen.curvature.batches import count_examples
 from hf_pacgen.curvature.model_state import unwrap
 from hf_pacgen.curvature.objective import LossFunction, Objective
-from hf_pacgen.measure import _measuring, hessian_diagonal
+from hf_pacgen.measure import hessian_diagonal
+from hf_pacgen.measuring import measuring
 from hf_pacgen.noise.perturbation import SavedWeights
 
 if TYPE_CHECKING:
@@ -103,7 +104,7 @@ def certify(
         settings = ScoreConfig(estimator=config.estimator, max_examples=examples, seed=config.seed)
         curvature = hessian_diagonal(model, data, config=settings, progress=progress, **common)
         settings = ScoreConfig(max_examples=config.max_examples, seed=config.seed)
-        with _measuring(model, data, settings, **common) as objective, SavedWeights(objective.parameters) as saved:
+        with measuring(model, data, settings, **common) as objective, SavedWeights(objective.parameters) as saved:
             noisy = NoisyErrors(objective, ErrorRate(objective, error_fn), saved, seed=config.seed)
             sizes, unit, notes = _survey(noisy, center, config)
             doubtful = list(doubts(model, trainable, parameters, center))

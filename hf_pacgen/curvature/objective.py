@@ -69,7 +69,7 @@ class Objective:
     def __init__(self, model: nn.Module, batches: Batches, *, loss_fn: LossFunction | None = None) -> None:
         self.model, self.batches, self.loss_fn = model, batches, loss_fn
         self.shards = Shards(model)
-        self.parameters = trainable_parameters(model)
+        self.parameters = trainable_parameters(model, self.shards)
         self.kind = LossKind.CUSTOM if loss_fn is not None else LossKind.OTHER
         self.low_precision = False
         self.checkpointing = False

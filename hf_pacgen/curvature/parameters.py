@@ -8,6 +8,8 @@ import numpy
 import torch
 from torch import Tensor, nn
 
+from hf_pacgen.sharding import Shards, local
+
 __all__ = [
     "dense",
     "is_finite",
@@ -19,7 +21,7 @@ __all__ = [
 ]
 
 
-def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+def trainable_parameters(model: nn.Module, shards: Shards | None = None) -> dict[str, nn.Parameter]:
     """The parameters that require gradients, by name; tied ones once, frozen ones not at all.
 
     Raises:
@@ -45,7 +47,9 @@ def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
                 f"The parameter {name!r} is on the meta device: its values are offloaded or were never loaded. "
                 "Load the model so that every trainable weight is on a device."
             )
-        if not is_finite(parameter):
+        # of a sharded weight every process knows a part, and all must come to the same conclusion
+        bad = float(not is_finite(local(parameter)))
+        if (shards.sum(bad) if shards is not None else bad) > 0:
             raise ValueError(
                 f"The weights {name!r} contain NaN or infinity: expected finite numbers. Score an earlier checkpoint."
             )

@@ -29,7 +29,7 @@ from hf_pacgen.bounds.posterior import DEFAULT_SCALES, Posterior, PriorScales, s
 from hf_pacgen.bounds.splits import fingerprint, train_prior
 from hf_pacgen.cards import update_model_card
 from hf_pacgen.config import CertificateConfig, Estimator, PriorGroups, ScoreConfig
-from hf_pacgen.measure import _measuring
+from hf_pacgen.measuring import measuring
 from hf_pacgen.noise.distributions import NoiseDistribution
 from hf_pacgen.noise.perturbation import SavedWeights
 
@@ -263,7 +263,7 @@ def test_noise_streams(distribution):
 def test_noise_is_drawn_around_the_means_of_the_posterior(solved):
     """Hardly any noise around -w turns every answer into its opposite."""
     model, data = solved
-    with _measuring(model, data, ScoreConfig(), None, None, 8, None) as objective:
+    with measuring(model, data, ScoreConfig(), None, None, 8, None) as objective:
         with SavedWeights(objective.parameters) as saved:
             noisy = draws.NoisyErrors(objective, ErrorRate(objective), saved, seed=0)
             tiny = {name: torch.full_like(w, 1e-6) for name, w in saved.copy.items()}

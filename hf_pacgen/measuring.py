@@ -1,0 +1,107 @@
+"""What every measurement of a model begins with: batches, an inspected objective, and a model left as it was."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+from tqdm.auto import tqdm
+
+from hf_pacgen.config import ScoreConfig
+from hf_pacgen.curvature.batches import Batches
+from hf_pacgen.curvature.checkpoint import Checkpoint
+from hf_pacgen.curvature.identity import differences, identity
+from hf_pacgen.curvature.model_state import preserved, unwrap
+from hf_pacgen.curvature.objective import LossFunction, Objective
+from hf_pacgen.curvature.sharded import ShardedObjective
+from hf_pacgen.processes import Processes
+from hf_pacgen.sharding import Shards
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+__all__ = ["measuring", "progress_bar", "ticker"]
+
+
+@contextmanager
+def measuring(
+    model: nn.Module,
+    data: Any,
+    config: ScoreConfig,
+    loss_fn: LossFunction | None,
+    collate_fn: Callable[[list[Any]], Any] | None,
+    batch_size: int,
+    accelerator: Accelerator | None,
+    *,
+    confirm: bool = True,
+    shards: bool = False,
+) -> Iterator[Objective]:
+    """An inspected objective; on the way out the model, the random state and the data are as before.
+
+    ``shards`` says whether the measurement can be of a model that is sharded over processes.
+    """
+    model = unwrap(model)
+    sharded = Shards(model)
+    processes = all_processes = Processes(accelerator)
+    if sharded.active:
+        if not shards:
+            raise ValueError(
+                "The model is sharded over processes by fully_shard: expected a whole one, because only the score and "
+                "its parts are made for shards. Gather the weights into one process."
+            )
+        all_processes = sharded.processes
+        processes = all_processes.as_one()
+    with sharded.as_found(), preserved(model):
+        with processes.together():
+            batches = Batches(
+                data,
+                model=model,
+                batch_size=batch_size,
+                collate_fn=collate_fn,
+                max_examples=config.max_examples,
+                seed=config.seed,
+                processes=processes,
+            )
+            objective = (ShardedObjective if sharded.active else Objective)(model, batches, loss_fn=loss_fn)
+            objective.inspect(confirm=confirm)
+        _refuse_differences(objective, config, all_processes)
+        try:
+            with objective.watching():
+                yield objective
+        finally:
+            batches.close()
+
+
+def ticker(objective: Objective, bar: Any, checkpoint: Checkpoint | None = None) -> Callable[[], None]:
+    """What is called after every batch."""
+
+    def tick() -> None:
+        bar.update()
+        objective.batches.processes.check()
+        if checkpoint is not None:
+            checkpoint.stop_if_asked()
+
+    return tick
+
+
+def _refuse_differences(objective: Objective, config: ScoreConfig, processes: Processes) -> None:
+    """Raise on every process if two of them have different settings, models or data."""
+    if processes.size == 1:
+        return
+    with processes.together():
+        mine = identity(objective, config)
+    first, *others = processes.gather(mine)
+    for rank, other in enumerate(others, start=1):
+        found = differences(first, other, there="in process 0", here=f"in process {rank}")
+        if found:
+            raise ValueError(
+                f"Process {rank} has another model, data or settings than process 0. These differ: {found}. "
+                "Load the same model and the whole data in every process; the batches are shared out here."
+            )
+
+
+def progress_bar(objective: Objective, progress: bool) -> Any:
+    # the number of batches of a stream is not known beforehand, so the bar counts without a total
+    return tqdm(disable=not (progress and objective.batches.processes.is_main), leave=False, unit="batch")
