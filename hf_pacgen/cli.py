@@ -18,6 +18,8 @@ __all__ = ["COMMANDS", "main"]
 
 COMMANDS = {
     "score": ("hf_pacgen.commands.score", "PACGen of a model on its training data"),
+    "sharpness": ("hf_pacgen.commands.sharpness", "sharpness and top curvature of a solution"),
+    "compare": ("hf_pacgen.commands.compare", "all measures of several checkpoints, side by side"),
     "certify": ("hf_pacgen.commands.certify", "bound a model's error on new examples"),
     "card": ("hf_pacgen.commands.card", "write a result into a model card"),
     "register": ("hf_pacgen.commands.register", 'make evaluate.load("pacgen") work everywhere'),

@@ -156,6 +156,10 @@ def loss_slice(
     count = directions if isinstance(directions, int) else len(directions)
     if count not in (1, 2) or isinstance(directions, bool):
         raise ValueError(f"directions must be 1 or 2, or one or two vectors by parameter name; got {count}.")
+    if names and len(names) != count:
+        raise ValueError(
+            f"names must have one name for each of the {count} directions; got {len(names)}. Name them all."
+        )
     scope = ScoreConfig(max_examples=max_examples, seed=seed, gamma=gamma, epsilon=epsilon)
     with measuring(model, data, scope, loss_fn, collate_fn, batch_size, accelerator) as objective:
         with SavedWeights(objective.parameters) as saved, progress_bar(objective, progress) as bar:

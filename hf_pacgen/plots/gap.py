@@ -70,8 +70,9 @@ def plot_gap(
         raise ValueError(f"{field} and the gaps must be finite numbers; got {x} and {heights}. Measure these again.")
     ax = ax or new_axes(4.6, width=6.4)
     ax.scatter(x, y, s=52, color=BLUE, alpha=0.9, edgecolor="white", linewidth=0.8, zorder=3, label="one model each")
-    for name, across, up in zip(names_of, x, y, strict=False):
-        ax.annotate(name, (across, up), (6, 4), textcoords="offset points", fontsize=8, color=GRAY)
+    ranked = sorted(zip(x, y, names_of, strict=False))
+    for i, (across, up, name) in enumerate(ranked):  # in turn above and below, so that neighbors can be read
+        ax.annotate(name, (across, up), (7, -11 if i % 2 else 4), textcoords="offset points", fontsize=8, color=GRAY)
     plain(ax, grid="y")
     ax.margins(0.14, 0.12)
     ax.xaxis.set_major_formatter(lambda value, _: compact(value))
