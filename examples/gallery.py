@@ -124,16 +124,9 @@ def main(argv: list[str] | None = None) -> list[Measures]:
     line = loss_slice(model, training, directions=1, epsilon=0.05, reach=3, progress=False)
     top = spectrum.eigenvectors or ()
     names = [f"along eigenvector {i + 1} (λ = {spectrum.eigenvalues[i]:.2g})" for i in (0, 1)]
+    size = 7 if args.smoke else 25
     plane = loss_slice(
-        model,
-        training,
-        directions=top[:2],
-        names=names,
-        points=7 if args.smoke else 25,
-        gamma=0.1,
-        epsilon=0.05,
-        reach=4,
-        progress=False,
+        model, training, directions=top[:2], names=names, points=size, epsilon=0.05, reach=4, progress=False
     )
     pictures = {
         "modules": plot_by_module(pacgen(model, training, config=score, progress=False)),

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import os
-import subprocess
-import sys
+import runpy
 from pathlib import Path
 from typing import Any
 
@@ -186,20 +184,25 @@ def test_a_result_of_another_kind_has_its_measure() -> None:
         ),
     ],
 )
-def test_the_gallery_is_drawn_by_scripts(script: str, flags: list[str], pictures: set[str], tmp_path: Path) -> None:
-    command = [sys.executable, str(ROOT / "examples" / script), "--output", str(tmp_path), *flags]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
-    assert done.returncode == 0, done.stderr
+def test_the_gallery_is_drawn_by_scripts(
+    script: str,
+    flags: list[str],
+    pictures: set[str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "examples"))
+    main = runpy.run_path(str(ROOT / "examples" / script), run_name="example")["main"]
+    main(["--output", str(tmp_path), *flags])
+    printed = capsys.readouterr().out
     page = (ROOT / "examples" / "gallery.md").read_text(encoding="utf-8")
     for name in pictures:
         assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
         assert f"](pictures/{name}.png)" in page and (ROOT / "examples" / "pictures" / f"{name}.png").is_file()
     if script.startswith("toy"):
         rows = {
-            line.split("│")[1].strip(): line.split("│")[2:4]
-            for line in done.stdout.splitlines()
-            if line.count("│") == 4
+            line.split("│")[1].strip(): line.split("│")[2:4] for line in printed.splitlines() if line.count("│") == 4
         }
         sharp, flat = ({name: float(cells[i]) for name, cells in rows.items()} for i in (0, 1))
         assert sharp["loss"] < flat["loss"] and sharp["bound"] > flat["bound"] and sharp["K(39)"] > flat["K(39)"]
