@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from hf_pacgen.cli import main
+from hf_pacgen.cli import COMMANDS, main
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -35,8 +35,9 @@ def test_program_prints_what_the_readme_says(
 
 
 def test_flags_and_targets_exist(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit):
-        main(["score", "--help"])
+    for command in COMMANDS:
+        with pytest.raises(SystemExit):
+            main([command, "--help"])
     text = capsys.readouterr().out
     ours = [line for line in README.splitlines() if "make " not in line and "torchrun" not in line]
     for flag in set(re.findall(r"--[a-z-]+", "\n".join(ours))):

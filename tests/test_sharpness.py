@@ -61,7 +61,7 @@ def second_moment(settings: dict[str, Any]) -> Tensor:
 @pytest.mark.parametrize("antithetic", [True, False])
 @pytest.mark.parametrize("distribution", ["normal", "gaussian", "uniform", "truncated_normal"])
 def test_the_mean_is_half_the_trace_times_the_variance(distribution: str, antithetic: bool) -> None:
-    settings = {"distribution": distribution, "antithetic": antithetic, "draws": 150, "tolerance": 0}
+    settings: dict[str, Any] = {"distribution": distribution, "antithetic": antithetic, "draws": 150, "tolerance": 0}
     result = of_quadratic(**settings)
     moment = second_moment(settings)
     exact = (CURVATURE * moment).sum().item() / 2

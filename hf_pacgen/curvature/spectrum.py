@@ -153,7 +153,9 @@ def estimate_spectrum(
     for index in chosen.tolist() if not complete or config.keep_vectors else []:
         kept.append(krylov.basis.combine(vectors[:, index]))
     steps = len(krylov.basis)
-    nodes, weights, trace, stderr = values.tolist(), [1 / m] * m, values.sum().item(), 0.0
+    nodes, weights = values.tolist(), [1 / m] * m
+    trace: float | None = values.sum().item()
+    stderr: float | None = 0.0
     krylov.basis.blocks.clear()  # the probes need the memory
     if not complete:
         sample = _sample(objective, hessian, config, kept) if config.probes else None
@@ -352,6 +354,8 @@ def _status(
     said = []
     if k > m:
         said.append(f"There are fewer parameters than eigenvalues asked for: {m} and {k}.")
+    elif len(converged) < k:
+        said.append(f"{steps} Lanczos steps give {len(converged)} eigenvalues and not {k}. Use more iterations.")
     if not bool(converged.all()):
         said.append(
             f"{int((~converged).sum())} of {len(converged)} eigenvalues did not converge in {steps} Lanczos steps: "
