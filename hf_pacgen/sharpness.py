@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from hf_pacgen.config import ScoreConfig
-from hf_pacgen.curvature.ascent import WorstCaseSharpness, ascend
+from hf_pacgen.curvature.ascent import WorstCaseSharpness, ascend, coarse_weights
 from hf_pacgen.curvature.batches import count_examples
 from hf_pacgen.curvature.objective import LossFunction, Objective
 from hf_pacgen.measuring import measuring, progress_bar, ticker
@@ -244,6 +244,7 @@ class _Draws:
         return torch.tensor([rise, variance, *counts], dtype=torch.float64)
 
     def _status(self, mean: float, stderr: float | None) -> Iterator[str]:
+        yield from coarse_weights(self.objective)
         if stderr is None:
             yield "The standard error is unknown: a single draw shows no spread. Use more draws."
         elif stderr > 0.5 * abs(mean):

@@ -163,6 +163,14 @@ def test_weights_come_back_bit_for_bit(measure: str, dtype: torch.dtype, fail_at
         assert parameter.grad is None
 
 
+def test_coarse_weights_are_spoken_of() -> None:
+    model, data = tiny.make("bert", dtype=torch.bfloat16), [tiny.examples("bert", 4)]
+    rise = expected_sharpness(model, data, noise_scale=0.1, progress=False)
+    most = worst_case_sharpness(model, data, progress=False)
+    for result in (rise, most):
+        assert "weights are bfloat16: displacements finer than 0.004 of a weight are rounded away" in result.status[0]
+
+
 def highest(box: float) -> float:
     """The exact maximum in the box, coordinate by coordinate."""
     half = box * (WEIGHTS.abs() + 1)

@@ -18,7 +18,7 @@ from hf_pacgen.noise.random_bits import stream_key, uniform
 from hf_pacgen.score import neighborhood
 from hf_pacgen.sharpness_config import SharpnessConfig
 
-__all__ = ["WorstCaseSharpness", "ascend"]
+__all__ = ["WorstCaseSharpness", "ascend", "coarse_weights"]
 
 ARMIJO = 1e-3
 """Part of the rise that the slope promises which a step must bring."""
@@ -90,7 +90,9 @@ def ascend(
         settled.append(converged)
     best = max(range(len(rises)), key=rises.__getitem__)
     value, converged = max(rises[best], 0.0), settled[best]
-    status = [] if converged else [f"The ascent did not settle in {config.ascent_steps} steps. Use more ascent_steps."]
+    status = coarse_weights(objective)
+    if not converged:
+        status.append(f"The ascent did not settle in {config.ascent_steps} steps. Use more ascent_steps.")
     return WorstCaseSharpness(
         value=value,
         relative=100 * value / (1 + base),
@@ -104,6 +106,16 @@ def ascend(
         status=tuple(status),
         config=config.to_dict(),
     )
+
+
+def coarse_weights(objective: Objective) -> list[str]:
+    """A sentence where displacements are rounded to weights of less than float32."""
+    coarse = {p.dtype for p in objective.parameters.values() if p.element_size() < 4}
+    return [
+        f"The weights are {str(dtype).removeprefix('torch.')}: displacements finer than "
+        f"{torch.finfo(dtype).eps / 2:.1g} of a weight are rounded away. Load the model in float32 for these."
+        for dtype in sorted(coarse, key=str)
+    ]
 
 
 class _Ascent:
