@@ -84,8 +84,9 @@ class Shards:
         FSDP2 keeps those of the outermost module after a forward pass, and would not see a displacement.
         """
         for module in self.model.modules():
-            if hasattr(module, "reshard"):
-                module.reshard()
+            reshard: Any = getattr(module, "reshard", None)
+            if reshard is not None:
+                reshard()
 
     @contextmanager
     def as_found(self) -> Iterator[None]:

@@ -26,6 +26,7 @@ FLOORS = {
     "bounds.pac_bayes": PURE,
     "curvature": MODEL,
     "processes": MODEL,
+    "sharding": MODEL,
 }
 
 

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from hf_pacgen.curvature.batches import count_examples
-from hf_pacgen.curvature.objective import IGNORED, LossKind, Objective
+from hf_pacgen.curvature.losses import IGNORED, LossKind
+from hf_pacgen.curvature.objective import Objective
 
 __all__ = ["ErrorFunction", "ErrorRate", "is_per_document"]
 

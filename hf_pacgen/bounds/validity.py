@@ -14,7 +14,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import DataLoader, RandomSampler, WeightedRandomSampler
 
 from hf_pacgen.bounds.priors import Prior
-from hf_pacgen.curvature.objective import LossKind, Objective
+from hf_pacgen.curvature.losses import LossKind
+from hf_pacgen.curvature.objective import Objective
 
 __all__ = [
     "certified_parameters",

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from hf_pacgen.config import HVPMethod
+from hf_pacgen.curvature.losses import BatchLoss
 from hf_pacgen.curvature.model_state import (
     double_backward_attention,
     evaluation_mode,
@@ -20,7 +21,7 @@ from hf_pacgen.curvature.model_state import (
     transformable,
     uses_reentrant_checkpointing,
 )
-from hf_pacgen.curvature.objective import BatchLoss, Objective
+from hf_pacgen.curvature.objective import Objective
 from hf_pacgen.curvature.parameters import dense, pick_rows
 from hf_pacgen.noise.perturbation import Direction, RademacherDirection, Rows, SavedWeights, Terms, chunks
 from hf_pacgen.sharding import local

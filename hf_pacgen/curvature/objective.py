@@ -5,49 +5,33 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
-from enum import Enum
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.utils._python_dispatch import TorchDispatchMode
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from hf_pacgen.curvature.batches import Batches, count_examples
-from hf_pacgen.curvature.model_state import base_model, evaluation_mode, uses_checkpointing
+from hf_pacgen.curvature.losses import (
+    IGNORED,
+    BatchLoss,
+    LossKind,
+    LowPrecisionWatch,
+    get_output,
+    is_causal,
+    loss_of,
+    no_loss,
+    one_example,
+)
+from hf_pacgen.curvature.model_state import evaluation_mode, uses_checkpointing
 from hf_pacgen.curvature.parameters import lone_embeddings, only_looked_up, reaches_beyond, trainable_parameters
 from hf_pacgen.noise.perturbation import SavedWeights
 from hf_pacgen.processes import send_to_device
 from hf_pacgen.sharding import Shards
 
-__all__ = ["BatchLoss", "LossFunction", "LossKind", "Objective", "count_units"]
+__all__ = ["LossFunction", "Objective"]
 
-IGNORED = -100
 LossFunction = Callable[[nn.Module, Any], tuple[Tensor, Any]]
-
-
-class LossKind(str, Enum):
-    """What the model's loss turned out to be, by comparing it with a cross-entropy on its logits."""
-
-    CAUSAL = "cross-entropy of the next token"
-    ALIGNED = "cross-entropy"
-    OTHER = "a loss that is no cross-entropy on logits"
-    CUSTOM = "a loss function of the user's"
-
-    @property
-    def is_other(self) -> bool:
-        """Whether labels cannot be sampled from the model's own predictions."""
-        return self in (LossKind.OTHER, LossKind.CUSTOM)
-
-
-@dataclass(frozen=True)
-class BatchLoss:
-    """Sum of the loss over a batch's units (labelled tokens or examples), and their number."""
-
-    total: Tensor
-    units: float
 
 
 class Objective:
@@ -190,7 +174,7 @@ class Objective:
             self._note_rows(index)
             result = BatchLoss(total, float(units))
         else:
-            loss = _loss_of(self._forward(batch, index), batch, index)
+            loss = loss_of(self._forward(batch, index), batch, index)
             units = self.units(batch)
             # a mean over no units is 0/0: such a batch counts for nothing
             result = BatchLoss(loss * units if units else loss.detach().new_zeros(()), units)
@@ -202,7 +186,7 @@ class Objective:
         labels = batch.get("labels")
         if isinstance(labels, Tensor) and not labels.is_floating_point() and labels.ndim:
             if self.kind is LossKind.CAUSAL or (
-                self.kind is LossKind.OTHER and labels.ndim > 1 and _is_causal(self.model)
+                self.kind is LossKind.OTHER and labels.ndim > 1 and is_causal(self.model)
             ):
                 return int((labels[..., 1 - self._prefix :] != IGNORED).sum())
             if self.kind is LossKind.ALIGNED or labels.ndim > 1:
@@ -244,8 +228,8 @@ class Objective:
             # the model's own loss graph is not needed here (an encoder-decoder makes its inputs from the labels)
             inputs = {key: value for key, value in batch.items() if key != "labels"}
         if "labels" not in batch:
-            raise _no_loss(batch, index)
-        return self._scored(_get(self._forward(inputs, index), "logits"), batch["labels"], self.kind)
+            raise no_loss(batch, index)
+        return self._scored(get_output(self._forward(inputs, index), "logits"), batch["labels"], self.kind)
 
     _prefix = 0
     """1 where virtual tokens precede the labels, so that even the first label is predicted."""
@@ -267,7 +251,7 @@ class Objective:
                 result = self.loss(batch, index)
                 value, units = result.total, result.units
             else:
-                value, units = _loss_of(self._forward(batch, index), batch, index), 1
+                value, units = loss_of(self._forward(batch, index), batch, index), 1
         self._rows_of = None  # an example is not the batch
         return value.item() / max(units, 1)
 
@@ -301,10 +285,10 @@ class Objective:
             empty = False
             labels = batch.get("labels") if isinstance(batch, Mapping) else None
             if isinstance(labels, Tensor) and not labels.is_floating_point() and self.loss_fn is None:
-                scored = labels[..., 1:] if labels.ndim > 1 and _is_causal(self.model) else labels
+                scored = labels[..., 1:] if labels.ndim > 1 and is_causal(self.model) else labels
                 if not bool((scored != IGNORED).any()):
                     continue
-                batch = _one_example(batch, scored)
+                batch = one_example(batch, scored)
             return index, batch
         if empty:
             raise ValueError("The data is empty: expected at least one batch, got none.")
@@ -314,7 +298,7 @@ class Objective:
         )
 
     def _look(self, index: int, batch: Any) -> float:
-        precision = _LowPrecisionWatch()
+        precision = LowPrecisionWatch()
         batch = send_to_device(batch, self.device)
         with torch.enable_grad(), self.watching(), self.sparse_embeddings():
             if self.loss_fn is not None:
@@ -329,7 +313,7 @@ class Objective:
                     )
                 with precision:
                     outputs = self._forward(batch, index)
-                value, units = _loss_of(outputs, batch, index), 1
+                value, units = loss_of(outputs, batch, index), 1
                 self._check_finite(BatchLoss(value, 1), index)
                 with torch.no_grad():
                     self.kind = self._recognize(value, outputs, batch.get("labels"))
@@ -339,13 +323,13 @@ class Objective:
         return value.item() / max(units, 1)
 
     def _recognize(self, loss: Tensor, outputs: Any, labels: Any) -> LossKind:
-        logits = _get(outputs, "logits")
+        logits = get_output(outputs, "logits")
         if not isinstance(logits, Tensor) or not isinstance(labels, Tensor) or labels.is_floating_point():
             return LossKind.OTHER
         tolerance = 1e-2 if loss.dtype in (torch.bfloat16, torch.float16) or logits.element_size() < 4 else 1e-4
         # a head that predicts uniformly has both losses equal, so the likelier reading comes first
         kinds = (LossKind.CAUSAL, LossKind.ALIGNED)
-        for kind in kinds if _is_causal(self.model) else reversed(kinds):
+        for kind in kinds if is_causal(self.model) else reversed(kinds):
             scored = self._scored(logits, labels, kind)
             if scored is None or scored[1].numel() == 0 or int(scored[1].max()) >= scored[0].shape[-1]:
                 continue
@@ -380,57 +364,3 @@ class Objective:
                 f"The loss of batch {index} is {result.total.item()}: expected a finite number. "
                 "Look at that batch's inputs and labels, and at the weights."
             )
-
-
-class _LowPrecisionWatch(TorchDispatchMode):
-    """Notes whether any operation computes in less than float32 (autocast, or low-precision weights)."""
-
-    seen = False
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        for tensor in out if isinstance(out, (tuple, list)) else (out,):
-            if isinstance(tensor, Tensor) and tensor.is_floating_point() and tensor.element_size() < 4:
-                self.seen = True
-        return out
-
-
-def _one_example(batch: Mapping[str, Any], labels: Tensor) -> Mapping[str, Any]:
-    """The first example that has labels, if all tensors of the batch share their first dimension."""
-    size = len(labels)
-    if any(not isinstance(v, Tensor) or v.ndim == 0 or len(v) != size for v in batch.values()):
-        return batch
-    labeled = (labels != IGNORED).view(size, -1).any(dim=1)
-    first = int(labeled.nonzero()[0])
-    return {key: value[first : first + 1] for key, value in batch.items()}
-
-
-def count_units(model: nn.Module, batch: Any) -> int:
-    """Loss units of a batch by its labels alone: labeled tokens (after the shift of a causal model), or examples."""
-    labels = batch.get("labels") if isinstance(batch, Mapping) else None
-    if not isinstance(labels, Tensor) or labels.is_floating_point() or labels.ndim < 2:
-        return count_examples(batch)
-    return int(((labels[..., 1:] if _is_causal(model) else labels) != IGNORED).sum())
-
-
-def _is_causal(model: nn.Module) -> bool:
-    base = base_model(model)
-    return type(base).__name__ in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
-
-
-def _get(outputs: Any, name: str) -> Any:
-    return outputs.get(name) if isinstance(outputs, Mapping) else getattr(outputs, name, None)
-
-
-def _loss_of(outputs: Any, batch: Mapping[str, Any], index: int) -> Tensor:
-    loss = _get(outputs, "loss")
-    if not isinstance(loss, Tensor):
-        raise _no_loss(batch, index)
-    return loss.mean()
-
-
-def _no_loss(batch: Mapping[str, Any], index: int) -> ValueError:
-    return ValueError(
-        f"Batch {index} gave no loss: expected the model's output to have one, which it has when the batch has "
-        f"labels; the batch has {sorted(batch)}. Add labels, or pass loss_fn(model, batch) -> (loss_sum, num_units)."
-    )

@@ -12,7 +12,8 @@ from transformers import Trainer, TrainerCallback
 from transformers.trainer_utils import EvalLoopOutput, get_last_checkpoint
 
 from hf_pacgen.config import NoiseConfig, ScoreConfig
-from hf_pacgen.curvature.objective import LossFunction, count_units
+from hf_pacgen.curvature.losses import count_units
+from hf_pacgen.curvature.objective import LossFunction
 from hf_pacgen.score import PACGenResult
 from hf_pacgen.training.arguments import PACGenTrainingArguments, as_config
 from hf_pacgen.training.callback import PACGenCallback

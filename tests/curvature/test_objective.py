@@ -14,8 +14,9 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from hf_pacgen import ScoreConfig, hessian_diagonal, hessian_vector_product
 from hf_pacgen.curvature.batches import Batches
+from hf_pacgen.curvature.losses import LossKind
 from hf_pacgen.curvature.model_state import preserved
-from hf_pacgen.curvature.objective import LossKind, Objective
+from hf_pacgen.curvature.objective import Objective
 from hf_pacgen.processes import Processes
 
 NAMES = ["bert", "tokens", "gpt2", "llama", "vit"]

@@ -1,0 +1,107 @@
+"""What the loss of a model on a batch is: its kind, its units, and the precision it is computed in."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+from hf_pacgen.curvature.batches import count_examples
+from hf_pacgen.curvature.model_state import base_model
+
+__all__ = [
+    "IGNORED",
+    "BatchLoss",
+    "LossKind",
+    "LowPrecisionWatch",
+    "count_units",
+    "get_output",
+    "is_causal",
+    "loss_of",
+    "no_loss",
+    "one_example",
+]
+
+IGNORED = -100
+"""The label of tokens that do not count."""
+
+
+class LossKind(str, Enum):
+    """What the model's loss turned out to be, by comparing it with a cross-entropy on its logits."""
+
+    CAUSAL = "cross-entropy of the next token"
+    ALIGNED = "cross-entropy"
+    OTHER = "a loss that is no cross-entropy on logits"
+    CUSTOM = "a loss function of the user's"
+
+    @property
+    def is_other(self) -> bool:
+        """Whether labels cannot be sampled from the model's own predictions."""
+        return self in (LossKind.OTHER, LossKind.CUSTOM)
+
+
+@dataclass(frozen=True)
+class BatchLoss:
+    """Sum of the loss over a batch's units (labelled tokens or examples), and their number."""
+
+    total: Tensor
+    units: float
+
+
+class LowPrecisionWatch(TorchDispatchMode):
+    """Notes whether any operation computes in less than float32 (autocast, or low-precision weights)."""
+
+    seen = False
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for tensor in out if isinstance(out, (tuple, list)) else (out,):
+            if isinstance(tensor, Tensor) and tensor.is_floating_point() and tensor.element_size() < 4:
+                self.seen = True
+        return out
+
+
+def one_example(batch: Mapping[str, Any], labels: Tensor) -> Mapping[str, Any]:
+    """The first example that has labels, if all tensors of the batch share their first dimension."""
+    size = len(labels)
+    if any(not isinstance(v, Tensor) or v.ndim == 0 or len(v) != size for v in batch.values()):
+        return batch
+    labeled = (labels != IGNORED).view(size, -1).any(dim=1)
+    first = int(labeled.nonzero()[0])
+    return {key: value[first : first + 1] for key, value in batch.items()}
+
+
+def count_units(model: nn.Module, batch: Any) -> int:
+    """Loss units of a batch by its labels alone: labeled tokens (after the shift of a causal model), or examples."""
+    labels = batch.get("labels") if isinstance(batch, Mapping) else None
+    if not isinstance(labels, Tensor) or labels.is_floating_point() or labels.ndim < 2:
+        return count_examples(batch)
+    return int(((labels[..., 1:] if is_causal(model) else labels) != IGNORED).sum())
+
+
+def is_causal(model: nn.Module) -> bool:
+    base = base_model(model)
+    return type(base).__name__ in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
+
+
+def get_output(outputs: Any, name: str) -> Any:
+    return outputs.get(name) if isinstance(outputs, Mapping) else getattr(outputs, name, None)
+
+
+def loss_of(outputs: Any, batch: Mapping[str, Any], index: int) -> Tensor:
+    loss = get_output(outputs, "loss")
+    if not isinstance(loss, Tensor):
+        raise no_loss(batch, index)
+    return loss.mean()
+
+
+def no_loss(batch: Mapping[str, Any], index: int) -> ValueError:
+    return ValueError(
+        f"Batch {index} gave no loss: expected the model's output to have one, which it has when the batch has "
+        f"labels; the batch has {sorted(batch)}. Add labels, or pass loss_fn(model, batch) -> (loss_sum, num_units)."
+    )
