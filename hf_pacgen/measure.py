@@ -26,7 +26,7 @@ from hf_pacgen.findings import by_module, findings
 from hf_pacgen.measuring import measuring, progress_bar, ticker
 from hf_pacgen.noise.perturbation import TensorDirection
 from hf_pacgen.score import PACGenResult, ScoreTerms, pacgen_score
-from hf_pacgen.sharding import local, shard_like
+from hf_pacgen.sharding import local, part_like, shard_like
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -101,31 +101,8 @@ def pacgen(
         terms, traces = _terms(objective, config, diagonal.values, rho, eta)
     if checkpoint is not None:
         checkpoint.close()
-    total = sum(terms.values(), ScoreTerms())
-    return PACGenResult(
-        score=total.score,
-        score_per_parameter=total.score / total.num_parameters,
-        kl_complexity=total.kl_complexity,
-        kl_complexity_per_parameter=total.kl_complexity / total.num_parameters,
-        eta=eta,
-        active_fraction=total.num_active / total.num_parameters,
-        kl_active_fraction=total.num_kl_active / total.num_parameters,
-        num_parameters=total.num_parameters,
-        num_examples=diagonal.num_examples,
-        num_units=diagonal.num_units,
-        loss=diagonal.loss,
-        hessian_trace=diagonal.trace,
-        hessian_trace_stderr=diagonal.trace_stderr,
-        hessian_lipschitz=rho,
-        by_module=by_module(terms, traces),
-        estimator=diagonal.estimator.value,
-        hvp_method=_method_name(objective, config, diagonal),
-        num_hvps=diagonal.num_hvps + (smoothness.num_hvps if smoothness is not None else 0),
-        num_gradients=diagonal.num_gradients,
-        seconds=time.perf_counter() - began,
-        status=tuple(findings(total, diagonal, smoothness, eta)),
-        config=config.to_dict(),
-    )
+    method = _method_name(objective, config, diagonal)
+    return _result(config, terms, traces, diagonal, smoothness, rho, eta, method, time.perf_counter() - began)
 
 
 def hessian_diagonal(
@@ -212,12 +189,12 @@ def hessian_vector_product(
     with measuring(
         model, data, config, loss_fn, collate_fn, batch_size, accelerator, confirm=False, shards=True
     ) as objective:
-        norm = _checked_norm(objective, vector)
+        vector, norm = _checked_vector(objective, vector)
         out: dict[str, Tensor] = {}
         units = torch.zeros(1, dtype=torch.float64)
         if norm == 0:
             return _like_parameters(objective, {name: zeros_like(p) for name, p in objective.parameters.items()})
-        direction = TensorDirection({name: local(value) for name, value in vector.items()})
+        direction = TensorDirection(vector)
         with objective.displaceable() as saved, objective.batches.processes.together():
             product = HessianProduct(objective, config.hvp, saved=saved, displacement=displacement, sparse=True)
             # a step is learned on the first batch, on every process the same, and then only shortened
@@ -277,6 +254,44 @@ def _like_parameters(objective: Objective, values: Mapping[str, Tensor]) -> dict
     return {name: shard_like(value, objective.parameters[name]) for name, value in values.items()}
 
 
+def _result(
+    config: ScoreConfig,
+    terms: Mapping[str, ScoreTerms],
+    traces: Mapping[str, float],
+    diagonal: DiagonalEstimate,
+    smoothness: LipschitzEstimate | None,
+    rho: float,
+    eta: float,
+    hvp_method: str | None,
+    seconds: float,
+) -> PACGenResult:
+    total = sum(terms.values(), ScoreTerms())
+    return PACGenResult(
+        score=total.score,
+        score_per_parameter=total.score / total.num_parameters,
+        kl_complexity=total.kl_complexity,
+        kl_complexity_per_parameter=total.kl_complexity / total.num_parameters,
+        eta=eta,
+        active_fraction=total.num_active / total.num_parameters,
+        kl_active_fraction=total.num_kl_active / total.num_parameters,
+        num_parameters=total.num_parameters,
+        num_examples=diagonal.num_examples,
+        num_units=diagonal.num_units,
+        loss=diagonal.loss,
+        hessian_trace=diagonal.trace,
+        hessian_trace_stderr=diagonal.trace_stderr,
+        hessian_lipschitz=rho,
+        by_module=by_module(terms, traces),
+        estimator=diagonal.estimator.value,
+        hvp_method=hvp_method,
+        num_hvps=diagonal.num_hvps + (smoothness.num_hvps if smoothness is not None else 0),
+        num_gradients=diagonal.num_gradients,
+        seconds=seconds,
+        status=tuple(findings(total, diagonal, smoothness, eta)),
+        config=config.to_dict(),
+    )
+
+
 def _displaces(objective: Objective, config: ScoreConfig) -> bool:
     if config.lipschitz_directions or objective.kind.is_other:
         return True
@@ -308,25 +323,26 @@ def _method_name(objective: Objective, config: ScoreConfig, diagonal: DiagonalEs
     return diagonal.hvp_method.value if diagonal.hvp_method is not None else None
 
 
-def _checked_norm(objective: Objective, vector: Mapping[str, Tensor]) -> float:
-    """The norm of a vector that is shaped like the parameters, and finite."""
-    parameters = objective.parameters
+def _checked_vector(objective: Objective, vector: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], float]:
+    """This process's part of a vector that is shaped like the parameters, and finite; and the norm of the whole."""
+    offsets, parameters = objective.shards.offsets, objective.parameters
     if vector.keys() != parameters.keys():
         odd = sorted(vector.keys() ^ parameters.keys())
         raise ValueError(
             f"vector must have the names of the trainable parameters; these are in one only: {odd[:5]}. "
             "Take the names from model.named_parameters()."
         )
-    squares = 0.0
+    squares, parts = 0.0, {}
     for name, value in vector.items():
         if value.shape != parameters[name].shape:
             raise ValueError(
                 f"vector[{name!r}] must have shape {tuple(parameters[name].shape)}, like the parameter; "
                 f"got {tuple(value.shape)}."
             )
+        parts[name] = part_like(value, parameters[name], offsets.get(name, 0))
         wide = torch.promote_types(value.dtype, torch.float32)
-        square = objective.shards.sum(torch.linalg.vector_norm(local(value), dtype=wide).item() ** 2)
+        square = objective.shards.sum(torch.linalg.vector_norm(parts[name], dtype=wide).item() ** 2)
         if not math.isfinite(square):
             raise ValueError(f"vector[{name!r}] contains NaN, infinity or huge numbers: expected finite numbers.")
         squares += square
-    return math.sqrt(squares)
+    return parts, math.sqrt(squares)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from hf_pacgen.processes import Processes
 
-__all__ = ["Shards", "is_sharded", "local", "refuse_partitioned", "shard_like"]
+__all__ = ["Shards", "is_sharded", "local", "part_like", "refuse_partitioned", "shard_like"]
 
 
 def is_sharded(tensor: Any) -> bool:
@@ -42,6 +42,20 @@ def shard_like(value: Tensor, parameter: Tensor) -> Tensor:
     return type(like).from_local(
         value, like.device_mesh, like.placements, run_check=False, shape=like.shape, stride=like.stride()
     )
+
+
+def part_like(value: Tensor, parameter: Tensor, offset: int) -> Tensor:
+    """The part of a whole or sharded tensor that belongs to this process's part of a parameter.
+
+    Args:
+        offset: index at which that begins in the whole flat parameter.
+    """
+    here = local(parameter)
+    if is_sharded(value):
+        return local(value.redistribute(placements=parameter.placements))  # type: ignore[attr-defined,operator]
+    if value.shape == here.shape:
+        return value
+    return value.reshape(-1)[offset : offset + here.numel()].view(here.shape)
 
 
 class Shards:

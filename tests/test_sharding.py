@@ -103,7 +103,7 @@ def test_every_estimator_sums_over_shards(estimator: str) -> None:
     on_two_processes(_score, "bert", settings, expected)
 
 
-def _parts(diagonal: dict[str, Tensor], product: dict[str, Tensor], rho: float) -> None:
+def _parts(diagonal: dict[str, Tensor], product: dict[str, Tensor], rho: float, ones: dict[str, Tensor]) -> None:
     from torch.distributed.tensor import DTensor
 
     made, data = sharded("bert"), batches("bert")
@@ -119,6 +119,7 @@ def _parts(diagonal: dict[str, Tensor], product: dict[str, Tensor], rho: float) 
     check(estimate.stderr is not None and estimate.stderr.keys() == diagonal.keys(), "stderr")
     vector = {n: torch.full_like(p, 0.5) for n, p in made.named_parameters()}
     same(hessian_vector_product(made, data, vector), product)
+    same(hessian_vector_product(made, data, ones), product)  # a whole vector will do as well
     found = hessian_lipschitz(made, data, progress=False).value
     check(found == pytest.approx(rho, rel=1e-5), f"rho is {found}, not {rho}")
     same(
@@ -133,7 +134,7 @@ def test_the_parts_of_a_score_stay_sharded() -> None:
     vector = {n: torch.full_like(p, 0.5) for n, p in whole.named_parameters()}
     product = hessian_vector_product(whole, data, vector, method="finite_difference")
     rho = hessian_lipschitz(whole, data, config=DIFFERENCES, progress=False).value
-    on_two_processes(_parts, diagonal, product, rho)
+    on_two_processes(_parts, diagonal, product, rho, vector)
 
 
 def _own_loss(expected: float) -> None:
