@@ -71,7 +71,7 @@ def test_functions_and_files_stay_small() -> None:
         for node in ast.walk(tree):
             if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
                 size = (node.end_lineno or 0) - node.lineno + 1
-                assert size <= 110, f"{name}.{node.name} has {size} lines"
+                assert size <= 80, f"{name}.{node.name} has {size} lines"
             assert not isinstance(node, ast.Assert), f"{name}: assert in the package"
     for path in PACKAGE.rglob("*.py"):
         assert path.read_text().count("\n") <= 400, path

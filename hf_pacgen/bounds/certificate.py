@@ -90,17 +90,10 @@ def certify(
     check_batch_norm(model)
     check_sampling(data)
     trainable = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
-    common: Any = {
-        "loss_fn": loss_fn,
-        "collate_fn": collate_fn,
-        "batch_size": batch_size,
-        "accelerator": accelerator,
-    }
+    common: Any = {"loss_fn": loss_fn, "collate_fn": collate_fn, "batch_size": batch_size, "accelerator": accelerator}
     with certified_parameters(model, config.parameters) as parameters:
         center = resolve_prior(prior, model, parameters, assume_independent=config.assume_independent)
-        examples = (
-            config.search_examples if config.max_examples is None else min(config.search_examples, config.max_examples)
-        )
+        examples = min(config.search_examples, config.max_examples or config.search_examples)
         settings = ScoreConfig(estimator=config.estimator, max_examples=examples, seed=config.seed)
         curvature = hessian_diagonal(model, data, config=settings, progress=progress, **common)
         settings = ScoreConfig(max_examples=config.max_examples, seed=config.seed)
@@ -112,16 +105,51 @@ def certify(
                 warnings.warn(sentence, stacklevel=2)
             notes += [*center.notes, *doubtful]
             scales = PriorScales(center.state, _groups(parameters, config), config.prior_scales or DEFAULT_SCALES)
-            stride = max(1, sum(sizes) // config.search_examples)
             with tqdm(disable=not (progress and objective.batches.processes.is_main), leave=False, unit="batch") as bar:
-                run: Any = {"n": sum(sizes), "stride": stride, "tick": bar.update}
-                start = chosen = best_shape(noisy, curvature.values, scales, config, **run)
-                if config.refine_steps:
-                    chosen = refined(noisy, start, scales, config, **run)
-                run = {"n": sum(sizes), "sizes": sizes, "tick": bar.update}
-                proved, draws = certified_draws(noisy, chosen, config, **run)
-    sizes_by_name = {name: parameter.numel() for name, parameter in parameters.items()}
-    count = sum(sizes_by_name.values())
+                start, chosen, (proved, draws) = _prove(noisy, curvature.values, scales, config, sizes, bar.update)
+    return _certificate(
+        {name: parameter.numel() for name, parameter in parameters.items()},
+        config,
+        center,
+        start,
+        chosen,
+        proved,
+        n=sum(sizes),
+        draws=draws,
+        unit=unit,
+        notes=tuple(notes),
+        seconds=time.perf_counter() - began,
+    )
+
+
+def _prove(
+    noisy: NoisyErrors,
+    curvature: Mapping[str, Tensor],
+    scales: PriorScales,
+    config: CertificateConfig,
+    sizes: list[int],
+    tick: Callable[[], Any],
+) -> tuple[Candidate, Candidate, Any]:
+    """The shaped noise, what refinement made of it, and what the draws prove of that."""
+    run: Any = {"n": sum(sizes), "tick": tick}
+    stride = max(1, sum(sizes) // config.search_examples)
+    start = chosen = best_shape(noisy, curvature, scales, config, stride=stride, **run)
+    if config.refine_steps:
+        chosen = refined(noisy, start, scales, config, stride=stride, **run)
+    return start, chosen, certified_draws(noisy, chosen, config, sizes=sizes, **run)
+
+
+def _certificate(
+    sizes: Mapping[str, int],
+    config: CertificateConfig,
+    center: Prior,
+    start: Candidate,
+    chosen: Candidate,
+    proved: Any,
+    **rest: Any,
+) -> Certificate:
+    """What was proved of the chosen noise; ``sizes`` are the numbers of certified weights by parameter name."""
+    count = sum(sizes.values())
     return Certificate(
         bound=proved.bound,
         status="vacuous" if proved.vacuous else "certified",
@@ -129,19 +157,15 @@ def certify(
         empirical_bound=proved.empirical_bound,
         kl=chosen.fit.kl,
         price=chosen.fit.price,
-        n=sum(sizes),
         delta=config.delta,
         eta=chosen.eta if proved.eta is None else proved.eta,
-        prior_scale=math.exp(sum(m * math.log(chosen.fit.scales[name]) for name, m in sizes_by_name.items()) / count),
+        prior_scale=math.exp(sum(m * math.log(chosen.fit.scales[name]) for name, m in sizes.items()) / count),
         prior=center.description,
-        draws=draws,
         num_parameters=count,
-        by_module=_by_module(chosen, sizes_by_name),
+        by_module=_by_module(chosen, sizes),
         refinement=_gain(start, chosen, config),
-        unit=unit,
-        notes=tuple(notes),
-        seconds=time.perf_counter() - began,
         config=config.to_dict(),
+        **rest,
     )
 
 

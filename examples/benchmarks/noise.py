@@ -1,0 +1,374 @@
+"""Training with shaped noise: what a step costs beside IVON's, what memory, and what it brings, paired over seeds.
+
+    python examples/benchmarks/noise.py --output examples/benchmarks/results/noise.json
+    python examples/benchmarks/noise.py --parts mnist --seeds 3
+
+MNIST and the tweets are read from ``../shared/data`` (or ``--data``); IVON is installed by ``make benchmarks`` and is
+left out where absent.  Everything is trained by transformers' Trainer.  Times are ratios of medians, the rounds of all
+rows taking turns; accuracies are paired differences to plain training with the same seed, with 95 % intervals.
+"""
+
+from __future__ import annotations
+
+import gc
+import io
+import itertools
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy
+import torch
+from common import TWEETS, minilm, pass_over, show, tweets
+from pyarrow import parquet
+from rich.console import Console
+from scipy import stats
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+from transformers import HfArgumentParser, Trainer, TrainerCallback, TrainingArguments, set_seed
+from transformers import logging as transformers_logging
+from transformers.trainer_callback import PrinterCallback
+
+from hf_pacgen import NoiseConfig, PACGenTrainer
+
+PARTS = ["step", "memory", "mnist", "tweets"]
+WRONG = 0.2
+"""Part of the labels that are wrong in the second MNIST table."""
+
+
+@dataclass
+class Arguments:
+    """What can be set; see ``--help``."""
+
+    output: str = field(default="", metadata={"help": "Write all figures to this JSON file; parts not run stay."})
+    parts: list[str] = field(default_factory=lambda: list(PARTS), metadata={"help": f"Which of {', '.join(PARTS)}."})
+    data: str = field(default=str(TWEETS.parents[1]), metadata={"help": "Folder with mnist/ and sentiment/."})
+    seeds: int = field(default=5, metadata={"help": "Seeds of every row of accuracies."})
+    rounds: int = field(default=5, metadata={"help": "Rounds of the step times."})
+    steps: int = field(default=1500, metadata={"help": "Optimizer steps of a run on MNIST."})
+    threads: int = field(default=1, metadata={"help": "Threads of torch."})
+    memory_of: str = field(default="", metadata={"help": "Only print the peak memory of training in this way."})
+
+
+class Examples(Dataset[dict[str, Tensor]]):
+    """Examples given as tensors."""
+
+    def __init__(self, **columns: Tensor) -> None:
+        self.columns = columns
+
+    def __len__(self) -> int:
+        return len(self.columns["labels"])
+
+    def __getitems__(self, rows: list[int]) -> list[dict[str, Tensor]]:
+        return [{name: column[row] for name, column in self.columns.items()} for row in rows]
+
+
+def quietly(trainer: Trainer) -> Trainer:
+    """Train without a line for every run."""
+    trainer.remove_callback(PrinterCallback)
+    trainer.train()
+    return trainer
+
+
+def settings(**changes: Any) -> TrainingArguments:
+    """Quiet training on this machine, without files."""
+    quiet: dict[str, Any] = {
+        "output_dir": tempfile.gettempdir(),
+        "save_strategy": "no",
+        "logging_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+        "dataloader_pin_memory": False,
+    }
+    return TrainingArguments(**{**quiet, **changes})
+
+
+# ------------------------------------------------------------------------------------------ cost of a step
+
+
+class IVONTrainer(Trainer):
+    """IVON as its authors use it: gradients at a sample of the weights."""
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        """The plain step, inside IVON's sampling."""
+        optimizer = getattr(self.optimizer, "optimizer", self.optimizer)
+        with optimizer.sampled_params(train=True):
+            return super().training_step(*args, **kwargs)
+
+
+class StepTimes(TrainerCallback):
+    """Seconds of every optimizer step but the first few."""
+
+    def __init__(self) -> None:
+        self.seconds: list[float] = []
+
+    def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
+        """Start the clock."""
+        self.began = time.perf_counter()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Stop it."""
+        if state.global_step > 2:
+            self.seconds.append(time.perf_counter() - self.began)
+
+
+def ways() -> dict[str, Callable[..., Trainer]]:
+    """Plain AdamW, shaped noise from its sources, and IVON: how to make a Trainer of each."""
+    made: dict[str, Callable[..., Trainer]] = {"plain": Trainer}
+    for source in ("price", "adam"):
+        config = NoiseConfig(curvature=source)  # type: ignore[arg-type]
+        made[f"shaped noise, {source}"] = lambda *a, config=config, **k: PACGenTrainer(*a, noise=config, **k)
+    truncated = NoiseConfig(distribution="truncated_normal")  # type: ignore[arg-type]
+    made["shaped noise, price, truncated normal"] = lambda *a, **k: PACGenTrainer(*a, noise=truncated, **k)
+    try:
+        from ivon import IVON
+    except ImportError:
+        pass_over("ivon-opt")
+    else:
+
+        def ivon(model: nn.Module, args: TrainingArguments, **rest: Any) -> Trainer:
+            optimizer = IVON([p for p in model.parameters() if p.requires_grad], lr=0.1, ess=1e4)
+            return IVONTrainer(model, args, optimizers=(optimizer, None), **rest)
+
+        made["IVON"] = ivon
+    return made
+
+
+def minilm_trainer(way: str, steps: int) -> tuple[Trainer, StepTimes]:
+    (batch,) = tweets(16, 16, length=64)
+    data = Examples(**{name: torch.cat([column] * steps) for name, column in batch.items()})
+    args = settings(max_steps=steps, per_device_train_batch_size=16, learning_rate=2e-5, dataloader_drop_last=True)
+    times = StepTimes()
+    return ways()[way](minilm(), args, train_dataset=data, callbacks=[times]), times
+
+
+def step_rows(arguments: Arguments) -> list[dict[str, Any]]:
+    seconds: dict[str, list[float]] = {way: [] for way in ways()}
+    for _ in range(arguments.rounds):
+        for way, found in seconds.items():
+            trainer, times = minilm_trainer(way, 10)
+            quietly(trainer)
+            found.extend(times.seconds)
+            del trainer
+            gc.collect()
+    plain = statistics.median(seconds["plain"])
+    rows = [{"training": way, "step / plain step": statistics.median(found) / plain} for way, found in seconds.items()]
+    show("Time of an optimizer step, MiniLM, 16 x 64 tokens, AdamW", rows)
+    return rows
+
+
+def memory_rows(arguments: Arguments) -> list[dict[str, Any]]:
+    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
+    weights = sum(p.numel() * p.element_size() for p in minilm().parameters())
+    peaks = {}
+    for way in ways():
+        command = [sys.executable, __file__, "--memory_of", way, "--threads", str(arguments.threads)]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+        peaks[way] = int(done.stdout.split()[-1])
+    rows = [
+        {"training": way, "over plain, in parameter-sized buffers": (peak - peaks["plain"]) / weights}
+        for way, peak in peaks.items()
+    ]
+    show("Peak memory of training MiniLM", rows)
+    return rows
+
+
+def print_peak_memory(way: str) -> None:
+    """The peak of resident memory in a training, counted from its third step on."""
+
+    class Reset(TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if state.global_step == 2:
+                Path("/proc/self/clear_refs").write_text("5")
+
+    trainer, _ = minilm_trainer(way, 6)
+    trainer.add_callback(Reset())
+    quietly(trainer)
+    status = Path("/proc/self/status").read_text()
+    print(int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1]) * 1024)
+
+
+# ------------------------------------------------------------------------------------------ accuracy
+
+
+class MLP(nn.Module):
+    """784-128-64-10 with rectifiers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        sizes = (784, 128, 64, 10)
+        layers = [nn.Linear(a, b) for a, b in itertools.pairwise(sizes)]
+        self.layers = nn.Sequential(layers[0], nn.ReLU(), layers[1], nn.ReLU(), layers[2])
+
+    def forward(self, pixel_values: Tensor, labels: Tensor | None = None) -> dict[str, Tensor]:
+        """Logits, and the loss where labels are given."""
+        logits = self.layers(pixel_values)
+        loss = {} if labels is None else {"loss": nn.functional.cross_entropy(logits, labels)}
+        return loss | {"logits": logits}
+
+
+@cache
+def mnist(folder: str, split: str) -> tuple[Tensor, Tensor]:
+    from PIL import Image
+
+    table = parquet.read_table(Path(folder) / "mnist" / f"{split}.parquet")
+    images = [numpy.asarray(Image.open(io.BytesIO(row["bytes"]))) for row in table["image"].to_pylist()]
+    pixels = torch.tensor(numpy.stack(images), dtype=torch.float32).div_(255).view(-1, 784)
+    return pixels, torch.tensor(table["label"].to_numpy())
+
+
+def mnist_accuracy(arguments: Arguments, noise: NoiseConfig | None, seed: int, wrong: float) -> float:
+    """Test accuracy in % after training on 1,000 images; the seed chooses images, labels, weights and order."""
+    pixels, labels = mnist(arguments.data, "train")
+    generator = torch.Generator().manual_seed(seed)
+    chosen = torch.randperm(len(labels), generator=generator)[:1000]
+    targets = labels[chosen].clone()
+    # a wrong label is any of the nine others
+    others = (targets + torch.randint(1, 10, targets.shape, generator=generator)) % 10
+    targets = torch.where(torch.rand(len(targets), generator=generator) < wrong, others, targets)
+    set_seed(seed)
+    model = MLP()
+    args = settings(
+        max_steps=arguments.steps,
+        per_device_train_batch_size=32,
+        learning_rate=1e-3,
+        weight_decay=0.01,
+        lr_scheduler_type="constant",
+        max_grad_norm=0.0,
+        seed=seed,
+    )
+    data = Examples(pixel_values=pixels[chosen], labels=targets)
+    trainer = (
+        Trainer(model, args, train_dataset=data)
+        if noise is None
+        else PACGenTrainer(model, args, train_dataset=data, noise=noise)
+    )
+    quietly(trainer)
+    images, truth = mnist(arguments.data, "test")
+    with torch.no_grad():
+        return 100 * (model.eval()(images)["logits"].argmax(-1) == truth).float().mean().item()
+
+
+MNIST_ROWS: dict[str, dict[str, Any]] = {
+    "shaped, default": {},
+    "shaped, epsilon 0.05, eta 1000": {"epsilon": 0.05, "eta": 1000},
+    "shaped, adam": {"curvature": "adam"},
+    "shaped, antithetic": {"antithetic": True},
+    "shaped, last fifth fades": {"decay_ratio": 0.2},
+    "shaped, rho 0.1": {"rho": 0.1},
+    "article": {"shape": "article"},
+    "magnitude": {"shape": "magnitude"},
+    "isotropic, default 0.01": {"shape": "isotropic"},
+    "isotropic, 0.03": {"shape": "isotropic", "scale": 0.03},
+    "isotropic, 0.06": {"shape": "isotropic", "scale": 0.06},
+    "isotropic, 0.1": {"shape": "isotropic", "scale": 0.1},
+}
+
+
+def mnist_rows(arguments: Arguments) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = []
+    for wrong in (0.0, WRONG):
+        label = f"{100 * wrong:.0f} % wrong labels"
+        plain = [mnist_accuracy(arguments, None, seed, wrong) for seed in range(arguments.seeds)]
+        table = [{"training": "plain", "labels": label, "accuracy": statistics.mean(plain), "over plain": 0.0}]
+        for name, changes in MNIST_ROWS.items():
+            noise = NoiseConfig(**changes)
+            found = [mnist_accuracy(arguments, noise, seed, wrong) for seed in range(arguments.seeds)]
+            table.append({"training": name, "labels": label, **paired(found, plain)})
+        show(f"MNIST, 1,000 training images, {label}, {arguments.seeds} seeds", table)
+        rows += table
+    return rows
+
+
+def paired(found: list[float], plain: list[float]) -> dict[str, float]:
+    """Mean accuracy, and the mean of the differences with its 95 % interval (Student's t)."""
+    differences = [a - b for a, b in zip(found, plain, strict=True)]
+    count = len(differences)
+    half = 0.0
+    if count > 1:
+        half = float(stats.t.ppf(0.975, count - 1)) * statistics.stdev(differences) / count**0.5
+    return {
+        "accuracy": statistics.mean(found),
+        "over plain": statistics.mean(differences),
+        "+-": half,
+        "wins": sum(d > 0 for d in differences),
+    }
+
+
+def tweets_accuracy(arguments: Arguments, noise: NoiseConfig | None, seed: int) -> float:
+    """Accuracy in % on 1,000 other tweets after fine-tuning MiniLM on 500."""
+    everything = tweets(1500, 1500)[0]
+    shuffled = torch.randperm(1500, generator=torch.Generator().manual_seed(seed))
+    held_out, chosen = shuffled[:1000], shuffled[1000:]
+    set_seed(seed)
+    model = minilm()
+    args = settings(
+        num_train_epochs=6,
+        per_device_train_batch_size=16,
+        per_device_eval_batch_size=100,
+        learning_rate=5e-5,
+        seed=seed,
+    )
+    data, test = (Examples(**{k: v[part] for k, v in everything.items()}) for part in (chosen, held_out))
+    common: dict[str, Any] = {
+        "train_dataset": data,
+        "eval_dataset": test,
+        "compute_metrics": lambda p: {"accuracy": 100 * float((p.predictions.argmax(-1) == p.label_ids).mean())},
+    }
+    trainer = Trainer(model, args, **common) if noise is None else PACGenTrainer(model, args, noise=noise, **common)
+    return float(quietly(trainer).evaluate()["eval_accuracy"])
+
+
+TWEET_ROWS: dict[str, dict[str, Any]] = {
+    "shaped, gamma 0.05, epsilon 0.005": {"gamma": 0.05, "epsilon": 0.005},
+    "shaped, gamma 0.1, epsilon 0.01": {"gamma": 0.1, "epsilon": 0.01},
+}
+
+
+def tweet_rows(arguments: Arguments) -> list[dict[str, Any]]:
+    plain = [tweets_accuracy(arguments, None, seed) for seed in range(arguments.seeds)]
+    table = [{"training": "plain", "accuracy": statistics.mean(plain), "over plain": 0.0}]
+    for name, changes in TWEET_ROWS.items():
+        found = [tweets_accuracy(arguments, NoiseConfig(**changes), seed) for seed in range(arguments.seeds)]
+        table.append({"training": name, **paired(found, plain)})
+    show(f"MiniLM fine-tuned on 500 tweets, {arguments.seeds} seeds", table)
+    return table
+
+
+def main() -> None:
+    (arguments,) = HfArgumentParser(Arguments).parse_args_into_dataclasses()  # type: ignore[arg-type]
+    transformers_logging.set_verbosity_error()
+    torch.set_num_threads(arguments.threads)
+    if arguments.memory_of:
+        print_peak_memory(arguments.memory_of)
+        return
+    parts = {"step": step_rows, "memory": memory_rows, "mnist": mnist_rows, "tweets": tweet_rows}
+    output = Path(arguments.output) if arguments.output else None
+    figures: dict[str, Any] = {}
+    if output is not None and output.is_file():
+        figures = json.loads(output.read_text(encoding="utf-8"))
+    figures |= {"torch": torch.__version__, "threads": arguments.threads}
+    for part in arguments.parts:
+        if part not in parts:
+            raise SystemExit(f"--parts takes {', '.join(PARTS)}; got {part!r}.")
+        needs = "mnist/test.parquet" if part == "mnist" else "sentiment/train.parquet"
+        if not (Path(arguments.data) / needs).is_file():
+            Console().print(f"[yellow]{part}: {needs} is not in {arguments.data}; left out[/]")
+            continue
+        figures[part] = parts[part](arguments)
+        if output is not None:
+            output.parent.mkdir(parents=True, exist_ok=True)
+            output.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
