@@ -64,7 +64,7 @@ def hessian_spectrum(
         raise ValueError(f"k, the number of eigenvalues, must be an integer of at least 1; got {k!r}.")
     scope = ScoreConfig(max_examples=config.max_examples, seed=config.seed)
     with measuring(model, data, scope, loss_fn, collate_fn, batch_size, accelerator) as objective:
-        with SavedWeights(objective.parameters) as saved, progress_bar(objective, progress) as bar:
+        with objective.displaceable() as saved, progress_bar(objective, progress) as bar:
             bar.set_description("Hessian spectrum")
             return estimate_spectrum(objective, config, k=k, saved=saved, tick=ticker(objective, bar))
 

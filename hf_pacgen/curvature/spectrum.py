@@ -23,6 +23,7 @@ from hf_pacgen.curvature.batches import count_examples
 from hf_pacgen.curvature.hvp import HessianProduct
 from hf_pacgen.curvature.krylov import Basis, Krylov, Vector, lanczos
 from hf_pacgen.curvature.objective import Objective
+from hf_pacgen.curvature.parameters import dense
 from hf_pacgen.curvature.sums import zeros_like
 from hf_pacgen.noise.perturbation import SavedWeights, TensorDirection
 from hf_pacgen.noise.random_bits import stream_key
@@ -195,7 +196,7 @@ class _PooledHessian:
         self, objective: Objective, config: SpectrumConfig, saved: SavedWeights, tick: Callable[[], Any]
     ) -> None:
         self.objective, self.tick = objective, tick
-        self.product = HessianProduct(objective, config.hvp, saved=saved, displacement=config.displacement)
+        self.product = HessianProduct(objective, config.hvp, saved=saved, displacement=config.displacement, sparse=True)
         self.size = torch.zeros(2, dtype=torch.float64)
         """Units and examples, known after the first product."""
         self.num_hvps = torch.zeros(1, dtype=torch.float64)
@@ -214,7 +215,7 @@ class _PooledHessian:
                         if name in out:
                             out[name].add_(value)
                         else:  # the first product's buffers are ours to keep
-                            out[name] = value.to(vector[name].dtype).contiguous()
+                            out[name] = dense(value).to(vector[name].dtype).contiguous()
                     del values  # not beside the next product
                 self.tick()
         if self.size[0] == 0:
@@ -321,11 +322,11 @@ def _sample(objective: Objective, hessian: _PooledHessian, config: SpectrumConfi
 
 
 def _gaussian(objective: Objective, seed: int, number: int) -> Vector:
-    """A random start, the same on every process and device."""
+    """A random start, the same on every process and device and in every precision."""
     start = {name: zeros_like(p) for name, p in objective.parameters.items()}
     for name, value in start.items():
         generator = torch.Generator().manual_seed(stream_key(seed, "lanczos", number, name) & (2**63 - 1))
-        value.copy_(torch.randn(value.shape, generator=generator, dtype=value.dtype))
+        value.copy_(torch.randn(value.shape, generator=generator, dtype=torch.float32))
     return start
 
 

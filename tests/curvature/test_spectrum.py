@@ -214,3 +214,17 @@ def test_bad_density_and_bad_products() -> None:
 
     with pytest.raises(ValueError, match="product of the Hessian with a vector is not finite"):
         hessian_spectrum(Weights(3), [torch.zeros(1)], loss_fn=root, progress=False)
+
+
+def test_rows_of_an_embedding_that_no_batch_reads() -> None:
+    """They are neither displaced nor differentiated, and count as the zeros that they are."""
+    torch.manual_seed(0)
+    model = tiny.bert(hidden_size=64, num_hidden_layers=1, intermediate_size=8)
+    parts = tiny.split(tiny.examples("bert", 7, dtype=torch.float32), 4, 3)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    config = SpectrumConfig(probes=1, density_iterations=2)
+    single = hessian_spectrum(model, parts, k=3, config=config, progress=False)
+    assert all(torch.equal(before[name], p.detach()) for name, p in model.named_parameters())
+    double = hessian_spectrum(model.double(), parts, k=3, config=config, progress=False)
+    assert (single.hvp_method, double.hvp_method) == ("finite_difference", "reverse_over_reverse")
+    assert [*single.eigenvalues, single.trace] == pytest.approx([*double.eigenvalues, double.trace], rel=2e-3)
