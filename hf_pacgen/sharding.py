@@ -98,9 +98,8 @@ class Shards:
         FSDP2 keeps those of the outermost module after a forward pass, and would not see a displacement.
         """
         for module in self.model.modules():
-            reshard: Any = getattr(module, "reshard", None)
-            if reshard is not None:
-                reshard()
+            if any(kind.__name__ == "FSDPModule" for kind in type(module).__mro__):
+                module.reshard()  # type: ignore[operator]
 
     @contextmanager
     def as_found(self) -> Iterator[None]:

@@ -124,8 +124,8 @@ class Checkpoint:
                     f"{self.processes.rank} does not see {unseen[0]}, which another one wrote. "
                     "Name a folder on a shared file system."
                 )
-        if self.processes.is_main:
-            self._remove(keep=paths)
+            if self.processes.is_main:  # while nobody writes
+                self._remove(keep=paths)
 
     def close(self) -> None:
         """Remove the files of a run whose result is known; the folder stays."""
@@ -172,7 +172,7 @@ class Checkpoint:
             SystemExit: with code 143.
         """
         if self._terminated:
-            logger.warning("Terminated. The same call goes on from the state saved in '%s'.", self.folder)
+            logger.warning("Terminated. The same call goes on from what is saved in '%s'.", self.folder)
             raise SystemExit(TERMINATED)
 
     @contextmanager
