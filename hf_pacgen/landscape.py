@@ -45,7 +45,7 @@ def hessian_spectrum(
 
     The eigenvalues come from Lanczos with full reorthogonalization, trace and density from stochastic Lanczos
     quadrature.  The basis takes one vector of the model's size (at least float32) for every Lanczos step; beside it
-    there are about four such vectors, k more for the probes.
+    there are about four such vectors, and for the probes one for each of their steps.
 
     Args:
         model, data, loss_fn, collate_fn, batch_size, accelerator, progress: as for :func:`hf_pacgen.pacgen`.

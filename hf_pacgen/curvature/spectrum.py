@@ -5,8 +5,10 @@ Saad 2017; Ghorbani, Krishnan, Xiao 2019), on products with the Hessian of the m
 It differs from the usual in two ways:
 
 1. Residuals are those of the products as computed, their noise included, and cost none: see :class:`Krylov`.
-2. Probes are kept orthogonal to the eigenvectors found before, so the outliers of the spectrum, which make most of a
-   plain probe's variance, are counted exactly, and only the bulk is sampled (the idea of Hutch++, Meyer et al. 2021).
+2. Probes are kept orthogonal to the Krylov space of the eigenvalues, on which trace and density are known.  So the
+   outliers of the spectrum on both sides, which make most of a plain probe's variance, are counted and only the bulk
+   is sampled (the idea of Hutch++, Meyer et al. 2021).  The two parts are coupled by a single number, β of the last
+   step, which the density leaves out and which the trace does not feel.
 """
 
 from __future__ import annotations
@@ -54,7 +56,7 @@ class Spectrum:
             converged is a bound from inside of the spectrum, no eigenvalue.
         trace, trace_stderr: Σ of all eigenvalues, and its standard error: 0 where all were found, None without
             probes or with a single one.
-        nodes, weights: the spectral density as point masses, which sum to 1: eigenvalues found and Gauss nodes.
+        nodes, weights: the spectral density as point masses, which sum to 1: Ritz values and Gauss nodes of probes.
         eigenvectors: by parameter name, where asked for (``keep_vectors``).
         num_parameters, num_examples, num_units: m, and the size of the data.
         iterations, probes: Lanczos steps for the eigenvalues, probes for trace and density.
@@ -150,22 +152,16 @@ def estimate_spectrum(
     remaining, noise = krylov.residuals(vectors)
     complete = len(krylov.basis) == m
     converged = search.converged(krylov, chosen)
-    kept = Basis(krylov.basis.like)
-    for index in chosen.tolist() if not complete or config.keep_vectors else []:
-        kept.append(krylov.basis.combine(vectors[:, index]))
-    steps = len(krylov.basis)
     nodes, weights = values.tolist(), [1 / m] * m
     trace: float | None = values.sum().item()
     stderr: float | None = 0.0
-    krylov.basis.blocks.clear()  # the probes need the memory
     if not complete:
-        sample = _sample(objective, hessian, config, kept) if config.probes else None
-        found = values[chosen]
+        sample = _sample(objective, hessian, config, krylov.basis) if config.probes else None
         if sample is None:
             nodes, weights, trace, stderr = [], [], None, None
         else:
-            nodes, weights, trace, stderr = sample.merge(found, m)
-            converged &= ~search.missed(found, sample, noise.max().item())
+            nodes, weights, trace, stderr = sample.merge(values, m)
+            converged &= ~search.missed(values[chosen], sample, noise.max().item())
     residuals = (remaining[chosen].square() + noise[chosen].square()).sqrt()
     units, examples, num_hvps = hessian.counts()
     return Spectrum(
@@ -176,15 +172,15 @@ def estimate_spectrum(
         trace_stderr=stderr,
         nodes=tuple(nodes),
         weights=tuple(weights),
-        eigenvectors=tuple(_row(kept, i) for i in range(len(kept))) if config.keep_vectors else None,
+        eigenvectors=tuple(map(krylov.basis.combine, vectors[:, chosen].t())) if config.keep_vectors else None,
         num_parameters=m,
         num_examples=examples,
         num_units=units,
-        iterations=steps,
+        iterations=len(krylov.basis),
         probes=0 if complete else config.probes,
         num_hvps=num_hvps,
         hvp_method=hessian.product.method.value,
-        status=tuple(_status(k, m, steps, converged, noise[chosen], values, stderr, trace)),
+        status=tuple(_status(k, m, len(krylov.basis), converged, noise[chosen], values, stderr, trace)),
         config=config.to_dict(),
     )
 
@@ -279,7 +275,7 @@ class _Search:
         return before is not None and torch.allclose(before, self.settled, rtol=0, atol=slack)
 
     def missed(self, found: Tensor, sample: _Sample, noise: float) -> Tensor:
-        """Which of the eigenvalues found are worse than one that a probe, kept orthogonal to them, has met."""
+        """Which of the eigenvalues found are worse than one that a probe, kept orthogonal to all, has met."""
         best = self._merit(torch.cat(sample.nodes)).max()
         slack = 1e-3 * self._merit(found).abs().max() + 3 * noise
         return self._merit(found) < best - slack
@@ -287,7 +283,7 @@ class _Search:
 
 @dataclass
 class _Sample:
-    """A Gauss quadrature of every probe, on the complement of the eigenvectors found; weights sum to 1."""
+    """A Gauss quadrature of every probe, on the complement of the Krylov space; weights sum to 1."""
 
     nodes: list[Tensor]
     weights: list[Tensor]
@@ -333,12 +329,6 @@ def _gaussian(objective: Objective, seed: int, number: int) -> Vector:
 def _most_iterations(objective: Objective, k: int) -> int:
     size = sum(p.numel() * max(p.element_size(), 4) for p in objective.parameters.values())
     return max(2 * k + 20, min(MOST_ITERATIONS, BASIS_BYTES // size))
-
-
-def _row(basis: Basis, index: int) -> Vector:
-    one = torch.zeros(len(basis), dtype=torch.float64)
-    one[index] = 1
-    return basis.combine(one)
 
 
 def _status(

@@ -227,4 +227,5 @@ def test_rows_of_an_embedding_that_no_batch_reads() -> None:
     assert all(torch.equal(before[name], p.detach()) for name, p in model.named_parameters())
     double = hessian_spectrum(model.double(), parts, k=3, config=config, progress=False)
     assert (single.hvp_method, double.hvp_method) == ("finite_difference", "reverse_over_reverse")
-    assert [*single.eigenvalues, single.trace] == pytest.approx([*double.eigenvalues, double.trace], rel=2e-3)
+    assert single.eigenvalues == pytest.approx(double.eigenvalues, rel=2e-3)
+    assert single.trace == pytest.approx(double.trace, rel=1e-2)
