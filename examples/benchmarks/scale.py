@@ -282,6 +282,8 @@ def measure(part: str, arguments: Arguments, processes: int = 1) -> Any:
     command = [sys.executable, *(launcher if part == "throughput" else []), __file__, "--worker", part]
     command += ["--tweets", str(arguments.tweets), "--batch_size", str(arguments.batch_size)]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+    # glibc keeps freed blocks of up to 32 MB to itself, unless told that large ones go back to the system
+    environment["MALLOC_MMAP_THRESHOLD_"] = str(1 << 20)
     Console(stderr=True).print(f"[dim]{part}, {processes} process(es)[/]")
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     if done.returncode:

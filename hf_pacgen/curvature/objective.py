@@ -24,7 +24,13 @@ from hf_pacgen.curvature.losses import (
     one_example,
 )
 from hf_pacgen.curvature.model_state import evaluation_mode, uses_checkpointing
-from hf_pacgen.curvature.parameters import lone_embeddings, only_looked_up, reaches_beyond, trainable_parameters
+from hf_pacgen.curvature.parameters import (
+    embeddings_of,
+    lone_embeddings,
+    only_looked_up,
+    reaches_beyond,
+    trainable_parameters,
+)
 from hf_pacgen.noise.perturbation import SavedWeights
 from hf_pacgen.processes import send_to_device
 from hf_pacgen.sharding import Shards
@@ -59,6 +65,7 @@ class Objective:
         self.checkpointing = False
         self.device = next(iter(self.parameters.values())).device
         self.embeddings = lone_embeddings(model, self.parameters)
+        self._lookups = embeddings_of(model)
         self._touched: dict[str, list[Tensor]] = {}
         self._rows: dict[str, Tensor] = {}
         self._rows_of: int | None = None
@@ -112,14 +119,14 @@ class Objective:
     @contextmanager
     def sparse_embeddings(self) -> Iterator[None]:
         """Losses taken inside have sparse gradients for embeddings: no time and memory for rows that are not read."""
-        before = {name: module.sparse for name, module in self.embeddings.items()}
+        before = [(module, module.sparse) for module in self._lookups]
         try:
-            for module in self.embeddings.values():
+            for module in self._lookups:
                 module.sparse = True
             yield
         finally:
-            for name, sparse in before.items():
-                self.embeddings[name].sparse = sparse
+            for module, sparse in before:
+                module.sparse = sparse
 
     def inspect(self, *, confirm: bool = True) -> None:
         """Look at an example: which loss it is, in which precision, and which embeddings are only looked up.

@@ -12,6 +12,7 @@ from hf_pacgen.sharding import Shards, local
 
 __all__ = [
     "dense",
+    "embeddings_of",
     "is_finite",
     "lone_embeddings",
     "only_looked_up",
@@ -69,8 +70,8 @@ def lone_embeddings(model: nn.Module, parameters: Mapping[str, nn.Parameter]) ->
         for parameter in module.parameters(recurse=False):
             owners[id(parameter)] = owners.get(id(parameter), 0) + 1
     found: dict[str, nn.Embedding] = {}
-    if any(getattr(module, "_compiled_call_impl", None) is not None for module in model.modules()):
-        return found  # compiled code has neither hooks nor sparse gradients
+    if _is_compiled(model):
+        return found
     for module_name, module in model.named_modules():
         name = f"{module_name}.weight" if module_name else "weight"
         if type(module) is not nn.Embedding or name not in parameters or owners[id(module.weight)] > 1:
@@ -79,6 +80,28 @@ def lone_embeddings(model: nn.Module, parameters: Mapping[str, nn.Parameter]) ->
         if module.embedding_dim % 64 == 0 and module.max_norm is None and type(module.weight) is nn.Parameter:
             found[name] = module
     return found
+
+
+def embeddings_of(model: nn.Module) -> list[nn.Embedding]:
+    """Trainable embedding layers whose gradient may be sparse, those that share their matrix too.
+
+    A matrix that is used elsewhere still gets a dense gradient, but no second dense one for the lookup.
+    """
+    if _is_compiled(model):
+        return []
+    return [
+        module
+        for module in model.modules()
+        if type(module) is nn.Embedding
+        and type(module.weight) is nn.Parameter
+        and module.weight.requires_grad
+        and not module.scale_grad_by_freq
+    ]
+
+
+def _is_compiled(model: nn.Module) -> bool:
+    """Whether a module is compiled in place; such code has neither hooks nor sparse gradients."""
+    return any(getattr(module, "_compiled_call_impl", None) is not None for module in model.modules())
 
 
 def only_looked_up(weight: Tensor, total: Tensor) -> bool:

@@ -123,3 +123,15 @@ def test_finite_differences_need_the_saved_weights() -> None:
         product(batch, 0, RademacherDirection(0))
     with SavedWeights(objective.parameters) as saved:
         HessianProduct(objective, saved=saved)(batch, 0, RademacherDirection(0))
+
+
+def test_a_tied_embedding_has_one_dense_gradient_only() -> None:
+    model, batch = tiny.make("gpt2"), tiny.examples("gpt2", 4)
+    embedding, seen = model.transformer.wte, []  # type: ignore[union-attr]
+    embedding.register_forward_hook(lambda module, args, out: seen.append(module.sparse))  # type: ignore[union-attr,operator]
+    vector = {n: torch.ones_like(p) for n, p in model.named_parameters()}
+    product = hessian_vector_product(model, [batch], vector, method="finite_difference")
+    exact = hessian_vector_product(model, [batch], vector, method="reverse_over_reverse")
+    assert True in seen and embedding.sparse is False  # type: ignore[union-attr]
+    assert not product["transformer.wte.weight"].is_sparse
+    assert tiny.relative_error(tiny.flat(product), tiny.flat(exact)) < DIFFERENCE_LIMITS["gpt2"]
