@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 from hf_pacgen.config import ScoreConfig
 from hf_pacgen.curvature.batches import Batches
 from hf_pacgen.curvature.checkpoint import Checkpoint
-from hf_pacgen.curvature.identity import differences, identity
+from hf_pacgen.curvature.identity import BUFFERS, differences, identity
 from hf_pacgen.curvature.model_state import preserved, unwrap
 from hf_pacgen.curvature.objective import LossFunction, Objective
 from hf_pacgen.curvature.sharded import ShardedObjective
@@ -91,7 +91,7 @@ def _refuse_differences(objective: Objective, config: ScoreConfig, processes: Pr
     if processes.size == 1:
         return
     with processes.together():
-        mine = identity(objective, config)
+        mine = {group: values for group, values in identity(objective, config).items() if group != BUFFERS}
     first, *others = processes.gather(mine)
     for rank, other in enumerate(others, start=1):
         found = differences(first, other, there="in process 0", here=f"in process {rank}")

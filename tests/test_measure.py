@@ -220,6 +220,7 @@ def _differing(what: str, message: str) -> None:
     accelerator = Accelerator(cpu=True)
     other = accelerator.process_index == 1
     model, parts = tiny.make("bert"), tiny.split(tiny.examples("bert", 6), 2, 2, 2)
+    model.register_buffer("running", torch.tensor(float(other)))  # as batch norm under DistributedDataParallel
     if other and what == "weights":
         with torch.no_grad():
             model.classifier.bias.add_(0.1)  # type: ignore[union-attr,operator]

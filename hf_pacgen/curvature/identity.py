@@ -13,11 +13,13 @@ from hf_pacgen.curvature.objective import Objective
 from hf_pacgen.settings import Config
 from hf_pacgen.sharding import is_sharded
 
-__all__ = ["batch_checksum", "checksum", "differences", "identity"]
+__all__ = ["BUFFERS", "batch_checksum", "checksum", "differences", "identity"]
 
 WORDS = 1 << 20
 """Elements added up at a time."""
 BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+BUFFERS = "the values of the buffer"
+"""The group of what DistributedDataParallel lets differ between processes, such as running statistics."""
 MOST_NAMED = 5
 """Differences that are spelled out in a message."""
 
@@ -31,6 +33,7 @@ def identity(objective: Objective, config: Config) -> dict[str, dict[str, Any]]:
     tensors = {
         name: tensor for name, tensor in (*model.named_parameters(), *model.named_buffers()) if not tensor.is_meta
     }
+    buffers = [name for name, _ in model.named_buffers()]
     loss = objective.loss_fn
     return {
         "the setting": config.to_dict(),
@@ -45,8 +48,9 @@ def identity(objective: Objective, config: Config) -> dict[str, dict[str, Any]]:
             for name, t in tensors.items()
         },
         # every process has other shards
-        "the values of": {name: checksum(tensor) for name, tensor in tensors.items() if not is_sharded(tensor)}
+        "the values of": {name: checksum(t) for name, t in tensors.items() if name not in buffers and not is_sharded(t)}
         | {"the first batch of the data": batch_checksum([batch for _, batch in batches.head(1)])},
+        BUFFERS: {name: checksum(tensors[name]) for name in buffers if name in tensors},
     }
 
 
@@ -64,7 +68,7 @@ def differences(
         for name in (*new, *(n for n in old if n not in new)):
             if name not in new or name not in old:
                 found.append(f"{group} {name} (only {here if name in new else there})")
-            elif old[name] != new[name] and group == "the values of":
+            elif old[name] != new[name] and group.startswith("the values of"):
                 found.append(f"{group} {name}")
             elif old[name] != new[name]:
                 found.append(f"{group} {name} ({old[name]} {there} and {new[name]} {here})")

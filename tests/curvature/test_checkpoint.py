@@ -265,6 +265,8 @@ def changed(what: str) -> dict[str, Any]:
         parameters["classifier.bias"].data[1] += 1e-6
     elif what == "frozen":
         parameters["classifier.bias"].requires_grad_(False)
+    elif what == "buffer":
+        made.register_buffer("running", torch.ones(2))
     elif what == "class":
         made = tiny.make("vit", dtype=torch.float32)
     other = [dict(part) for part in PARTS]
@@ -287,6 +289,7 @@ def changed(what: str) -> dict[str, Any]:
         ("seed", r"the setting seed \(0 in the checkpoint and 1 now\)"),
         ("weights", "the values of classifier.bias"),
         ("frozen", "the form of classifier.bias .*trainable in the checkpoint"),
+        ("buffer", r"the form of running \(only now\), the values of the buffer running \(only now\)"),
         ("class", r"class of the model \(BertForSequenceClassification in the checkpoint and ViTFor.* and \d+ more"),
         ("length", r"length of the data \(12 in the checkpoint and 11 now\)"),
         ("first batch", "the values of the first batch of the data"),
