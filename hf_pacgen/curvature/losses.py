@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
@@ -23,6 +24,7 @@ __all__ = [
     "get_output",
     "is_causal",
     "loss_of",
+    "needs_labels",
     "no_loss",
     "one_example",
 ]
@@ -82,6 +84,14 @@ def count_units(model: nn.Module, batch: Any) -> int:
     if not isinstance(labels, Tensor) or labels.is_floating_point() or labels.ndim < 2:
         return count_examples(batch)
     return int(((labels[..., 1:] if is_causal(model) else labels) != IGNORED).sum())
+
+
+def needs_labels(model: nn.Module) -> bool:
+    """Whether the forward pass cannot do without labels: an encoder-decoder makes its inputs from them."""
+    if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
+        return True
+    labels = inspect.signature(base_model(model).forward).parameters.get("labels")
+    return labels is not None and labels.default is inspect.Parameter.empty
 
 
 def is_causal(model: nn.Module) -> bool:

@@ -20,6 +20,7 @@ from hf_pacgen.curvature.losses import (
     get_output,
     is_causal,
     loss_of,
+    needs_labels,
     no_loss,
     one_example,
 )
@@ -230,9 +231,7 @@ class Objective:
     def _scores(self, batch: Mapping[str, Any], index: int) -> tuple[Tensor, Tensor]:
         """Logits and labels of a batch's units."""
         inputs: Mapping[str, Any] = batch
-        config = getattr(self.model, "config", None)
-        if not getattr(config, "is_encoder_decoder", False):
-            # the model's own loss graph is not needed here (an encoder-decoder makes its inputs from the labels)
+        if not needs_labels(self.model):  # the model's own loss graph is not needed here
             inputs = {key: value for key, value in batch.items() if key != "labels"}
         if "labels" not in batch:
             raise no_loss(batch, index)

@@ -186,3 +186,22 @@ def test_a_gradient_that_is_not_finite_names_its_batch() -> None:
     data = [torch.ones(2, 3), torch.full((2, 3), 9.0)]
     with pytest.raises(ValueError, match="gradient of batch 1 is not finite"):
         estimate(model, data, loss_fn=loss)
+
+
+def test_a_model_that_cannot_do_without_labels() -> None:
+    class Demanding(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(3, 2)
+
+        def forward(self, inputs: Tensor, labels: Tensor) -> dict[str, Tensor]:
+            logits = self.layer(inputs)
+            return {"loss": nn.functional.cross_entropy(logits, labels), "logits": logits}
+
+    torch.manual_seed(0)
+    batches = [{"inputs": torch.randn(8, 3), "labels": torch.randint(0, 2, (8,))}]
+    config = ScoreConfig(estimator="gauss_newton", passes=400)  # type: ignore[arg-type]
+    found = hessian_diagonal(Demanding(), batches, config=config, progress=False)
+    torch.manual_seed(0)
+    exact = hessian_diagonal(Demanding(), batches, config=ScoreConfig(estimator="exact"), progress=False)  # type: ignore[arg-type]
+    torch.testing.assert_close(found.values["layer.bias"], exact.values["layer.bias"], rtol=0.2, atol=0.0)

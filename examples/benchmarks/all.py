@@ -1,0 +1,161 @@
+"""Every figure that was promised, measured and wanted, in one table; runs the benchmarks whose results are missing.
+
+python examples/benchmarks/all.py               # runs what has no file in results/ yet, then prints the table
+python examples/benchmarks/all.py --again       # measures everything anew (hours)
+python examples/benchmarks/all.py --read_only   # only prints the table
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from transformers import HfArgumentParser
+
+HERE = Path(__file__).resolve().parent
+RESULTS = HERE / "results"
+NAMES = ("curvature", "spectrum", "noise", "certificate", "scale")
+Figure = tuple[str, float, str, float]
+"""What, measured, "<=" or ">=", wanted."""
+
+
+@dataclass
+class Arguments:
+    """What can be set; see ``--help``."""
+
+    again: bool = field(default=False, metadata={"help": "Measure everything anew."})
+    read_only: bool = field(default=False, metadata={"help": "Measure nothing."})
+
+
+def find(rows: list[dict[str, Any]], key: str, value: str) -> dict[str, Any]:
+    """The row whose ``key`` is, or begins with, a value."""
+    return next((row for row in rows if str(row.get(key, "")).startswith(value)), {})
+
+
+def curvature(found: dict[str, Any]) -> Iterator[Figure | None]:
+    """Figures of ``curvature.py``."""
+    for row in found.get("diagonal", []):
+        if "hutchinson, 16 / curvlinops, 8 products" in row:
+            ratio = row["hutchinson, 16 / curvlinops, 8 products"]
+            yield "diagonal: error of Hutchinson / curvlinops, digits", ratio, "<=", 1 / 3
+            yield (
+                "diagonal: error of the blend / curvlinops, digits",
+                row["blend, 17 / curvlinops, 8 products"],
+                "<=",
+                1 / 5,
+            )
+        for budget in ("3", "17"):
+            ratio = row.get(f"blend / better part, {budget}")
+            yield (
+                None
+                if ratio is None
+                else (f"blend / better part, {row['model']}, {budget} gradients", ratio, "<=", 1.15)
+            )
+    rows = found.get("products", [])
+    auto, one, many = (find(rows, "method", n) for n in ("auto", "hutchinson, probes: 1", "hutchinson, probes: 16"))
+    memory, buffers = "extra memory / gradient's", "over a gradient, in parameter-sized buffers"
+    if auto:
+        yield "product: time / gradient, MiniLM", auto["time / gradient"], "<=", 2.2
+        yield "product: relative error", auto["relative error"], "<=", 1e-3
+    if memory in auto and one:
+        yield "product: extra memory / gradient's", auto[memory], "<=", 1.5
+        many = next(row for row in rows if row["method"] == "hutchinson, probes: 16")
+        yield "memory with 16 probes / with 1", many[memory] / one[memory], "<=", 1.05
+        yield "score: buffers over a gradient", find(rows, "method", "pacgen()")[buffers], "<=", 3.0
+    for row in found.get("cost", []):
+        yield (
+            f"score of 512 tweets, {row['estimator']}: gradient passes",
+            row["gradient passes"],
+            "<=",
+            row["wanted at most"],
+        )
+
+
+def spectrum(found: dict[str, Any]) -> Iterator[Figure | None]:
+    """Figures of ``spectrum.py``."""
+    for row in found.get("eigenvalues", []):
+        if str(row["method"]).startswith("hessian-eigenthings"):
+            yield f"spectrum: time of {row['method']} / ours", row["time / ours"], ">=", 1.0
+
+
+def noise(found: dict[str, Any]) -> Iterator[Figure | None]:
+    """Figures of ``noise.py``."""
+    step = found.get("step", [])
+    price = find(step, "training", "shaped noise, price").get("step / plain step")
+    yield None if price is None else ("noise: step / plain step, MiniLM", price, "<=", 1.10)
+    ivon = find(step, "training", "IVON").get("step / plain step")
+    yield None if price is None or ivon is None else ("noise: its step / IVON's", price / ivon, "<=", 1.0)
+    buffers = "over plain, in parameter-sized buffers"
+    used = find(found.get("memory", []), "training", "shaped noise, price").get(buffers)
+    yield None if used is None else ("noise: buffers over plain training", used, "<=", 2.0)
+    for row in found.get("mnist", []):
+        wanted = 0.9 if row["labels"].startswith("0 %") else 3.5
+        if row["training"].startswith("shaped"):
+            yield f"MNIST, {row['labels']}: {row['training']}, points over plain", row["over plain"], ">=", wanted
+    for row in found.get("tweets", []):
+        if row["training"] != "plain":
+            yield f"500 tweets: {row['training']}, points over plain", row["over plain"], ">=", 0.0
+
+
+def certificate(found: list[dict[str, Any]]) -> Iterator[Figure | None]:
+    """Figures of ``certificate.py``."""
+    wanted: dict[str, Callable[[dict[str, Any]], float]] = {
+        "MiniLM + head, prior N": lambda row: 0.25,
+        "MiniLM + head, prior of half": lambda row: 1.25 * row["test_error"] + 0.02,
+        "MiniLM + LoRA": lambda row: row["majority_error"],
+        "MNIST": lambda row: 0.03,
+    }
+    for name, limit in wanted.items():
+        if row := find(found, "name", name):
+            yield f"certified error, {row['name']}", row["certified"], "<=", limit(row)
+
+
+def scale(found: dict[str, Any]) -> Iterator[Figure | None]:
+    """Figures of ``scale.py``."""
+    if "throughput" in found:
+        yield "throughput of 2 processes / 1", found["throughput"]["ratio"], ">=", 1.85
+    if "linear" in found:
+        yield "time of a product ~ parameters^x, x", found["linear"]["exponent"], "<=", 1.1
+    if "large" in found:
+        row = found["large"][0] if isinstance(found["large"], list) else found["large"]
+        yield "494M parameters: peak / weights", row["peak / weights"], "<=", 6.0
+
+
+READERS: dict[str, Callable[[Any], Iterator[Figure | None]]] = {
+    "curvature": curvature,
+    "spectrum": spectrum,
+    "noise": noise,
+    "certificate": certificate,
+    "scale": scale,
+}
+
+
+def main() -> None:
+    """Measure what is missing, and print the table."""
+    (arguments,) = HfArgumentParser(Arguments).parse_args_into_dataclasses()  # type: ignore[arg-type]
+    RESULTS.mkdir(exist_ok=True)
+    table = Table("benchmark", "figure", "measured", "wanted", "", title="hf_pacgen, measured")
+    for name in NAMES:
+        path = RESULTS / f"{name}.json"
+        if not arguments.read_only and (arguments.again or not path.is_file()):
+            subprocess.run([sys.executable, str(HERE / f"{name}.py"), "--output", str(path)], check=True)
+        if not path.is_file():
+            table.add_row(name, "not measured", "", "", "")
+            continue
+        for figure in READERS[name](json.loads(path.read_text(encoding="utf-8"))):
+            if figure is not None:
+                what, measured, relation, wanted = figure
+                met = measured <= wanted if relation == "<=" else measured >= wanted
+                table.add_row(name, what, f"{measured:.3g}", f"{relation} {wanted:.3g}", "" if met else "missed")
+    Console(width=150).print(table)
+
+
+if __name__ == "__main__":
+    main()
