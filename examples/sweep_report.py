@@ -24,6 +24,7 @@ SETTINGS = (*AXES, "seed", "task", "examples")
 FAMILIES = ("Psi", "K", "trace", "lambda_max", "sharpness", "|w|", "rho", "certificate")
 SHOWN = (
     "K/m[n,0.1,0.1]",
+    "K/m[n,0.1,0.1,rho=median]",
     "K/m[n,0.1,0.1,rho=0]",
     "K/m[n,0.1,0.01]",
     "K[n,0.1,0.1]",

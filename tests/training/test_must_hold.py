@@ -315,8 +315,9 @@ def test_an_evaluation_in_a_step_finds_clean_weights(method: str, tmp_path: Path
     assert watch.noisy.count(True) == 8
 
 
+@pytest.mark.parametrize("max_steps", [50, 4], ids=["early stopping", "max_steps"])
 @pytest.mark.parametrize("method", METHODS)
-def test_training_that_stops_early_ends_clean(method: str, tmp_path: Path) -> None:
+def test_training_that_stops_early_ends_clean(method: str, max_steps: int, tmp_path: Path) -> None:
     class LastStep(TrainerCallback):
         weights: dict[str, Tensor]
 
@@ -330,7 +331,7 @@ def test_training_that_stops_early_ends_clean(method: str, tmp_path: Path) -> No
         NoiseConfig(),
         after=(last, EarlyStoppingCallback(early_stopping_patience=1, early_stopping_threshold=100.0)),
         eval_data=examples(count=4),
-        max_steps=50,
+        max_steps=max_steps,
         eval_strategy="steps",
         eval_steps=2,
         save_strategy="steps",
