@@ -19,8 +19,8 @@ help: ## Show this list
 demo: $(VENV)/.installed-demo ## Train a small vision transformer on handwritten digits and score it (1 to 3 minutes)
 	$(BIN)/python examples/digits_vit.py --output digits_vit.json
 
-test: $(VENV)/.installed-dev ## Run all tests
-	$(BIN)/python -m pytest
+test: $(VENV)/.installed-dev ## Run all tests, on up to four cores
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4
 
 lint: $(VENV)/.installed-dev ## Check style and types
 	$(BIN)/ruff check .
