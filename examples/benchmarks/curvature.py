@@ -381,7 +381,11 @@ def main() -> None:
         measure_memory(arguments.memory_of)
         return
     parts = {"diagonal": diagonal_errors, "products": product_rows, "cost": cost_rows}
-    figures: dict[str, Any] = {"torch": torch.__version__, "threads": torch.get_num_threads()}
+    output = Path(arguments.output) if arguments.output else None
+    figures: dict[str, Any] = {}
+    if output is not None and output.is_file():
+        figures = json.loads(output.read_text(encoding="utf-8"))  # parts that are not run now stay
+    figures |= {"torch": torch.__version__, "threads": torch.get_num_threads()}
     for part in arguments.parts:
         if part not in parts:
             raise SystemExit(f"--parts takes {', '.join(parts)}; got {part!r}.")
@@ -389,8 +393,9 @@ def main() -> None:
             Console().print(f"[yellow]{part}: the tweets of ../shared/data are not here; left out[/]")
             continue
         figures[part] = parts[part](arguments)
-    if arguments.output:
-        Path(arguments.output).write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+        if output is not None:
+            output.parent.mkdir(parents=True, exist_ok=True)
+            output.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

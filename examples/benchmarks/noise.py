@@ -106,19 +106,20 @@ class IVONTrainer(Trainer):
 
 
 class StepTimes(TrainerCallback):
-    """Seconds of every optimizer step but the first few."""
+    """Seconds of every optimizer step but the first few; of a single thread, of the processor's time."""
 
     def __init__(self) -> None:
         self.seconds: list[float] = []
+        self.clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
 
     def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
         """Start the clock."""
-        self.began = time.perf_counter()
+        self.began = self.clock()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Stop it."""
         if state.global_step > 2:
-            self.seconds.append(time.perf_counter() - self.began)
+            self.seconds.append(self.clock() - self.began)
 
 
 def ways() -> dict[str, Callable[..., Trainer]]:
@@ -311,7 +312,7 @@ def tweets_accuracy(arguments: Arguments, noise: NoiseConfig | None, seed: int) 
     set_seed(seed)
     model = minilm()
     args = settings(
-        num_train_epochs=6,
+        num_train_epochs=4,
         per_device_train_batch_size=16,
         per_device_eval_batch_size=100,
         learning_rate=5e-5,
@@ -327,10 +328,7 @@ def tweets_accuracy(arguments: Arguments, noise: NoiseConfig | None, seed: int) 
     return float(quietly(trainer).evaluate()["eval_accuracy"])
 
 
-TWEET_ROWS: dict[str, dict[str, Any]] = {
-    "shaped, gamma 0.05, epsilon 0.005": {"gamma": 0.05, "epsilon": 0.005},
-    "shaped, gamma 0.1, epsilon 0.01": {"gamma": 0.1, "epsilon": 0.01},
-}
+TWEET_ROWS: dict[str, dict[str, Any]] = {"shaped, gamma 0.1, epsilon 0.01": {"epsilon": 0.01}}
 
 
 def tweet_rows(arguments: Arguments) -> list[dict[str, Any]]:
