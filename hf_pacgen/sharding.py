@@ -92,6 +92,15 @@ class Shards:
         """Whether the weights are sharded at all."""
         return bool(self.offsets)
 
+    @property
+    def count(self) -> int:
+        """The number of processes that share the weights; 1 for a whole model."""
+        return self.processes.size
+
+    def whole(self, tensor: Tensor) -> Tensor:
+        """A sharded tensor gathered from all processes, which must call this together; a whole one as it is."""
+        return tensor.detach().full_tensor() if is_sharded(tensor) else tensor.detach()  # type: ignore[attr-defined]
+
     def reshard(self) -> None:
         """Drop gathered copies of the weights, so that the next pass gathers what the shards hold now.
 
@@ -100,6 +109,19 @@ class Shards:
         for module in self.model.modules():
             if any(kind.__name__ == "FSDPModule" for kind in type(module).__mro__):
                 module.reshard()  # type: ignore[operator]
+
+    def abandon(self) -> None:
+        """Drop copies that are still gathered because an exception left the model in the middle of a forward pass.
+
+        FSDP2 takes such a pass for one that goes on: its gradients are lost, and the next one starts anew.
+        """
+        if all(is_sharded(p) for _, p in self.model.named_parameters() if p.requires_grad):
+            return
+        inside: set[nn.Module] = set()
+        for module in self.model.modules():  # outer before inner
+            if module not in inside and hasattr(module, "reset_iter_state"):
+                inside.update(module.modules())
+                module.reset_iter_state()  # type: ignore[operator]
 
     @contextmanager
     def as_found(self) -> Iterator[None]:

@@ -66,10 +66,19 @@ class Layout:
 
     Args:
         parameters: tensors by name; each is laid out in row-major order, whatever its strides.
+        offsets: index in the whole flat tensor at which the part that is here begins, by name, where it is a shard.
+            Elements keep the place in a random word that they have in the whole tensor.
         block_size: elements of a block, a multiple of 8; by default what suits the device.
     """
 
-    def __init__(self, parameters: Mapping[str, Tensor], *, block_size: int | None = None) -> None:
+    def __init__(
+        self,
+        parameters: Mapping[str, Tensor],
+        *,
+        block_size: int | None = None,
+        offsets: Mapping[str, int] | None = None,
+    ) -> None:
+        self._leads = {name: offset % ALIGNMENT for name, offset in (offsets or {}).items()}
         self.shapes = {name: parameter.shape for name, parameter in parameters.items()}
         self.places: dict[str, tuple[Pool, int]] = {}
         self.sizes: dict[Pool, int] = {}
@@ -121,22 +130,24 @@ class Layout:
         waiting: list[Segment] = []
         # a large tensor has blocks of its own, which need no gathering; the small ones lie together after them
         for name in sorted(names, key=lambda name: 2 * self.shapes[name].numel() < block_size):
-            count = self.shapes[name].numel()
-            self.places[name] = (pool, offset)
+            count, lead = self.shapes[name].numel(), self._leads.get(name, 0)
+            end = lead + count
+            self.places[name] = (pool, offset + lead)
             alone = 2 * count >= block_size
-            if waiting and (alone or offset - begin + count > block_size):
+            if waiting and (alone or offset - begin + end > block_size):
                 self._close(pool, begin, waiting)
                 waiting = []
             if not waiting:
                 begin = offset
             if alone:
-                length = _aligned(-(-count // -(-count // block_size)))
-                for start in range(0, count, length):
-                    piece = Segment(name, start, min(length, count - start), 0)
+                length = _aligned(-(-end // -(-end // block_size)))
+                for start in range(0, end, length):
+                    first = max(start, lead)
+                    piece = Segment(name, first - lead, min(start + length, end) - first, first - start)
                     self._close(pool, offset + start, [piece])
             elif count:
-                waiting.append(Segment(name, 0, count, offset - begin))
-            offset += _aligned(count)
+                waiting.append(Segment(name, 0, count, offset - begin + lead))
+            offset += _aligned(end)
         if waiting:
             self._close(pool, begin, waiting)
         self.sizes[pool] = offset

@@ -16,6 +16,7 @@ from hf_pacgen.noise.layout import Block
 from hf_pacgen.noise.random_bits import rademacher, rademacher_rows, stream_key, uniform, uniform_rows
 from hf_pacgen.noise.twins import Perturbation, ScaleFunction
 from hf_pacgen.score import neighborhood
+from hf_pacgen.sharding import Shards, is_sharded, local, part_like
 
 __all__ = [
     "BoxDirection",
@@ -242,7 +243,8 @@ def perturbed(
     """The model with noise u on its trainable weights; on the way out they are what they were, bit for bit.
 
     Args:
-        model: on its device; tied weights get one noise, frozen ones none.
+        model: on its device; tied weights get one noise, frozen ones none.  Where it is sharded by ``fully_shard``
+            each process has its part of the noise, and all must be here together.
         noise_scale: σ, for all weights or by parameter name (then other parameters stay as they are): the
             half-width of "uniform", the standard deviation before truncation of the others.
         distribution: "uniform" (256 levels), "truncated_normal" (to N_i = γ|w_i| + ε) or "normal".
@@ -250,7 +252,8 @@ def perturbed(
         gamma, epsilon: of N_i.
 
     Raises:
-        ValueError: nothing to perturb, a σ that is negative or not finite, an unknown name, another shape.
+        ValueError: nothing to perturb, a σ that is negative or not finite, an unknown name, another shape, weights
+            that are sharded otherwise than by ``fully_shard``.
 
     >>> layer = nn.Linear(2, 2)
     >>> before = layer.weight.detach().clone()
@@ -260,13 +263,16 @@ def perturbed(
     >>> bool((layer.weight == before).all())
     True
     """
-    parameters = {name: p for name, p in unwrap(model).named_parameters() if p.requires_grad}
+    shards = Shards(unwrap(model))
+    parameters = {name: p for name, p in shards.model.named_parameters() if p.requires_grad}
     if not parameters:
         raise ValueError(
             f"{type(model).__name__} has no trainable parameters, so there is nothing to perturb: expected at least "
             "one with requires_grad=True."
         )
-    noise, scale = scaled_noise(parameters, noise_scale, distribution=distribution, gamma=gamma, epsilon=epsilon)
+    noise, scale = scaled_noise(
+        parameters, noise_scale, distribution=distribution, gamma=gamma, epsilon=epsilon, shards=shards
+    )
     noise.draw(scale, seed, "perturbed")
     try:
         noise.apply()
@@ -282,18 +288,23 @@ def scaled_noise(
     distribution: NoiseDistribution | str,
     gamma: float,
     epsilon: float,
+    shards: Shards | None = None,
 ) -> tuple[Perturbation, ScaleFunction]:
     """Noise on parameters, and the function that gives its level: a number for all, or tensors by name for some.
 
     Raises:
         ValueError: a level that is negative or not finite, an unknown name, another shape.
     """
-    check_scale("noise_scale", noise_scale, parameters)
+    check_scale("noise_scale", noise_scale, parameters, shards)
     scales: Mapping[str, Tensor] = {}
     if isinstance(noise_scale, Mapping):
         parameters = {name: p for name, p in parameters.items() if name in noise_scale}
-        scales = {name: noise_scale[name].detach().to(p.device).expand_as(p) for name, p in parameters.items()}
-    noise = Perturbation(parameters, distribution=distribution, gamma=gamma, epsilon=epsilon)
+        offsets = shards.offsets if shards is not None else {}
+        scales = {
+            name: _level_here(noise_scale[name].detach().to(p.device), p, offsets.get(name, 0))
+            for name, p in parameters.items()
+        }
+    noise = Perturbation(parameters, distribution=distribution, gamma=gamma, epsilon=epsilon, shards=shards)
 
     def scale(block: Block, weights: Tensor) -> Tensor:
         if isinstance(noise_scale, Mapping):
@@ -303,8 +314,20 @@ def scaled_noise(
     return noise, scale
 
 
-def check_scale(what: str, value: float | Mapping[str, Tensor], parameters: Mapping[str, Tensor]) -> None:
-    """Raise unless ``value`` is a finite number >= 0, or tensors of such numbers by the names of some parameters."""
+def _level_here(sigma: Tensor, parameter: Tensor, offset: int) -> Tensor:
+    """The part of a level that belongs to this process's part of a parameter."""
+    if sigma.numel() == 1 and not is_sharded(sigma):
+        return sigma.reshape(()).expand(local(parameter).shape)
+    return part_like(sigma, parameter, offset)
+
+
+def check_scale(
+    what: str, value: float | Mapping[str, Tensor], parameters: Mapping[str, Tensor], shards: Shards | None = None
+) -> None:
+    """Raise unless ``value`` is a finite number >= 0, or tensors of such numbers by the names of some parameters.
+
+    With ``shards`` all processes raise if one has to.
+    """
     if not isinstance(value, Mapping):
         is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
         if not (is_number and math.isfinite(value) and value >= 0):
@@ -322,5 +345,7 @@ def check_scale(what: str, value: float | Mapping[str, Tensor], parameters: Mapp
                 f"{what}[{name!r}] must have shape {tuple(parameters[name].shape)}, like the parameter, or one "
                 f"element; got {tuple(sigma.shape)}."
             )
-        if not bool((sigma.isfinite() & (sigma >= 0)).all()):
+        here = local(sigma)
+        bad = float(not bool((here.isfinite() & (here >= 0)).all()))
+        if (shards.sum(bad) if shards is not None else bad) > 0:
             raise ValueError(f"{what}[{name!r}] must be finite and >= 0 everywhere.")

@@ -21,6 +21,7 @@ from hf_pacgen.noise.scale import (
     optimal_noise_scale,
 )
 from hf_pacgen.noise.twins import Perturbation
+from hf_pacgen.sharding import local, part_like, shard_like
 
 __all__ = ["CurvatureTracker", "RunningMean"]
 
@@ -82,8 +83,8 @@ class CurvatureTracker:
         self.eta = eta if config.distribution is NoiseDistribution.UNIFORM else 3 * eta
         self.rho = 0.0 if isinstance(config.rho, str) else float(config.rho)
         self.scale_factor = float(config.scale or 0.0)
-        shapes = [*noise.layout.shapes.values(), *(lookup.weight.shape for lookup in lookups.values())]
-        self.num_parameters = sum(shape.numel() for shape in shapes)
+        self._named = {**noise.parameters, **{name: lookup.weight for name, lookup in lookups.items()}}
+        self.num_parameters = sum(parameter.shape.numel() for parameter in self._named.values())
         self.source = config.curvature if config.shape.uses_curvature else None
         self.second_moments: dict[str, Tensor | None] = {}
         self.means: dict[int, RunningMean] = {}
@@ -197,9 +198,10 @@ class CurvatureTracker:
                     total = self.row_sums[name][rows]
                     self._add(LOOKUPS, noise.mul_(gradient[rows]), moment, rescale, total)
                     self.row_sums[name].index_copy_(0, rows, total)
-        turns = {self._phase(block) for block in self.noise.layout.blocks if self.is_sampled(block, step)}
-        for key in turns | ({LOOKUPS} if self.lookups and self.rows_are_sampled(step) else set()):
-            self._advance(key, factor**2)
+        # a turn counts without blocks too: shards differ in size, and the means must be the same in every process
+        self._advance(step % self._period, factor**2)
+        if self.lookups and self.rows_are_sampled(step):
+            self._advance(LOOKUPS, factor**2)
 
     @torch.no_grad()
     def add_estimate(self, diagonal: Mapping[str, Tensor]) -> None:
@@ -220,9 +222,9 @@ class CurvatureTracker:
             ValueError: the optimizer keeps no ``exp_avg_sq``.
         """
         betas = optimizer.param_groups[0].get("betas")
-        named = {**self.noise.parameters, **{name: lookup.weight for name, lookup in self.lookups.items()}}
-        states = {name: optimizer.state.get(parameter, {}) for name, parameter in named.items()}
-        self.second_moments = {name: state.get("exp_avg_sq") for name, state in states.items()}
+        states = {name: optimizer.state.get(parameter, {}) for name, parameter in self._named.items()}
+        moments = {name: state.get("exp_avg_sq") for name, state in states.items()}
+        self.second_moments = {name: None if moment is None else local(moment) for name, moment in moments.items()}
         found = any(moment is not None for moment in self.second_moments.values())
         if betas is None or (not found and any(states.values())):
             raise ValueError(
@@ -236,7 +238,7 @@ class CurvatureTracker:
     _adam_divisor = 1.0
 
     def curvature(self) -> dict[str, Tensor]:
-        """h by parameter name, as a copy (of what σ is made of; a mean below 0 is left as it is)."""
+        """h by parameter name, as a copy sharded like it (of what σ is made of; a mean below 0 is left as it is)."""
         found = {}
         for name, part in self.noise.layout.views(self.sums).items() if self.sums else ():
             found[name] = part.clone()
@@ -247,18 +249,19 @@ class CurvatureTracker:
         for name, moment in self.second_moments.items():
             if moment is not None:
                 found[name] = moment.float() / self._adam_divisor
-        return found
+        return {name: shard_like(part, self._named[name]) for name, part in found.items()}
 
     # -------------------------------------------------------------------------------------------------- the state
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """What a resumed run needs: tensors by name, and JSON-able values."""
+        """What a resumed run needs: tensors by name, sharded like the parameters, and JSON-able values."""
         tensors = {**(self.noise.layout.views(self.sums) if self.sums else {}), **self.row_sums}
+        tensors = {name: shard_like(part, self._named[name]) for name, part in tensors.items()}
         return tensors, {"rho": self.rho, "means": {str(key): asdict(mean) for key, mean in self.means.items()}}
 
     @torch.no_grad()
     def load_state(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
-        """Take over what :meth:`state` gave.
+        """Take over what :meth:`state` gave, whole or sharded.
 
         Raises:
             ValueError: it belongs to other parameters.
@@ -271,7 +274,7 @@ class CurvatureTracker:
                 "Resume with the same model, or remove the file to start the running curvature anew."
             )
         for name, part in mine.items():
-            part.copy_(tensors[name])
+            local(part).copy_(part_like(tensors[name], self._named[name], self.noise.offsets.get(name, 0)))
         self.rho = float(values["rho"])
         self.means = {int(key): RunningMean(**mean) for key, mean in values["means"].items()}
         self._peaks = {}

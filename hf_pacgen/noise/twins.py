@@ -11,6 +11,7 @@ from hf_pacgen.noise.distributions import NoiseDistribution, make_noise
 from hf_pacgen.noise.layout import Block, Layout
 from hf_pacgen.noise.random_bits import CenteredBytes, stream_key
 from hf_pacgen.score import neighborhood
+from hf_pacgen.sharding import Shards, is_sharded, local
 
 __all__ = ["Perturbation", "ScaleFunction"]
 
@@ -25,15 +26,22 @@ class Perturbation:
     twins, :meth:`restore` lets them point back: it costs nothing, what already refers to the weights (a state
     dict, say) keeps seeing them clean, and nothing that happens meanwhile can change a bit of them.
 
+    Where FSDP2 (``fully_shard``) shards the parameters, it gathers them out of storage of its own.  There w + u is
+    written into the shard itself, and a copy of the weights gives it back, bit for bit.  Each process draws its slice
+    of the noise of the whole parameter, so "uniform" noise is that of one process; the other distributions, which are
+    drawn piece by piece from a generator, have another draw of the same law.
+
     Args:
-        parameters: by name, on one device each, not sharded.
+        parameters: by name, on one device each; sharded by ``fully_shard`` all of them or none.
         distribution: of the noise.  σ is the half-width of "uniform" and the standard deviation (before the
             truncation to N_i) of the others.
         gamma, epsilon: of N_i = γ|w_i| + ε, at which "truncated_normal" is truncated.
         block_size: elements treated at a time.
+        shards: the model's, if it is sharded.
 
     Raises:
-        ValueError: a parameter is sharded over processes (FSDP, tensor parallelism, DeepSpeed ZeRO-3).
+        ValueError: a parameter is sharded over processes in another way (tensor parallelism, DeepSpeed ZeRO-3), or
+            without ``shards``.
     """
 
     def __init__(
@@ -44,20 +52,26 @@ class Perturbation:
         gamma: float = 0.1,
         epsilon: float = 0.1,
         block_size: int | None = None,
+        shards: Shards | None = None,
     ) -> None:
+        self.shards = shards if shards is not None and shards.active else None
+        offsets = self.shards.offsets if self.shards is not None else {}
         for name, parameter in parameters.items():
-            if hasattr(parameter, "to_local") or hasattr(parameter, "ds_id"):
+            if (is_sharded(parameter) and name not in offsets) or hasattr(parameter, "ds_id"):
                 raise ValueError(
                     f"The parameter {name!r} is sharded over processes ({type(parameter).__name__}), and noise needs "
-                    "whole parameters. Train with DistributedDataParallel or DeepSpeed ZeRO-1 or -2 instead."
+                    "whole parameters, or shards of FSDP2 (fully_shard) that come with shards=Shards(model). Train "
+                    "with DistributedDataParallel or FSDP2 instead."
                 )
         self.parameters = dict(parameters)
         self.distribution = NoiseDistribution(distribution)
         self.gamma, self.epsilon = gamma, epsilon
-        self.layout = Layout(parameters, block_size=block_size)
+        self.offsets = {name: offsets.get(name, 0) for name in parameters}
+        self.weights = {name: local(parameter).data for name, parameter in parameters.items()}
+        self.layout = Layout(self.weights, block_size=block_size, offsets=self.offsets)
         self._buffers = self.layout.buffers()
         self._twins = self.layout.views(self._buffers)
-        self.weights = {name: parameter.data for name, parameter in parameters.items()}
+        self._clean = self.layout.views(self.layout.buffers()) if self.shards is not None else {}
         self._pieces: dict[int, Tensor] = {}
         self._streams = {name: stream_key("parameter", name) for name in parameters}
         self._bytes = {
@@ -102,7 +116,7 @@ class Perturbation:
         return self._twin_of(block).to(block.wide) - self.weights_of(block)
 
     def weights_of(self, block: Block) -> Tensor:
-        """The weights of a block without noise; flat, at least float32."""
+        """The weights of a block without noise (of shards: while they have none); flat, at least float32."""
         piece = self._pieces.get(block.index)
         if piece is None:
             piece = self.layout.gather(block, self.weights, block.wide)
@@ -120,6 +134,8 @@ class Perturbation:
 
     def apply(self) -> None:
         """Put the last draw on the parameters."""
+        if self.shards is not None:
+            return self._write(self.shards)
         self.applied = True  # first, so that an interrupt between two parameters leaves something to restore
         for name, parameter in self.parameters.items():
             parameter.data = self._twins[name]
@@ -128,18 +144,42 @@ class Perturbation:
 
     def restore(self) -> None:
         """Give the parameters their weights back; does nothing where they have them."""
-        if self.applied:
+        if self.applied and self.shards is not None:
+            self._write_back(self.shards)
+        elif self.applied:
             for name, parameter in self.parameters.items():
                 parameter.data = self.weights[name]
             torch.clear_autocast_cache()
             self.applied = False
+
+    @torch.no_grad()
+    def _write(self, shards: Shards) -> None:
+        """Put the last draw into the shards."""
+        self.restore()  # or the copy would be one of noise
+        for name, parameter in self.parameters.items():
+            self._clean[name].copy_(local(parameter))
+        self.applied = True
+        for name, parameter in self.parameters.items():
+            local(parameter).copy_(self._twins[name])
+        shards.reshard()
+        torch.clear_autocast_cache()
+
+    @torch.no_grad()
+    def _write_back(self, shards: Shards) -> None:
+        for name, parameter in self.parameters.items():
+            # looked up anew: FSDP2's first forward pass may give a shard other storage
+            local(parameter).copy_(self._clean[name])
+        self.applied = False
+        shards.reshard()
+        shards.abandon()
+        torch.clear_autocast_cache()
 
     def _twin_of(self, block: Block) -> Tensor:
         return self._buffers[block.pool][block.begin : block.end]
 
     def _levels(self, block: Block, stream: int) -> Tensor:
         """128 times uniform numbers of (-1, 1), valid until the next call."""
-        streams = [(self._streams[s.name] ^ stream, s.start, s.at) for s in block.segments]
+        streams = [(self._streams[s.name] ^ stream, self.offsets[s.name] + s.start, s.at) for s in block.segments]
         return self._bytes[block.pool[0]](streams, block.size).to(block.wide)
 
     def _noise(self, block: Block, weights: Tensor, sigma: Tensor, stream: int, factor: float) -> Tensor:
@@ -150,21 +190,21 @@ class Perturbation:
         noise = torch.zeros_like(weights)
         for s in block.segments:
             here = slice(s.at, s.at + s.count)
-            generator.manual_seed(stream_key(self._streams[s.name] ^ stream, s.start))
+            generator.manual_seed(stream_key(self._streams[s.name] ^ stream, self.offsets[s.name] + s.start))
             noise[here] = make_noise(self.distribution, sigma[here] * factor, box[here]).sample(generator)
         return noise
 
     def _follow(self) -> None:
         """Find the weights again where other code let the parameters point elsewhere."""
         for name, parameter in self.parameters.items():
-            weights = self.weights[name]
-            if parameter.data_ptr() == weights.data_ptr():
+            weights, here = self.weights[name], local(parameter).data
+            if here.data_ptr() == weights.data_ptr():
                 continue
-            if (parameter.shape, parameter.dtype, parameter.device) != (weights.shape, weights.dtype, weights.device):
+            if (here.shape, here.dtype, here.device) != (weights.shape, weights.dtype, weights.device):
                 raise RuntimeError(
                     f"The parameter {name!r} was {tuple(weights.shape)} {weights.dtype} on {weights.device} when noise "
-                    f"was set up and is {tuple(parameter.shape)} {parameter.dtype} on {parameter.device} now. "
+                    f"was set up and is {tuple(here.shape)} {here.dtype} on {here.device} now. "
                     "Move and cast the model before training starts."
                 )
-            self.weights[name] = parameter.data
+            self.weights[name] = here
             self._pieces.clear()

@@ -113,8 +113,8 @@ class PACGenCallback(TrainerCallback):
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Write the noise state into the checkpoint."""
         folder = _checkpoint(args, state.global_step)
-        if self.engine is not None and args.should_save and os.path.isdir(folder):
-            self.engine.save(folder)
+        if self.engine is not None:
+            self.engine.save(folder, writes=args.should_save and os.path.isdir(folder))
 
     def on_evaluate(
         self,

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hf_pacgen.sharding import Shards, local
 from hf_pacgen.training.guard import Hook
 
 __all__ = ["GradientRescale", "loss_unscale"]
@@ -36,12 +37,20 @@ class GradientRescale:
         optimizer: accelerate's, which knows the loss scale.
         clips: whether gradients are clipped; without clipping and loss scale nothing is done.
         average: over processes, in place: the gradients of a process arrive before they are averaged.
+        shards: where the model is sharded; the gradients of shards arrive averaged, and ⟨·,·⟩ is summed over shards.
     """
 
     def __init__(
-        self, parameters: Mapping[str, Tensor], optimizer: Any, *, clips: bool, average: Callable[[Tensor], Tensor]
+        self,
+        parameters: Mapping[str, Tensor],
+        optimizer: Any,
+        *,
+        clips: bool,
+        average: Callable[[Tensor], Tensor],
+        shards: Shards | None = None,
     ) -> None:
         self._optimizer, self._average = optimizer, average
+        self._shards = shards if shards is not None and shards.active else None
         self._seen: dict[str, Tensor] = {}
         self._parameters: dict[str, Tensor] = {}
         self._handles: list[Any] = []
@@ -59,7 +68,7 @@ class GradientRescale:
         """The factor for this step, or None where it is 1; 0 where it cannot be told (the gradients overflowed)."""
         if not self._parameters:
             return None
-        remembered = {name: p.grad.detach() for name, p in self._parameters.items() if p.grad is not None}
+        remembered = {name: local(p.grad.detach()) for name, p in self._parameters.items() if p.grad is not None}
         if not remembered:
             return None
         device = next(iter(remembered.values())).device
@@ -69,9 +78,11 @@ class GradientRescale:
             torch.cat([g.reshape(-1).to(device, torch.float32) for g in gs]) for gs in (before, remembered.values())
         )
         self._seen = {}
-        first = self._average(first)
-        square = first @ first
-        factor = torch.where(square > 0, square / (first @ last), 1.0).nan_to_num(0.0, 0.0, 0.0)
+        if self._shards is None:
+            first = self._average(first)
+        products = torch.stack([first @ first, first @ last])
+        square, product = products if self._shards is None else self._shards.sum_(products)
+        factor = torch.where(square > 0, square / product, 1.0).nan_to_num(0.0, 0.0, 0.0)
         unscale = loss_unscale(self._optimizer)
         return factor if unscale is None else factor * unscale.to(device)
 
@@ -84,6 +95,6 @@ class GradientRescale:
     def _remember(self, name: str) -> Any:
         def remember(parameter: Tensor) -> None:
             if parameter.grad is not None:
-                self._seen[name] = parameter.grad.detach().clone()
+                self._seen[name] = local(parameter.grad.detach()).clone()
 
         return remember

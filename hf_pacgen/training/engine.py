@@ -29,6 +29,7 @@ from hf_pacgen.noise.pairs import PairedProducts, single_products, summed_produc
 from hf_pacgen.noise.tracker import CurvatureTracker
 from hf_pacgen.noise.twins import Perturbation
 from hf_pacgen.processes import Processes
+from hf_pacgen.sharding import Shards, local
 from hf_pacgen.training.clipping import GradientRescale, loss_unscale
 from hf_pacgen.training.guard import Guard, Hook
 
@@ -79,13 +80,18 @@ class NoiseEngine:
     averaged, g, gives the average of the processes' curvature samples, g·u/E u², without another reduction, and the
     running curvature stays the same everywhere.
 
+    Where FSDP2 (``fully_shard``) shards the model, each process has the noise, the gradient and the running curvature
+    of its shards, and "uniform" noise and what is learned from it are those of one process.  (Which part of a large
+    model ``price`` samples in which step follows from the sizes of the shards.)
+
     Args:
         config: settings.
         run: the training run.
 
     Raises:
         ValueError: ``eta='n'`` where the number of training examples is not known; no trainable parameters;
-            parameters that are sharded over processes; an optimizer that ``adam`` cannot read.
+            parameters that are sharded otherwise than by ``fully_shard``, or with ``hutchinson`` or
+            ``rho='estimate'``; an optimizer that ``adam`` cannot read.
     """
 
     def __init__(self, config: NoiseConfig, run: Run) -> None:
@@ -95,13 +101,16 @@ class NoiseEngine:
                 "eta='n' is the number of training examples, which an iterable dataset does not tell. "
                 "Set eta to a number, such as that of the examples."
             )
-        parameters = trainable_parameters(run.model)
+        self.shards = Shards(run.model)
+        self._refuse_estimates()
+        parameters = trainable_parameters(run.model, self.shards)
         embeddings = worthwhile(lone_embeddings(run.model, parameters)) if self._perturbs_rows() else {}
         self.noise = Perturbation(
             {name: p for name, p in parameters.items() if name not in embeddings},
             distribution=config.distribution,
             gamma=config.gamma,
             epsilon=config.epsilon,
+            shards=self.shards,
         )
         self.lookups = {name: LookupNoise(name, module, self.noise) for name, module in embeddings.items()}
         eta = float(run.num_examples or 0) if config.eta == "n" else float(config.eta)
@@ -112,7 +121,9 @@ class NoiseEngine:
         self._handles = [lookup.module.register_forward_hook(Hook(lookup)) for lookup in self.lookups.values()]
         self.rescale = None
         if self.tracker.source is CurvatureSource.PRICE and not config.antithetic:
-            self.rescale = GradientRescale(parameters, run.optimizer, clips=run.clips, average=self._average)
+            self.rescale = GradientRescale(
+                parameters, run.optimizer, clips=run.clips, average=self._average, shards=self.shards
+            )
         self._keys: list[tuple[str | int, ...]] = []
         """Of the draws in this step."""
         self._pairs: PairedProducts | None = None
@@ -187,13 +198,23 @@ class NoiseEngine:
 
     # --------------------------------------------------------------------------------------------- checkpoints
 
-    def save(self, folder: str | os.PathLike[str]) -> None:
-        """Write the noise state into a checkpoint."""
+    def save(self, folder: str | os.PathLike[str], *, writes: bool = True) -> None:
+        """Write the noise state into a checkpoint.
+
+        Args:
+            folder: of the checkpoint.
+            writes: whether this process is to write.  Where the model is sharded all processes must call, since the
+                state is gathered; the file holds whole tensors.
+        """
+        if not writes and not self.shards.active:
+            return
         tensors, values = self.tracker.state()
-        path = Path(folder) / NOISE_FILE
-        temporary = path.with_suffix(".tmp")
-        save_file({n: t.detach().cpu().clone() for n, t in tensors.items()}, temporary, {"state": json.dumps(values)})
-        os.replace(temporary, path)
+        whole = {name: self.shards.whole(tensor).cpu().clone() for name, tensor in tensors.items()}
+        if writes:
+            path = Path(folder) / NOISE_FILE
+            temporary = path.with_suffix(".tmp")
+            save_file(whole, temporary, {"state": json.dumps(values | {"shards": self.shards.count})})
+            os.replace(temporary, path)
 
     def load(self, folder: str | os.PathLike[str]) -> None:
         """Read the noise state of a checkpoint; where there is none, say so and start anew."""
@@ -205,16 +226,39 @@ class NoiseEngine:
         with safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
             values = json.loads(file.metadata()["state"])
+        if tensors and values.get("shards", 1) != self.shards.count:
+            # blocks of other sizes take turns at other steps, so their means do not carry over
+            logger.warning(
+                "The noise state in %s is of a model in %d shard(s), and this one is in %d: the running curvature of "
+                "the noise starts anew. Resume with as many processes as before to go on with it.",
+                folder,
+                values.get("shards", 1),
+                self.shards.count,
+            )
+            return
         self.tracker.load_state(tensors, values)
 
     # ----------------------------------------------------------------------------------------------- internals
 
+    def _refuse_estimates(self) -> None:
+        config = self.config
+        hutchinson = config.shape.uses_curvature and config.curvature is CurvatureSource.HUTCHINSON
+        if self.shards.active and (hutchinson or config.rho == "estimate"):
+            setting = "curvature='hutchinson'" if hutchinson else "rho='estimate'"
+            raise ValueError(
+                f"{setting} is not made for the training of a model that is sharded by fully_shard: expected "
+                "curvature='price' or 'adam', and rho as a number. Set those, or train with DistributedDataParallel."
+            )
+
     def _perturbs_rows(self) -> bool:
         # other processes read other rows, compiled models run no hooks, and a pair needs the noise twice
         uniform = self.config.distribution is NoiseDistribution.UNIFORM
-        return uniform and self.run.processes.size == 1 and not self.run.compiled and not self.config.antithetic
+        alone = self.run.processes.size == 1 and not self.shards.active
+        return uniform and alone and not self.run.compiled and not self.config.antithetic
 
     def _average(self, tensor: Tensor) -> Tensor:
+        if self.shards.active:
+            return tensor  # FSDP2 has averaged the gradients, and each process has those of its own shards
         return self.run.processes.sum_(tensor).div_(self.run.processes.size)
 
     def _draw(self, step: int, micro_step: int, factor: float) -> None:
@@ -229,7 +273,8 @@ class NoiseEngine:
 
     def _gradients(self) -> dict[str, Tensor | None]:
         found = {name: p.grad for name, p in self.noise.parameters.items()}
-        return found | {name: lookup.weight.grad for name, lookup in self.lookups.items()}
+        found |= {name: lookup.weight.grad for name, lookup in self.lookups.items()}
+        return {name: None if gradient is None else local(gradient) for name, gradient in found.items()}
 
     def _has_curvature(self, step: int) -> bool:
         return self.tracker.source is not CurvatureSource.ADAM or self._second_moments(step)

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from hf_pacgen.noise.twins import Perturbation
+from hf_pacgen.sharding import is_sharded
 
 __all__ = ["Guard"]
 
@@ -42,7 +43,8 @@ class Guard:
             self._handles.append(module.register_state_dict_pre_hook(Hook(self._before_state_dict)))
             self._handles.append(module.register_state_dict_post_hook(Hook(self._after_state_dict)))
         if watch_forward:
-            self._handles.append(model.register_forward_pre_hook(Hook(self._before_forward)))
+            # before the hook with which FSDP2 gathers the weights
+            self._handles.append(model.register_forward_pre_hook(Hook(self._before_forward), prepend=True))
             self._handles.append(model.register_forward_hook(Hook(self._after_forward), always_call=True))
 
     def enter(self) -> None:
@@ -81,9 +83,12 @@ class Guard:
     def _after_state_dict(self, module: nn.Module, state_dict: Any, prefix: str, local_metadata: Any) -> None:
         self._in_state_dict = max(self._in_state_dict - 1, 0)
         if self._in_state_dict == 0 and self._resume:
-            # the state dict refers to the clean weights themselves, which noise never writes to
             self._resume = False
             if self._running() and not self._keeps_parameters:
+                # the state dict refers to the clean weights themselves; noise writes to them if they are shards only
+                for key, value in list(state_dict.items()):
+                    if is_sharded(value):
+                        state_dict[key] = value.clone()
                 self.noise.apply()
 
     def _before_forward(self, module: nn.Module, args: Any) -> None:

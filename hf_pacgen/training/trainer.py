@@ -102,7 +102,9 @@ class PACGenTrainer(Trainer):
         """The mean of the gradients at w + u and w - u, with the same dropout in both."""
         random_state = _random_state(self.args.device)
         # the first gradient of a pair needs no reduction over processes: the second's takes it along
-        together = self.accelerator.no_sync(model) if self.args.world_size > 1 else nullcontext()
+        # (of shards there would be no gradient yet, and the curvature is made of both)
+        apart = self.args.world_size > 1 and not engine.shards.active
+        together = self.accelerator.no_sync(model) if apart else nullcontext()
         with self._halved_loss():
             with together:
                 first = super().training_step(model, inputs, num_items_in_batch)
@@ -130,8 +132,8 @@ class PACGenTrainer(Trainer):
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         # every checkpoint passes here, those on SIGTERM too, which fire no event
         super()._save_optimizer_and_scheduler(output_dir)
-        if self._engine is not None and self.args.should_save:
-            self._engine.save(output_dir)
+        if self._engine is not None:
+            self._engine.save(output_dir, writes=self.args.should_save)
 
     # ----------------------------------------------------------------------------------------------- evaluation
 
