@@ -107,20 +107,31 @@ class Shards:
         FSDP2 keeps those of the outermost module after a forward pass, and would not see a displacement.
         """
         for module in self.model.modules():
-            if any(kind.__name__ == "FSDPModule" for kind in type(module).__mro__):
+            if _is_fully_sharded(module):
                 module.reshard()  # type: ignore[operator]
+
+    def reduce_every_gradient(self) -> None:
+        """Let the next backward pass add to the gradients of the shards, also where it was to wait for others."""
+        for module in self._outermost():
+            module.set_requires_gradient_sync(True)  # type: ignore[operator]
+
+    def _outermost(self) -> Iterator[nn.Module]:
+        inside: set[nn.Module] = set()
+        for module in self.model.modules():  # outer before inner
+            if module not in inside and _is_fully_sharded(module):
+                inside.update(module.modules())
+                yield module
 
     def abandon(self) -> None:
         """Drop copies that are still gathered because an exception left the model in the middle of a forward pass.
 
-        FSDP2 takes such a pass for one that goes on: its gradients are lost, and the next one starts anew.
+        FSDP2 takes such a pass for one that goes on: its gradients are lost, and the next one starts anew.  Versions of
+        torch that cannot start anew go on with what is gathered, also without noise.
         """
         if all(is_sharded(p) for _, p in self.model.named_parameters() if p.requires_grad):
             return
-        inside: set[nn.Module] = set()
-        for module in self.model.modules():  # outer before inner
-            if module not in inside and hasattr(module, "reset_iter_state"):
-                inside.update(module.modules())
+        for module in self._outermost():
+            if hasattr(module, "reset_iter_state"):
                 module.reset_iter_state()  # type: ignore[operator]
 
     @contextmanager
@@ -166,6 +177,10 @@ class Shards:
         value = torch.stack([total.detach().double() * weight, total.new_tensor(units * weight).double()])
         value = self.sum_(value)
         return share + (value[0].to(share.dtype) - share.detach()), float(value[1])
+
+
+def _is_fully_sharded(module: nn.Module) -> bool:
+    return any(kind.__name__ == "FSDPModule" for kind in type(module).__mro__)
 
 
 def refuse_partitioned(model: nn.Module) -> None:

@@ -141,6 +141,7 @@ class NoiseEngine:
             return False
         self._draw(step, micro_step, factor)
         if self.config.antithetic and self.tracker.source is CurvatureSource.PRICE:
+            self.shards.reduce_every_gradient()  # the products are made of each gradient of a pair
             if micro_step == 0 or self._pairs is None:
                 sampled = [block for block in self.noise.layout.blocks if self.tracker.is_sampled(block, step)]
                 self._pairs = PairedProducts(self.noise, sampled)

@@ -23,10 +23,10 @@ __all__ = ["describe_run", "refuse_sharding", "score_on_training_data"]
 
 
 def refuse_sharding(args: TrainingArguments) -> None:
-    """Raise where parameters, gradients or optimizer states would not be whole.
+    """Raise where parameters, gradients or optimizer states are partitioned, otherwise than by FSDP2.
 
     Raises:
-        ValueError: DeepSpeed or FSDP is on.
+        ValueError: DeepSpeed, or FSDP of another version than 2, is on.
     """
     state = AcceleratorState() if AcceleratorState._shared_state else None
     remedy = (
@@ -40,7 +40,20 @@ def refuse_sharding(args: TrainingArguments) -> None:
             f"the parameters). {remedy}"
         )
     if getattr(args, "fsdp", None) or getattr(state, "fsdp_plugin", None) is not None:
-        raise ValueError(f"Noise is not supported with FSDP, which shards the parameters. {remedy}")
+        plugin = getattr(state, "fsdp_plugin", None)
+        version = getattr(plugin, "fsdp_version", None) or _fsdp_version(args)
+        if version != 2:
+            raise ValueError(
+                f"Noise is not supported with FSDP of version {version}, which flattens the parameters: expected "
+                f"version 2. Set fsdp_config={{'version': 2}} (fsdp_version: 2 in a configuration of accelerate). "
+                f"{remedy}"
+            )
+
+
+def _fsdp_version(args: TrainingArguments) -> int:
+    """The version that the arguments ask for; 1 where they say nothing, as accelerate has it."""
+    given = getattr(args, "fsdp_plugin_args", None) or {}
+    return int(given.get("fsdp_version") or 1)
 
 
 def describe_run(

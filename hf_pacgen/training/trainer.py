@@ -40,7 +40,8 @@ class PACGenTrainer(Trainer):
         *args, **kwargs: those of ``transformers.Trainer``.
 
     Raises:
-        ValueError: DeepSpeed or FSDP with noise; an unknown or unfit setting; noise in a PACGenCallback as well.
+        ValueError: DeepSpeed or the first FSDP with noise; an unknown or unfit setting; noise in a PACGenCallback as
+            well.
     """
 
     def __init__(

@@ -215,12 +215,21 @@ def test_zero_3_is_refused_before_training(method: str, tmp_path: Path, monkeypa
     ("sharding", "message"),
     [
         ({"deepspeed": {"zero_optimization": {"stage": 2}}}, "Noise is not supported with DeepSpeed, which partitions"),
-        ({"fsdp": "full_shard"}, "Noise is not supported with FSDP, which shards the parameters. Train with Distr"),
+        (
+            {"fsdp": True, "fsdp_plugin_args": {"fsdp_version": 1}},
+            r"FSDP of version 1, which flattens the parameters: expected version 2. Set fsdp_config=.'version': 2.",
+        ),
+        ({"fsdp": True}, "Noise is not supported with FSDP of version 1"),
     ],
 )
 def test_other_sharding_is_refused(sharding: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         setup.refuse_sharding(SimpleNamespace(**sharding))  # type: ignore[arg-type]
+
+
+def test_the_second_fsdp_is_not_refused() -> None:
+    args: Any = SimpleNamespace(fsdp=True, fsdp_plugin_args={"fsdp_version": 2})
+    setup.refuse_sharding(args)
 
 
 def test_a_sharded_parameter_is_refused() -> None:

@@ -10,6 +10,7 @@ import pytest
 import tiny
 import torch
 from launch import on_two_processes
+from sharded import check, same, whole
 from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard
 
@@ -89,12 +90,15 @@ def train(
     half: int | None = None,
     clip: float = 0.0,
     accumulate: int = 1,
+    defer: bool = False,
     steps: range = range(STEPS),
     started: tuple[NoiseEngine, Any] | None = None,
 ) -> NoiseEngine:
     engine, optimizer = started or start(made, settings, clips=clip > 0)
     for step in steps:
         for micro in range(accumulate):
+            if defer and is_sharded(next(made.parameters())):
+                made.set_requires_gradient_sync(micro == accumulate - 1)  # type: ignore[operator]
             gradient(engine, made, batch((step + micro) % STEPS, half), step, micro, accumulate)
         if clip:
             torch.nn.utils.clip_grad_norm_(made.parameters(), clip)
@@ -104,24 +108,8 @@ def train(
     return engine
 
 
-def whole(tensors: Any) -> dict[str, Tensor]:
-    return {n: (t.full_tensor() if is_sharded(t) else t).detach().clone() for n, t in dict(tensors).items()}
-
-
 def shards_of(made: nn.Module) -> dict[str, Tensor]:
     return {name: local(p).clone() for name, p in made.named_parameters()}
-
-
-def check(ok: bool, what: str) -> None:
-    if not ok:
-        raise AssertionError(what)
-
-
-def same(found: dict[str, Tensor], expected: dict[str, Tensor], what: str, tolerance: float = 1e-5) -> None:
-    check(found.keys() == expected.keys(), f"{what}: {found.keys() ^ expected.keys()}")
-    for name, value in found.items():
-        distance = (value - expected[name]).abs().max().item() / max(expected[name].abs().max().item(), 1e-3)
-        check(distance <= tolerance, f"{what} of {name} differ by {distance}")
 
 
 # ------------------------------------------------------------------------------------------------- the same training
@@ -140,6 +128,8 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "every step": ({"curvature_every": 1, "rho": 0.3}, {}),
     "clipped": ({"curvature_every": 1}, {"clip": 0.05}),
     "accumulated": ({"curvature_every": 1}, {"accumulate": 2}),
+    "reduced once": ({"curvature_every": 1}, {"accumulate": 2, "clip": 0.05, "defer": True}),
+    "antithetic, reduced once": ({"curvature_every": 1, "antithetic": True}, {"accumulate": 2, "defer": True}),
     "antithetic": ({"curvature_every": 1, "antithetic": True}, {"accumulate": 2}),
     "adam": ({"curvature": "adam"}, {}),
     "isotropic": ({"shape": "isotropic", "scale": 0.05}, {}),
