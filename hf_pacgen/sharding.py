@@ -141,6 +141,7 @@ class Shards:
             yield
         finally:
             self.reshard()
+            self.abandon()
 
     def sum(self, value: float) -> float:
         """Sum of a number over the shards; the number itself for a whole model."""

@@ -23,6 +23,7 @@ from hf_pacgen.curvature.lipschitz import estimate_lipschitz
 from hf_pacgen.curvature.model_state import preserved, unwrap
 from hf_pacgen.curvature.objective import LossFunction, Objective
 from hf_pacgen.curvature.parameters import lone_embeddings, trainable_parameters
+from hf_pacgen.curvature.sharded import ShardedObjective
 from hf_pacgen.noise.distributions import NoiseDistribution
 from hf_pacgen.noise.lookup import LookupNoise, worthwhile
 from hf_pacgen.noise.pairs import PairedProducts, single_products, summed_products
@@ -90,8 +91,7 @@ class NoiseEngine:
 
     Raises:
         ValueError: ``eta='n'`` where the number of training examples is not known; no trainable parameters;
-            parameters that are sharded otherwise than by ``fully_shard``, or with ``hutchinson`` or
-            ``rho='estimate'``; an optimizer that ``adam`` cannot read.
+            parameters that are sharded otherwise than by ``fully_shard``; an optimizer that ``adam`` cannot read.
     """
 
     def __init__(self, config: NoiseConfig, run: Run) -> None:
@@ -102,7 +102,6 @@ class NoiseEngine:
                 "Set eta to a number, such as that of the examples."
             )
         self.shards = Shards(run.model)
-        self._refuse_estimates()
         parameters = trainable_parameters(run.model, self.shards)
         embeddings = worthwhile(lone_embeddings(run.model, parameters)) if self._perturbs_rows() else {}
         self.noise = Perturbation(
@@ -241,16 +240,6 @@ class NoiseEngine:
 
     # ----------------------------------------------------------------------------------------------- internals
 
-    def _refuse_estimates(self) -> None:
-        config = self.config
-        hutchinson = config.shape.uses_curvature and config.curvature is CurvatureSource.HUTCHINSON
-        if self.shards.active and (hutchinson or config.rho == "estimate"):
-            setting = "curvature='hutchinson'" if hutchinson else "rho='estimate'"
-            raise ValueError(
-                f"{setting} is not made for the training of a model that is sharded by fully_shard: expected "
-                "curvature='price' or 'adam', and rho as a number. Set those, or train with DistributedDataParallel."
-            )
-
     def _perturbs_rows(self) -> bool:
         # other processes read other rows, compiled models run no hooks, and a pair needs the noise twice
         uniform = self.config.distribution is NoiseDistribution.UNIFORM
@@ -304,7 +293,8 @@ class NoiseEngine:
     def _objective(self, step: int) -> Iterator[Objective]:
         run = self.run
         model = unwrap(run.model)
-        with preserved(model), torch.enable_grad():
+        self.shards.reduce_every_gradient()
+        with self.shards.as_found(), preserved(model), torch.enable_grad():
             # every process takes the same batch, so the running curvature stays the same everywhere
             batches = Batches(
                 run.dataset,
@@ -313,8 +303,9 @@ class NoiseEngine:
                 collate_fn=run.collate_fn,
                 max_examples=run.batch_size,
                 seed=self.config.seed + step,
+                processes=self.shards.processes.as_one(),
             )
-            objective = Objective(model, batches, loss_fn=run.loss_fn)
+            objective = (ShardedObjective if self.shards.active else Objective)(model, batches, loss_fn=run.loss_fn)
             objective.inspect()
             try:
                 with objective.watching():

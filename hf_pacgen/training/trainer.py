@@ -27,7 +27,8 @@ class PACGenTrainer(Trainer):
     """The Trainer of transformers, with noise in every training step and PACGen scores on every evaluation.
 
     Each micro-batch's gradient is taken at w + u, with a new draw of u (see :class:`NoiseConfig`); the weights
-    themselves are never written to and are back in place when ``training_step`` ends, however it ends.  Without
+    themselves are never written to and are back in place when ``training_step`` ends, however it ends (the shards of a
+    model under FSDP2 are written to, and put back bit for bit from a copy).  Without
     noise, or with ``scale=0``, training is the plain Trainer's bit for bit.
 
     An evaluation gets ``eval_pacgen``, ``eval_pacgen_kl``, ... in what it returns, logs and reports, so that

@@ -61,16 +61,26 @@ def _with_a_trainer(folder: str, method: str, noise: dict[str, Any]) -> None:
         trainer.train()
         found.append(whole(made.named_parameters()))
         metrics.append(trainer.evaluate())
-    same(found[1], found[0], "weights")
+    # a sharded model's estimates are finite differences, here of a model that computes norms and loss in float32
+    tolerance = 1e-2 if "rho" in noise else 1e-5
+    same(found[1], found[0], "weights", tolerance)
     for key, value in metrics[0].items():
         if "pacgen" in key or key == "eval_loss":
-            check(metrics[1][key] == pytest.approx(value, rel=1e-4), f"{key} is {metrics[1][key]}, not {value}")
+            check(
+                metrics[1][key] == pytest.approx(value, rel=10 * tolerance), f"{key} is {metrics[1][key]}, not {value}"
+            )
 
 
 @pytest.mark.parametrize(
     ("method", "noise"),
-    [("trainer", {}), ("trainer", {"antithetic": True}), ("trainer", {"curvature": "adam"}), ("callback", {})],
-    ids=["trainer", "antithetic", "adam", "callback"],
+    [
+        ("trainer", {}),
+        ("trainer", {"antithetic": True}),
+        ("trainer", {"curvature": "adam"}),
+        ("trainer", {"curvature": "hutchinson", "rho": "estimate", "rho_every": 4}),
+        ("callback", {}),
+    ],
+    ids=["trainer", "antithetic", "adam", "estimates", "callback"],
 )
 def test_trainers_on_shards_do_what_they_do_on_replicas(method: str, noise: dict[str, Any], tmp_path: Path) -> None:
     config = getattr(pytest.importorskip("transformers.distributed"), "DistributedConfig", None)
