@@ -224,6 +224,9 @@ class HessianProduct:
                 losses.append(result.total.item())
                 slopes.append(_slope(objective, direction, objective.rows(index)))
             del result  # or its graph would be there beside the next
+            for parameter in objective.parameters.values():
+                if parameter.grad is not None and parameter.grad.is_sparse:
+                    parameter.grad = parameter.grad.coalesce()  # a row for every token becomes one for every word
         gradients = take_gradients(objective)
         if not self.sparse:
             gradients = {name: dense(gradient) for name, gradient in gradients.items()}
@@ -231,11 +234,12 @@ class HessianProduct:
             return gradients, units, 0.0
         # slopes[0] is c s₊ and slopes[1] is c (s₊ - s₋), with c = 1/(2 step)
         gap = step * (2 * slopes[0] - slopes[1]) * 2 * step - (losses[0] - losses[1])
-        rounding = 16 * torch.finfo(torch.float32).eps * max(map(abs, losses), default=0.0)
+        if abs(gap) <= 16 * torch.finfo(torch.float32).eps * max(map(abs, losses), default=0.0):
+            return gradients, units, 0.0  # below rounding
         stored = (g.values() if g.is_sparse else g for g in gradients.values())
         length = math.sqrt(objective.shards.sum(sum(torch.linalg.vector_norm(g).item() ** 2 for g in stored)))
         whole = step * length * 2 * step * norm
-        return gradients, units, abs(gap) / whole if abs(gap) > rounding and whole > 0 else 0.0
+        return gradients, units, abs(gap) / whole if whole > 0 else 0.0
 
 
 def _slope(objective: Objective, direction: Direction, rows: Rows) -> float:

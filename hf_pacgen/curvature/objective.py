@@ -110,7 +110,7 @@ class Objective:
     @contextmanager
     def displaceable(self) -> Iterator[SavedWeights]:
         """Inside ``watching()``: weights that can be displaced, of embeddings just the rows that are read."""
-        with SavedWeights(self.parameters, by_rows=self.embeddings) as saved:
+        with SavedWeights(self.parameters, by_rows=self.embeddings, lazily=True) as saved:
             self._saved = saved
             try:
                 yield saved

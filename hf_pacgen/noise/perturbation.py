@@ -143,11 +143,15 @@ class SavedWeights:
         parameters: by name.
         by_rows: names of matrices whose rows are displaced (and copied) only when :meth:`look_up` says that
             they are about to be read; the whole matrix is copied only if it is displaced as a whole.
+        lazily: whether each of the others is copied when it is first displaced, and read but once for both.
     """
 
-    def __init__(self, parameters: Mapping[str, Tensor], *, by_rows: Collection[str] = ()) -> None:
+    def __init__(
+        self, parameters: Mapping[str, Tensor], *, by_rows: Collection[str] = (), lazily: bool = False
+    ) -> None:
         self.parameters, self.by_rows = parameters, frozenset(by_rows)
-        self.copy = {name: p.detach().clone() for name, p in parameters.items() if name not in self.by_rows}
+        eager = () if lazily else parameters.keys() - self.by_rows
+        self.copy = {name: p.detach().clone() for name, p in parameters.items() if name in eager}
         self._displaced: set[str] = set()
         """Names of parameters that are displaced as a whole."""
         self._rows: dict[str, list[tuple[Tensor, Tensor]]] = {}
