@@ -72,17 +72,17 @@ def tau_interval(measure: Any, gap: Any, generator: numpy.random.Generator) -> t
 
 
 def factorial(table: pandas.DataFrame) -> pandas.DataFrame:
-    """The runs of the full grid: those whose settings occur with every value of every axis that has several."""
-    kept = table
-    while True:
-        good = numpy.ones(len(kept), dtype=bool)
-        for axis in AXES:
-            others = [a for a in (*AXES, "seed") if a != axis]
-            counts = kept.groupby(others)[axis].transform("nunique")
-            good &= (counts == counts.max()).to_numpy()
-        if good.all():
-            return kept
-        kept = kept[good]
+    """The runs of a full grid: values whose combinations are seldom there are dropped until all are."""
+    kept, axes = table, [*AXES, "seed"]
+    while len(kept):
+        values = {axis: kept[axis].nunique() for axis in axes}
+        whole = math.prod(values.values())
+        if len(kept) >= whole:
+            break
+        present = {(a, v): n * values[a] / whole for a in axes for v, n in kept[a].value_counts().items()}
+        axis, value = min(present, key=lambda key: present[key])
+        kept = kept[kept[axis] != value]
+    return kept
 
 
 def granulated(table: pandas.DataFrame, measure: str, axis: str) -> list[float]:
