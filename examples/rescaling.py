@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from generalization_sweep import RunSettings, data_of, mean_loss, measure, train
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
-from sweep_models import LeNet, cut
-from sweep_report import SHOWN
+from sweep.models import LeNet, cut
+from sweep.report import SHOWN
+from sweep.runs import RunSettings, data_of, mean_loss, measure, train
 from transformers import HfArgumentParser
 
 FACTORS = (1.0, 2.0, 5.0)

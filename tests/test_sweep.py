@@ -13,7 +13,8 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 
 import generalization_sweep as sweep
-import sweep_report
+from sweep import report as sweep_report
+from sweep import runs as sweep_runs
 
 
 @pytest.mark.slow
@@ -28,7 +29,7 @@ def test_a_sweep_trains_measures_ranks_and_resumes(tmp_path: Path, monkeypatch: 
     first = sorted(path for path in tmp_path.glob("*/result.json"))
     before = [json.loads(path.read_text()) for path in first]
     first[0].unlink()
-    monkeypatch.setattr(sweep, "train", lambda *a: pytest.fail("trained again"))
+    monkeypatch.setattr(sweep_runs, "train", lambda *a: pytest.fail("trained again"))
     again = sweep.main(arguments)
     now = json.loads(first[0].read_text())
     assert now["trace"] == pytest.approx(before[0]["trace"]) and len(again) == 3

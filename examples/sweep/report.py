@@ -1,6 +1,6 @@
 """Kendall's τ of every measure with the generalization gap, with intervals, and the article's two trends as figures.
 
-python examples/sweep_report.py sweep/runs.parquet        # again, from the runs of generalization_sweep.py
+python examples/sweep/report.py folder/runs.parquet        # again, from the runs of generalization_sweep.py
 """
 
 from __future__ import annotations
