@@ -328,7 +328,10 @@ def tweets_accuracy(arguments: Arguments, noise: NoiseConfig | None, seed: int) 
     return float(quietly(trainer).evaluate()["eval_accuracy"])
 
 
-TWEET_ROWS: dict[str, dict[str, Any]] = {"shaped, gamma 0.1, epsilon 0.01": {"epsilon": 0.01}}
+TWEET_ROWS: dict[str, dict[str, Any]] = {
+    "shaped, gamma 0.02, epsilon 0.002": {"gamma": 0.02, "epsilon": 0.002},
+    "shaped, gamma 0.1, epsilon 0.01": {"epsilon": 0.01},
+}
 
 
 def tweet_rows(arguments: Arguments) -> list[dict[str, Any]]:
