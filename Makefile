@@ -20,7 +20,7 @@ demo: $(VENV)/.installed-demo ## Train a small vision transformer on handwritten
 	$(BIN)/python examples/digits_vit.py --output digits_vit.json
 
 test: $(VENV)/.installed-dev ## Run all tests, on up to four cores
-	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 lint: $(VENV)/.installed-dev ## Check style and types
 	$(BIN)/ruff check .

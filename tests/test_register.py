@@ -55,7 +55,8 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
     monkeypatch.setattr(evaluate.config, "HF_MODULES_CACHE", str(tmp_path / "home" / "modules"))
-    monkeypatch.setattr(sys, "path", [*sys.path])
+    # without the caches of other tests, whose packages would be found first
+    monkeypatch.setattr(sys, "path", [p for p in sys.path if not (Path(p) / "evaluate_modules").is_dir()])
     for name in imported():
         monkeypatch.delitem(sys.modules, name)
     yield tmp_path / "home" / "modules"
