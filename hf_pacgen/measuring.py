@@ -103,5 +103,6 @@ def _refuse_differences(objective: Objective, config: ScoreConfig, processes: Pr
 
 
 def progress_bar(objective: Objective, progress: bool) -> Any:
+    """A bar over batches, on the main process only."""
     # the number of batches of a stream is not known beforehand, so the bar counts without a total
     return tqdm(disable=not (progress and objective.batches.processes.is_main), leave=False, unit="batch")

@@ -126,6 +126,9 @@ class HessianProduct:
         self.longest = 0.0
         if self.method is HVPMethod.FINITE_DIFFERENCE:
             self.longest = displacement if displacement is not None else default_displacement(objective)
+        if self.method is not HVPMethod.FINITE_DIFFERENCE or not self.controlled:
+            # not later: a pass over the data seeds the random numbers, and a random loss would repeat itself
+            objective.confirm_deterministic()
         self._current: dict[bool, float] = {}
         checkpointing = objective.checkpointing and (
             self.method is HVPMethod.FINITE_DIFFERENCE
@@ -158,7 +161,6 @@ class HessianProduct:
         """
         if self.method is HVPMethod.FINITE_DIFFERENCE:
             return self._finite_difference(batch, index, direction, norm, at)
-        self.objective.confirm_deterministic()
         if self.saved is not None:
             # torch.func reads the weights before the model does
             self.saved.displace(at, whole=self.method is HVPMethod.FORWARD_OVER_REVERSE)
@@ -183,8 +185,6 @@ class HessianProduct:
         displacement = self._current.get(away, self.longest)
         # signs in all coordinates are never aligned with anything, so the default step suits them
         controlled = self.controlled and not isinstance(direction, RademacherDirection)
-        if not controlled:
-            self.objective.confirm_deterministic()
         for _ in range(MOST_ATTEMPTS):
             gradients: dict[str, Tensor] = {}  # those of the last attempt, if any, are not kept beside the next
             with full_precision():

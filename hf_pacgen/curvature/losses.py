@@ -95,15 +95,22 @@ def needs_labels(model: nn.Module) -> bool:
 
 
 def is_causal(model: nn.Module) -> bool:
+    """Whether a model predicts the next token, so that labels are shifted by one."""
     base = base_model(model)
     return type(base).__name__ in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
 
 
 def get_output(outputs: Any, name: str) -> Any:
+    """A field of a model's outputs, a mapping or an object; None where it has none."""
     return outputs.get(name) if isinstance(outputs, Mapping) else getattr(outputs, name, None)
 
 
 def loss_of(outputs: Any, batch: Mapping[str, Any], index: int) -> Tensor:
+    """The mean loss among a model's outputs.
+
+    Raises:
+        ValueError: there is none; the message names the batch.
+    """
     loss = get_output(outputs, "loss")
     if not isinstance(loss, Tensor):
         raise no_loss(batch, index)
@@ -111,6 +118,7 @@ def loss_of(outputs: Any, batch: Mapping[str, Any], index: int) -> Tensor:
 
 
 def no_loss(batch: Mapping[str, Any], index: int) -> ValueError:
+    """The error of a batch without labels."""
     return ValueError(
         f"Batch {index} gave no loss: expected the model's output to have one, which it has when the batch has "
         f"labels; the batch has {sorted(batch)}. Add labels, or pass loss_fn(model, batch) -> (loss_sum, num_units)."

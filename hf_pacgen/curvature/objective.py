@@ -11,12 +11,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from hf_pacgen.curvature.batches import Batches, count_examples
+from hf_pacgen.curvature.batches import Batches
 from hf_pacgen.curvature.losses import (
     IGNORED,
     BatchLoss,
     LossKind,
     LowPrecisionWatch,
+    count_units,
     get_output,
     is_causal,
     loss_of,
@@ -193,13 +194,11 @@ class Objective:
         """Number of loss units of a batch (for the model's own loss)."""
         labels = batch.get("labels")
         if isinstance(labels, Tensor) and not labels.is_floating_point() and labels.ndim:
-            if self.kind is LossKind.CAUSAL or (
-                self.kind is LossKind.OTHER and labels.ndim > 1 and is_causal(self.model)
-            ):
+            if self.kind is LossKind.CAUSAL:
                 return int((labels[..., 1 - self._prefix :] != IGNORED).sum())
-            if self.kind is LossKind.ALIGNED or labels.ndim > 1:
+            if self.kind is LossKind.ALIGNED:
                 return int((labels != IGNORED).sum())
-        return count_examples(batch)
+        return count_units(self.model, batch)
 
     def count_units(self, batch: Any, index: int) -> float:
         """Number of loss units of a batch, for any loss."""
@@ -253,13 +252,22 @@ class Objective:
     def _loss_per_unit(self, index: int, batch: Any) -> float:
         batch = send_to_device(batch, self.device)
         with torch.enable_grad():  # as in the first look: without, other kernels may be chosen
-            if self.loss_fn is not None:
-                result = self.loss(batch, index)
-                value, units = result.total, result.units
-            else:
-                value, units = loss_of(self._forward(batch, index), batch, index), 1
+            value, units, _ = self._example_loss(index, batch)
         self._rows_of = None  # an example is not the batch
-        return value.item() / max(units, 1)
+        return value.item() / units
+
+    def _example_loss(self, index: int, batch: Any) -> tuple[Tensor, float, Any]:
+        """The loss as the model or the user gives it, what to divide it by, and the model's outputs."""
+        if self.loss_fn is not None:
+            result = self.loss(batch, index)
+            return result.total, max(result.units, 1), None
+        if not isinstance(batch, Mapping):
+            raise TypeError(
+                f"A batch must be a dict of the model's inputs, with labels; got {type(batch).__name__}. "
+                "Pass loss_fn(model, batch) -> (loss_sum, num_units) for other batches."
+            )
+        outputs = self._forward(batch, index)
+        return loss_of(outputs, batch, index), 1, outputs
 
     def _keep_lone_embeddings(self, total: Tensor, index: int) -> None:
         """Treat by rows only embeddings whose matrix nothing else reads."""
@@ -307,26 +315,16 @@ class Objective:
         precision = LowPrecisionWatch()
         batch = send_to_device(batch, self.device)
         with torch.enable_grad(), self.watching(), self.sparse_embeddings():
-            if self.loss_fn is not None:
-                with precision:
-                    result = self.loss(batch, index)
-                value, units = result.total, result.units
-            else:
-                if not isinstance(batch, Mapping):
-                    raise TypeError(
-                        f"A batch must be a dict of the model's inputs, with labels; got {type(batch).__name__}. "
-                        "Pass loss_fn(model, batch) -> (loss_sum, num_units) for other batches."
-                    )
-                with precision:
-                    outputs = self._forward(batch, index)
-                value, units = loss_of(outputs, batch, index), 1
+            with precision:
+                value, units, outputs = self._example_loss(index, batch)
+            if self.loss_fn is None:
                 self._check_finite(BatchLoss(value, 1), index)
                 with torch.no_grad():
                     self.kind = self._recognize(value, outputs, batch.get("labels"))
             if self.embeddings:
                 self._keep_lone_embeddings(value, index)
         self.low_precision = precision.seen
-        return value.item() / max(units, 1)
+        return value.item() / units
 
     def _recognize(self, loss: Tensor, outputs: Any, labels: Any) -> LossKind:
         logits = get_output(outputs, "logits")

@@ -135,3 +135,26 @@ def test_a_tied_embedding_has_one_dense_gradient_only() -> None:
     assert True in seen and embedding.sparse is False  # type: ignore[union-attr]
     assert not product["transformer.wte.weight"].is_sparse
     assert tiny.relative_error(tiny.flat(product), tiny.flat(exact)) < DIFFERENCE_LIMITS["gpt2"]
+
+
+def test_a_product_of_a_random_loss_is_refused() -> None:
+    """By the controlled step, which looks too long, or else before the first product."""
+
+    class Noisy(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(8, 3)
+
+        def forward(self, inputs: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
+            hidden = nn.functional.dropout(inputs, 0.3, training=True)
+            return {"loss": nn.functional.cross_entropy(self.layer(hidden), labels)}
+
+    torch.manual_seed(0)
+    model = Noisy()
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    batch = {"inputs": torch.randn(16, 8), "labels": torch.randint(0, 3, (16,))}
+    vector = {name: torch.randn_like(p) for name, p in model.named_parameters()}
+    for settings in ({}, {"displacement": 0.01}, {"method": "reverse_over_reverse"}):
+        with pytest.raises(ValueError, match="The loss of batch 0 differs between two identical passes"):
+            hessian_vector_product(model, [batch], vector, **settings)  # type: ignore[arg-type]
+        assert all(p.equal(before[name]) for name, p in model.named_parameters())
