@@ -11,11 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from hf_pacgen.config import ScoreConfig
+from hf_pacgen.curvature.displacement import SavedWeights, TensorDirection
 from hf_pacgen.curvature.objective import LossFunction, Objective
 from hf_pacgen.curvature.spectrum import Spectrum, estimate_spectrum
 from hf_pacgen.curvature.sums import zeros_like
 from hf_pacgen.measuring import measuring, progress_bar, ticker
-from hf_pacgen.noise.perturbation import SavedWeights, TensorDirection, check_scale
+from hf_pacgen.noise.perturbation import check_scale
 from hf_pacgen.noise.random_bits import rademacher, stream_key
 from hf_pacgen.score import neighborhood
 from hf_pacgen.sharpness_config import SpectrumConfig

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from hf_pacgen.config import Estimator, HVPMethod, ScoreConfig
 from hf_pacgen.curvature.checkpoint import Checkpoint
 from hf_pacgen.curvature.diagonal import DiagonalEstimate, estimate_diagonal
+from hf_pacgen.curvature.displacement import TensorDirection
 from hf_pacgen.curvature.hvp import HessianProduct, choose_method
 from hf_pacgen.curvature.identity import identity
 from hf_pacgen.curvature.lipschitz import LipschitzEstimate, estimate_lipschitz
@@ -24,7 +25,6 @@ from hf_pacgen.curvature.parameters import dense
 from hf_pacgen.curvature.sums import zeros_like
 from hf_pacgen.findings import by_module, findings
 from hf_pacgen.measuring import measuring, progress_bar, ticker
-from hf_pacgen.noise.perturbation import TensorDirection
 from hf_pacgen.score import PACGenResult, ScoreTerms, pacgen_score
 from hf_pacgen.sharding import local, part_like, shard_like
 

@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from hf_pacgen.config import ScoreConfig
 from hf_pacgen.curvature.ascent import WorstCaseSharpness, ascend, coarse_weights
 from hf_pacgen.curvature.batches import count_examples
+from hf_pacgen.curvature.displacement import SavedWeights
 from hf_pacgen.curvature.objective import LossFunction, Objective
 from hf_pacgen.measuring import measuring, progress_bar, ticker
-from hf_pacgen.noise.perturbation import SavedWeights, check_scale, scaled_noise
+from hf_pacgen.noise.perturbation import check_scale, scaled_noise
 from hf_pacgen.noise.twins import Perturbation, ScaleFunction
 from hf_pacgen.sharpness_config import SharpnessConfig
 

@@ -8,13 +8,13 @@ from pathlib import Path
 import hf_pacgen
 
 PACKAGE = Path(hf_pacgen.__file__).parent
-PURE, MODEL, SHELL = 0, 1, 2
+PURE, CURVATURE, NOISE, SHELL = range(4)
 FLOORS = {
     "score": PURE,
     "config": PURE,
     "settings": PURE,
     "sharpness_config": PURE,
-    "noise": MODEL,
+    "noise": NOISE,
     "noise.base": PURE,
     "noise.distributions": PURE,
     "noise.random_bits": PURE,
@@ -24,9 +24,9 @@ FLOORS = {
     "bounds.binary_kl": PURE,
     "bounds.certified": PURE,
     "bounds.pac_bayes": PURE,
-    "curvature": MODEL,
-    "processes": MODEL,
-    "sharding": MODEL,
+    "curvature": CURVATURE,
+    "processes": CURVATURE,
+    "sharding": CURVATURE,
 }
 
 

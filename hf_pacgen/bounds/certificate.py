@@ -30,11 +30,11 @@ from hf_pacgen.bounds.validity import (
 )
 from hf_pacgen.config import CertificateConfig, PriorGroups, ScoreConfig
 from hf_pacgen.curvature.batches import count_examples
+from hf_pacgen.curvature.displacement import SavedWeights
 from hf_pacgen.curvature.model_state import unwrap
 from hf_pacgen.curvature.objective import LossFunction, Objective
 from hf_pacgen.measure import hessian_diagonal
 from hf_pacgen.measuring import measuring
-from hf_pacgen.noise.perturbation import SavedWeights
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

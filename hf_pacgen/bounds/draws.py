@@ -11,8 +11,8 @@ from torch import Tensor
 from hf_pacgen.bounds.errors import ErrorRate
 from hf_pacgen.bounds.pac_bayes import effective_draws
 from hf_pacgen.bounds.posterior import Posterior
+from hf_pacgen.curvature.displacement import SavedWeights, TensorDirection
 from hf_pacgen.curvature.objective import Objective
-from hf_pacgen.noise.perturbation import SavedWeights, TensorDirection
 from hf_pacgen.noise.random_bits import stream_key
 from hf_pacgen.processes import send_to_device
 

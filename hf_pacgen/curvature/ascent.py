@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from hf_pacgen.curvature.batches import count_examples
+from hf_pacgen.curvature.displacement import SavedWeights, TensorDirection
 from hf_pacgen.curvature.hvp import take_gradients
 from hf_pacgen.curvature.objective import Objective
 from hf_pacgen.curvature.sums import zeros_like
-from hf_pacgen.noise.perturbation import SavedWeights, TensorDirection
 from hf_pacgen.noise.random_bits import stream_key, uniform
 from hf_pacgen.score import neighborhood
 from hf_pacgen.sharpness_config import SharpnessConfig

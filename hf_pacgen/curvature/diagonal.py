@@ -17,12 +17,12 @@ from torch import Tensor
 from hf_pacgen.config import Estimator, HVPMethod, ScoreConfig
 from hf_pacgen.curvature.batches import count_examples
 from hf_pacgen.curvature.checkpoint import Checkpoint
+from hf_pacgen.curvature.displacement import RademacherDirection, SavedWeights, chunks
 from hf_pacgen.curvature.hvp import HessianProduct, batch_gradient
 from hf_pacgen.curvature.losses import BatchLoss
 from hf_pacgen.curvature.model_state import double_backward_attention, evaluation_mode
 from hf_pacgen.curvature.objective import Objective
 from hf_pacgen.curvature.sums import DiagonalSums, zeros_like
-from hf_pacgen.noise.perturbation import RademacherDirection, SavedWeights, chunks
 from hf_pacgen.noise.random_bits import stream_key
 
 __all__ = ["DiagonalEstimate", "EXACT_LIMIT", "estimate_diagonal"]

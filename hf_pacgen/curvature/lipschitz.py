@@ -11,11 +11,7 @@ import torch
 from torch import Tensor
 
 from hf_pacgen.config import ScoreConfig
-from hf_pacgen.curvature.hvp import HessianProduct, take_gradients
-from hf_pacgen.curvature.objective import Objective
-from hf_pacgen.curvature.parameters import dense
-from hf_pacgen.curvature.sums import zeros_like
-from hf_pacgen.noise.perturbation import (
+from hf_pacgen.curvature.displacement import (
     BoxDirection,
     Direction,
     RademacherDirection,
@@ -23,6 +19,10 @@ from hf_pacgen.noise.perturbation import (
     TensorDirection,
     chunks,
 )
+from hf_pacgen.curvature.hvp import HessianProduct, take_gradients
+from hf_pacgen.curvature.objective import Objective
+from hf_pacgen.curvature.parameters import dense
+from hf_pacgen.curvature.sums import zeros_like
 from hf_pacgen.sharding import Shards, local
 
 __all__ = ["LipschitzEstimate", "estimate_lipschitz"]

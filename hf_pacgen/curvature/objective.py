@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from hf_pacgen.curvature.batches import Batches
+from hf_pacgen.curvature.displacement import SavedWeights
 from hf_pacgen.curvature.losses import (
     IGNORED,
     BatchLoss,
@@ -33,7 +34,6 @@ from hf_pacgen.curvature.parameters import (
     reaches_beyond,
     trainable_parameters,
 )
-from hf_pacgen.noise.perturbation import SavedWeights
 from hf_pacgen.processes import send_to_device
 from hf_pacgen.sharding import Shards
 

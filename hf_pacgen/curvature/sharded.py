@@ -11,9 +11,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from hf_pacgen.curvature.batches import count_examples
+from hf_pacgen.curvature.displacement import SavedWeights
 from hf_pacgen.curvature.losses import BatchLoss
 from hf_pacgen.curvature.objective import Objective
-from hf_pacgen.noise.perturbation import SavedWeights
 from hf_pacgen.processes import send_to_device
 from hf_pacgen.sharding import local
 

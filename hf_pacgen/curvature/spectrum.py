@@ -22,12 +22,12 @@ import torch
 from torch import Tensor
 
 from hf_pacgen.curvature.batches import count_examples
+from hf_pacgen.curvature.displacement import SavedWeights, TensorDirection
 from hf_pacgen.curvature.hvp import HessianProduct
 from hf_pacgen.curvature.krylov import Basis, Krylov, Vector, lanczos
 from hf_pacgen.curvature.objective import Objective
 from hf_pacgen.curvature.parameters import dense
 from hf_pacgen.curvature.sums import zeros_like
-from hf_pacgen.noise.perturbation import SavedWeights, TensorDirection
 from hf_pacgen.noise.random_bits import stream_key
 from hf_pacgen.sharpness_config import SpectrumConfig, SpectrumEnd
 

@@ -11,8 +11,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from hf_pacgen.curvature.displacement import Direction, Rows, chunks
 from hf_pacgen.curvature.parameters import dense, pick_rows
-from hf_pacgen.noise.perturbation import Direction, Rows, chunks
 from hf_pacgen.sharding import Shards, local
 
 __all__ = ["DiagonalSums", "NUM_GROUPS", "zeros_like"]

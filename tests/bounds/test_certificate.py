@@ -29,9 +29,9 @@ from hf_pacgen.bounds.posterior import DEFAULT_SCALES, Posterior, PriorScales, s
 from hf_pacgen.bounds.splits import fingerprint, train_prior
 from hf_pacgen.cards import update_model_card
 from hf_pacgen.config import CertificateConfig, Estimator, PriorGroups, ScoreConfig
+from hf_pacgen.curvature.displacement import SavedWeights
 from hf_pacgen.measuring import measuring
 from hf_pacgen.noise.distributions import NoiseDistribution
-from hf_pacgen.noise.perturbation import SavedWeights
 
 QUICK = CertificateConfig(eta=300.0, draws=100)
 

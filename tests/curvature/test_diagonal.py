@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from hf_pacgen import ScoreConfig, hessian_diagonal
 from hf_pacgen.config import Estimator
 from hf_pacgen.curvature import diagonal as diagonal_module
+from hf_pacgen.curvature.displacement import RademacherDirection
 from hf_pacgen.curvature.sums import DiagonalSums
-from hf_pacgen.noise.perturbation import RademacherDirection
 
 
 def estimate(model: nn.Module, data: Any, **settings: Any) -> Any:

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from hf_pacgen import ScoreConfig, hessian_vector_product
+from hf_pacgen.curvature.displacement import RademacherDirection, SavedWeights
 from hf_pacgen.curvature.hvp import HessianProduct
-from hf_pacgen.noise.perturbation import RademacherDirection, SavedWeights
 
 # Causal-LM losses are computed in float32 whatever the weights' dtype, and so is rotary embedding;
 # the vision model's layer norms divide by little at this size
