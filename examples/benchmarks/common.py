@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import gc
+import json
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +89,31 @@ def interleaved(tasks: dict[str, Callable[[], Any]], repeats: int) -> dict[str, 
 
 def pass_over(peer: str) -> None:
     Console().print(f"[yellow]{peer} is not installed: its rows are left out[/]")
+
+
+def absent(part: str, path: Path) -> bool:
+    """Say so where the data of a part is not here."""
+    if not path.is_file():
+        Console().print(f"[yellow]{part}: {'/'.join(path.parts[-2:])} of ../shared/data is not here; left out[/]")
+    return not path.is_file()
+
+
+def record(parts: list[str], tasks: Mapping[str, Callable[[], Any]], output: str, **about: Any) -> None:
+    """Measure parts of a benchmark, each into the JSON file ``output``, where the figures of all others stay.
+
+    A part that cannot be measured here says why, and returns None.
+    """
+    if unknown := [part for part in parts if part not in tasks]:
+        raise SystemExit(f"--parts takes {', '.join(tasks)}; got {unknown[0]!r}.")
+    path = Path(output)
+    figures = json.loads(path.read_text(encoding="utf-8")) if output and path.is_file() else {}
+    for part in parts:
+        found = tasks[part]()
+        if found is not None:
+            figures |= about | {part: found}
+            if output:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
 
 
 def show(title: str, rows: list[dict[str, Any]]) -> None:

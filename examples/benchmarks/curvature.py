@@ -13,7 +13,6 @@ from __future__ import annotations
 import copy
 import gc
 import importlib.util
-import json
 import os
 import statistics
 import subprocess
@@ -24,8 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import TWEETS, Batch, Logits, gradients, interleaved, minilm, pass_over, show, tweets
-from rich.console import Console
+from common import TWEETS, Batch, Logits, absent, gradients, interleaved, minilm, pass_over, record, show, tweets
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from transformers import BertConfig, BertForSequenceClassification, GPT2Config, GPT2LMHeadModel, HfArgumentParser
@@ -380,22 +378,10 @@ def main() -> None:
     if arguments.memory_of:
         measure_memory(arguments.memory_of)
         return
-    parts = {"diagonal": diagonal_errors, "products": product_rows, "cost": cost_rows}
-    output = Path(arguments.output) if arguments.output else None
-    figures: dict[str, Any] = {}
-    if output is not None and output.is_file():
-        figures = json.loads(output.read_text(encoding="utf-8"))  # parts that are not run now stay
-    figures |= {"torch": torch.__version__, "threads": torch.get_num_threads()}
-    for part in arguments.parts:
-        if part not in parts:
-            raise SystemExit(f"--parts takes {', '.join(parts)}; got {part!r}.")
-        if part != "diagonal" and not TWEETS.is_file():
-            Console().print(f"[yellow]{part}: the tweets of ../shared/data are not here; left out[/]")
-            continue
-        figures[part] = parts[part](arguments)
-        if output is not None:
-            output.parent.mkdir(parents=True, exist_ok=True)
-            output.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+    tasks: dict[str, Callable[[], Any]] = {"diagonal": lambda: diagonal_errors(arguments)}
+    for part, rows in (("products", product_rows), ("cost", cost_rows)):
+        tasks[part] = lambda part=part, rows=rows: None if absent(part, TWEETS) else rows(arguments)
+    record(arguments.parts, tasks, arguments.output, torch=torch.__version__, threads=torch.get_num_threads())
 
 
 if __name__ == "__main__":

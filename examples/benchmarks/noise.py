@@ -13,7 +13,6 @@ from __future__ import annotations
 import gc
 import io
 import itertools
-import json
 import os
 import statistics
 import subprocess
@@ -28,9 +27,8 @@ from typing import Any
 
 import numpy
 import torch
-from common import TWEETS, minilm, pass_over, show, tweets
+from common import TWEETS, absent, minilm, pass_over, record, show, tweets
 from pyarrow import parquet
-from rich.console import Console
 from scipy import stats
 from torch import Tensor, nn
 from torch.utils.data import Dataset
@@ -351,23 +349,11 @@ def main() -> None:
     if arguments.memory_of:
         print_peak_memory(arguments.memory_of)
         return
-    parts = {"step": step_rows, "memory": memory_rows, "mnist": mnist_rows, "tweets": tweet_rows}
-    output = Path(arguments.output) if arguments.output else None
-    figures: dict[str, Any] = {}
-    if output is not None and output.is_file():
-        figures = json.loads(output.read_text(encoding="utf-8"))
-    figures |= {"torch": torch.__version__, "threads": arguments.threads}
-    for part in arguments.parts:
-        if part not in parts:
-            raise SystemExit(f"--parts takes {', '.join(PARTS)}; got {part!r}.")
-        needs = "mnist/test.parquet" if part == "mnist" else "sentiment/train.parquet"
-        if not (Path(arguments.data) / needs).is_file():
-            Console().print(f"[yellow]{part}: {needs} is not in {arguments.data}; left out[/]")
-            continue
-        figures[part] = parts[part](arguments)
-        if output is not None:
-            output.parent.mkdir(parents=True, exist_ok=True)
-            output.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+    tasks: dict[str, Callable[[], Any]] = {}
+    for part, rows in zip(PARTS, (step_rows, memory_rows, mnist_rows, tweet_rows), strict=True):
+        needs = Path(arguments.data) / ("mnist/test.parquet" if part == "mnist" else "sentiment/train.parquet")
+        tasks[part] = lambda part=part, rows=rows, needs=needs: None if absent(part, needs) else rows(arguments)
+    record(arguments.parts, tasks, arguments.output, torch=torch.__version__, threads=arguments.threads)
 
 
 if __name__ == "__main__":

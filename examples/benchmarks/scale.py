@@ -20,11 +20,10 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
-from common import TWEETS, gradients, interleaved, minilm, pass_over, show, tweets
+from common import TWEETS, absent, gradients, interleaved, minilm, pass_over, record, show, tweets
 from rich.console import Console
 from torch import Tensor, nn
 from transformers import (
@@ -309,8 +308,7 @@ def report(part: str, arguments: Arguments) -> Any:
     if part.endswith("_cuda") and not torch.cuda.is_available():
         Console().print(f"[yellow]{part}: there is no CUDA GPU here; its rows are left out[/]")
         return None
-    if part == "throughput" and not TWEETS.is_file():
-        Console().print("[yellow]throughput: the tweets of ../shared/data are not here; left out[/]")
+    if part == "throughput" and absent(part, TWEETS):
         return None
     figures = compare_throughput(arguments) if part == "throughput" else measure(part, arguments)
     if part == "linear":
@@ -324,26 +322,16 @@ def report(part: str, arguments: Arguments) -> Any:
 
 def main() -> None:
     (arguments,) = HfArgumentParser(Arguments).parse_args_into_dataclasses()  # type: ignore[arg-type]
-    unknown = [part for part in (*arguments.parts, *filter(None, [arguments.worker])) if part not in WORKERS]
-    if unknown:
-        raise SystemExit(f"--parts takes {', '.join(WORKERS)}; got {unknown[0]!r}.")
     if arguments.worker:
         torch.set_num_threads(1)
         figures = WORKERS[arguments.worker](arguments)
         if os.environ.get("RANK", "0") == "0":
             print(json.dumps(figures))
         return
-    path = Path(arguments.output)
-    whole = json.loads(path.read_text()) if arguments.output and path.is_file() else {}
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-    whole |= {"torch": torch.__version__, "machine": platform.machine(), "cores": os.cpu_count(), "gpu": gpu}
-    for part in arguments.parts:
-        figures = report(part, arguments)
-        if figures is not None:
-            whole[part] = figures
-        if arguments.output:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(json.dumps(whole, indent=2) + "\n", encoding="utf-8")
+    about = {"torch": torch.__version__, "machine": platform.machine(), "cores": os.cpu_count(), "gpu": gpu}
+    tasks = {part: lambda part=part: report(part, arguments) for part in WORKERS}
+    record(arguments.parts, tasks, arguments.output, **about)
 
 
 if __name__ == "__main__":
