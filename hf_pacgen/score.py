@@ -6,22 +6,17 @@ Networks* (2018, arXiv 1809.07402).  All logarithms are natural, all KL in nats.
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import math
-import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-__all__ = ["PACGenResult", "RESULT_VERSION", "ScoreTerms", "neighborhood", "pacgen_score"]
+from hf_pacgen.record import Record
 
-RESULT_VERSION = 1
-"""Version of the form in which results are written."""
+__all__ = ["PACGenResult", "ScoreTerms", "neighborhood", "pacgen_score"]
 
 CHUNK = 1 << 20
 """Elements converted to float64 at a time, so that a large embedding costs no second copy."""
@@ -168,7 +163,7 @@ def _chunk_terms(
 
 
 @dataclass(frozen=True, kw_only=True)
-class PACGenResult:
+class PACGenResult(Record):
     """PACGen of a model, with what is needed to judge it.  Lower is better.
 
     Scores add over parameters, so compare them between models of one architecture, or use the values
@@ -193,6 +188,8 @@ class PACGenResult:
         config: the settings.
     """
 
+    kind, version, remake = "result", 1, "Score the model again"
+
     score: float
     score_per_parameter: float
     kl_complexity: float
@@ -216,11 +213,6 @@ class PACGenResult:
     status: tuple[str, ...]
     config: dict[str, Any]
 
-    def to_dict(self) -> dict[str, Any]:
-        """The result as JSON-able values, with the version of this form."""
-        values = dataclasses.asdict(self)
-        return {"version": RESULT_VERSION, **values, "status": list(self.status)}
-
     def metrics(self, prefix: str = "") -> dict[str, float]:
         """The numbers under the keys by which they are logged, reported and compared, such as ``eval_pacgen_kl``."""
         return {
@@ -232,55 +224,3 @@ class PACGenResult:
             f"{prefix}hessian_trace": self.hessian_trace,
             f"{prefix}hessian_lipschitz": self.hessian_lipschitz,
         }
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> PACGenResult:
-        """The result from :meth:`to_dict`.
-
-        Raises:
-            ValueError: another version, or fields missing or unknown; the message names them.
-        """
-        if not isinstance(values, Mapping) or "version" not in values:
-            raise ValueError("This is no result of hf_pacgen: expected a JSON object with a 'version'.")
-        if values["version"] != RESULT_VERSION:
-            raise ValueError(
-                f"The result has version {values['version']!r}; this release reads version {RESULT_VERSION}. "
-                "Score the model again, or install the release that wrote it."
-            )
-        names = {f.name for f in dataclasses.fields(cls)}
-        given = set(values) - {"version"}
-        if given != names:
-            raise ValueError(
-                f"The result does not have the expected fields: missing {sorted(names - given)}, "
-                f"unknown {sorted(given - names)}."
-            )
-        return cls(**{name: values[name] for name in names - {"status"}}, status=tuple(values["status"]))
-
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the result as JSON, atomically.
-
-        Raises:
-            FileNotFoundError: the folder does not exist.
-        """
-        target = Path(path)
-        if not target.parent.is_dir():
-            raise FileNotFoundError(f"Cannot write {target}: the folder {target.parent} does not exist. Make it first.")
-        temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-        try:
-            temporary.write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
-            os.replace(temporary, target)
-        finally:
-            temporary.unlink(missing_ok=True)
-
-    @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> PACGenResult:
-        """Read a result that :meth:`save` wrote.
-
-        Raises:
-            ValueError: the file is no JSON, or no result of this version.
-        """
-        try:
-            values = json.loads(Path(path).read_text(encoding="utf-8"))
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise ValueError(f"{path} is not a JSON file ({error}); expected a result written by hf_pacgen.") from None
-        return cls.from_dict(values)

@@ -10,6 +10,7 @@ import hf_pacgen
 PACKAGE = Path(hf_pacgen.__file__).parent
 PURE, CURVATURE, NOISE, SHELL = range(4)
 FLOORS = {
+    "record": PURE,
     "score": PURE,
     "config": PURE,
     "settings": PURE,

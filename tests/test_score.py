@@ -13,7 +13,7 @@ import torch
 from sample_results import sample_result
 
 from hf_pacgen import PACGenResult, pacgen_score
-from hf_pacgen.score import RESULT_VERSION, ScoreTerms
+from hf_pacgen.score import ScoreTerms
 
 
 def transcription(w: Any, h: Any, rho: float, gamma: float, epsilon: float, eta: float, m: int) -> ScoreTerms:
@@ -98,7 +98,7 @@ def test_a_result_survives_a_file(tmp_path: Path) -> None:
     path = tmp_path / "result.json"
     result.save(path)
     assert PACGenResult.load(path) == result
-    assert json.loads(path.read_text())["version"] == RESULT_VERSION
+    assert json.loads(path.read_text())["version"] == PACGenResult.version
     assert [p.name for p in tmp_path.iterdir()] == ["result.json"]
 
 

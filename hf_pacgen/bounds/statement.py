@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import math
-import os
-from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-__all__ = ["CERTIFICATE_VERSION", "Certificate"]
+from hf_pacgen.record import Record
 
-CERTIFICATE_VERSION = 1
-"""Version of the form in which certificates are written."""
+__all__ = ["Certificate"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Certificate:
+class Certificate(Record):
     """What is proved about a noisy model.
 
     The noisy (Gibbs) model draws new noise on its weights for every example.  With probability at least 1 - δ over
@@ -48,6 +42,8 @@ class Certificate:
         seconds: wall-clock time.
         config: the settings.
     """
+
+    kind, version, remake, derived = "certificate", 1, "Certify the model again", ("sentence",)
 
     bound: float
     status: str
@@ -80,62 +76,3 @@ class Certificate:
         if self.unit == "document":
             return f"{given} model errs on at most {error} of the labels of a new one, on average over documents."
         return f"{given} classifier errs on at most {error} of new ones."
-
-    def to_dict(self) -> dict[str, Any]:
-        """The certificate as JSON-able values, with the version of this form and its sentence."""
-        values = dataclasses.asdict(self)
-        return {"version": CERTIFICATE_VERSION, **values, "notes": list(self.notes), "sentence": self.sentence}
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Certificate:
-        """The certificate from :meth:`to_dict`.
-
-        Raises:
-            ValueError: another version, or fields missing or unknown; the message names them.
-        """
-        if not isinstance(values, Mapping) or "version" not in values:
-            raise ValueError("This is no certificate of hf_pacgen: expected a JSON object with a 'version'.")
-        if values["version"] != CERTIFICATE_VERSION:
-            raise ValueError(
-                f"The certificate has version {values['version']!r}; this release reads version {CERTIFICATE_VERSION}. "
-                "Certify the model again, or install the release that wrote it."
-            )
-        names = {field.name for field in dataclasses.fields(cls)}
-        given = set(values) - {"version", "sentence"}
-        if given != names:
-            raise ValueError(
-                f"The certificate does not have the expected fields: missing {sorted(names - given)}, "
-                f"unknown {sorted(given - names)}."
-            )
-        return cls(**{name: values[name] for name in names - {"notes"}}, notes=tuple(values["notes"]))
-
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the certificate as JSON, atomically.
-
-        Raises:
-            FileNotFoundError: the folder does not exist.
-        """
-        target = Path(path)
-        if not target.parent.is_dir():
-            raise FileNotFoundError(f"Cannot write {target}: the folder {target.parent} does not exist. Make it first.")
-        temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-        try:
-            temporary.write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
-            os.replace(temporary, target)
-        finally:
-            temporary.unlink(missing_ok=True)
-
-    @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> Certificate:
-        """Read a certificate that :meth:`save` wrote.
-
-        Raises:
-            ValueError: the file is no JSON, or no certificate of this version.
-        """
-        try:
-            values = json.loads(Path(path).read_text(encoding="utf-8"))
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise ValueError(
-                f"{path} is not a JSON file ({error}); expected a certificate written by hf_pacgen."
-            ) from None
-        return cls.from_dict(values)
