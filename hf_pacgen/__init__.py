@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from hf_pacgen.training.callback import PACGenCallback
     from hf_pacgen.training.trainer import PACGenTrainer
 
-__version__ = "0.1.0.dev0"
+__version__ = "0.1.0"
 
 __all__ = [
     # score
