@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from hf_pacgen.config import ScoreConfig
 from hf_pacgen.curvature.displacement import SavedWeights, TensorDirection
+from hf_pacgen.curvature.losses import require_units
 from hf_pacgen.curvature.objective import LossFunction, Objective
 from hf_pacgen.curvature.spectrum import Spectrum, estimate_spectrum
 from hf_pacgen.curvature.sums import zeros_like
@@ -202,8 +203,7 @@ def _mean(objective: Objective, tick: Callable[[], Any]) -> float:
                 sums += torch.tensor([result.total.item(), result.units], dtype=torch.float64)
             tick()
     total, units = processes.sum_(sums).tolist()
-    if units == 0:
-        raise ValueError("The data has no loss unit: expected at least one labeled token or example.")
+    require_units(units)
     return total / units
 
 

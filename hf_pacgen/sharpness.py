@@ -14,6 +14,7 @@ from hf_pacgen.config import ScoreConfig
 from hf_pacgen.curvature.ascent import WorstCaseSharpness, ascend, coarse_weights
 from hf_pacgen.curvature.batches import count_examples
 from hf_pacgen.curvature.displacement import SavedWeights
+from hf_pacgen.curvature.losses import require_units
 from hf_pacgen.curvature.objective import LossFunction, Objective
 from hf_pacgen.measuring import measuring, progress_bar, ticker
 from hf_pacgen.noise.perturbation import check_scale, scaled_noise
@@ -187,8 +188,7 @@ class _Draws:
                     self.tick()
             sums = processes.sum_(self._sums(draw))
             rise, variance, units, count, examples, loss, forward = sums.tolist()
-            if units == 0:
-                raise ValueError("The data has no loss unit: expected at least one labeled token or example.")
+            require_units(units)
             mean, stderr = rise / units, math.sqrt(variance) / units
             known = draw > 1
             met = known and (draw - 1) * count >= ENOUGH and stderr <= self.config.tolerance * abs(mean)

@@ -508,6 +508,62 @@ def test_what_pacgen_refuses_is_one_line_too(run: Run, tmp_path: Path) -> None:
     refused(run, "weights 'classifier.weight' contain NaN", "score", folder, "--dataset", write_csv(tmp_path / "t.csv"))
 
 
+@pytest.mark.parametrize("command", ["score", "certify", "sharpness", "compare"])
+def test_too_little_memory(
+    run: Run, models: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    def fail(*arguments: Any, **settings: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    measure = {"score": "pacgen", "certify": "certify", "sharpness": "expected_sharpness", "compare": "measure_all"}
+    monkeypatch.setattr(f"hf_pacgen.commands.{command}.{measure[command]}", fail)
+    words = (command, models["classifier"], "--dataset", write_csv(tmp_path / "t.csv"), "--no-progress")
+    prior = ("--prior", "zero") if command == "certify" else ()
+    refused(run, "device is out of memory: take a smaller --batch-size or --max-length", *words, *prior)
+
+
+def test_results_that_find_no_room(
+    run: Run, models: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "access", lambda *arguments: False)  # the superuser may write into any folder
+    words = (models["classifier"], "--dataset", write_csv(tmp_path / "t.csv"), "--no-progress")
+    output = tmp_path / "r.json"
+    message = f"--output '{output}': the folder '{tmp_path}' cannot be written to. Choose another"
+    refused(run, message, "score", *words, "--output", output)
+    monkeypatch.undo()
+
+    def full(*arguments: Any, **settings: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    few = ("--noise-scale", 0, "--eigenvalues", 0)
+    refused(run, "r.json' could not be written: .*No space left", "sharpness", *words, *few, "--output", output)
+    monkeypatch.setattr("hf_pacgen.bounds.certificate.Certificate.save", full)
+    code, out, err = run("certify", *words, "--prior", "zero", "--draws", 2, "--output", output)
+    assert code == 2 and "The certificate is vacuous" in out  # the work is not lost
+    assert re.search("r.json' could not be written: .*No space left", err) and err.count("\n") == 1
+
+
+def test_a_table_without_rows(run: Run, models: dict[str, Path], tmp_path: Path) -> None:
+    data = tmp_path / "train.parquet"
+    features = datasets.Features({"text": datasets.Value("string"), "label": datasets.Value("int64")})
+    datasets.Dataset.from_dict({"text": [], "label": []}, features).to_parquet(data)
+    message = "'.*train.parquet' has no rows: there is nothing to score"
+    refused(run, message, "score", models["classifier"], "--dataset", data)
+
+
+def test_broken_processors(run: Run, models: dict[str, Path], tmp_path: Path) -> None:
+    text = saved_models.bert(tmp_path / "text")
+    (text / "tokenizer.json").write_text("{")
+    refused(run, "No tokenizer can be loaded from", "score", text, "--dataset", write_csv(tmp_path / "t.csv"), *QUICK)
+    vision = saved_models.vit(tmp_path / "vision")
+    data = write_images(tmp_path / "train.parquet")
+    for content in ("{", '{"image_processor_type": "NoSuchProcessor"}'):
+        (vision / "preprocessor_config.json").write_text(content)
+        message = "image processor of '.*vision' cannot be loaded: .*or remove its preprocessor_config.json"
+        refused(run, message, "score", vision, "--dataset", data, *QUICK)
+
+
 # --------------------------------------------------------------------------------------- as a process
 
 

@@ -13,7 +13,8 @@ import torch
 from accelerate import debug_launcher
 from torch import Tensor, nn
 
-from hf_pacgen import SharpnessConfig, expected_sharpness, worst_case_sharpness
+from hf_pacgen import SharpnessConfig, expected_sharpness, hessian_spectrum, worst_case_sharpness
+from hf_pacgen.landscape import mean_loss
 from hf_pacgen.sharpness import Sharpness
 from hf_pacgen.sharpness_config import SpectrumConfig
 
@@ -293,3 +294,30 @@ def test_bad_settings_of_the_spectrum(settings: dict[str, Any], message: str) ->
     with pytest.raises(ValueError, match=message):
         SpectrumConfig(**settings)
     assert SpectrumConfig.from_dict(SpectrumConfig().to_dict()) == SpectrumConfig()
+
+
+@pytest.mark.parametrize("measure", ["expected", "worst", "spectrum", "loss"])
+def test_data_that_counts_for_nothing(measure: str) -> None:
+    def nothing(model: Any, batch: Tensor) -> tuple[Tensor, int]:
+        return model.w.square().sum() * 0, 0
+
+    how: dict[str, Any] = {"loss_fn": nothing, "progress": False}
+    calls: dict[str, Callable[[], Any]] = {
+        "expected": lambda: expected_sharpness(Weights(WEIGHTS), BATCHES, noise_scale=0.1, **how),
+        "worst": lambda: worst_case_sharpness(Weights(WEIGHTS), BATCHES, box=0.1, **how),
+        "spectrum": lambda: hessian_spectrum(Weights(WEIGHTS), BATCHES, k=1, **how),
+        "loss": lambda: mean_loss(Weights(WEIGHTS), BATCHES, **how),
+    }
+    with pytest.raises(ValueError, match=r"no loss unit: expected at least one .* got none. Check the labels, or the"):
+        calls[measure]()
+
+
+@pytest.mark.parametrize("measure", ["expected", "worst"])
+def test_a_loss_that_is_not_finite_without_noise_is_not_put_down_to_the_noise(measure: str) -> None:
+    parts = tiny.split(tiny.examples("vit", 6), 3, 3)
+    parts[1]["pixel_values"] = parts[1]["pixel_values"].clone().fill_(math.nan)
+    with pytest.raises(ValueError, match=r"^The loss of batch 1 is nan: expected a finite number. Look at that batch"):
+        if measure == "expected":
+            expected_sharpness(tiny.make("vit"), parts, noise_scale=0.1, progress=False)
+        else:
+            worst_case_sharpness(tiny.make("vit"), parts, box=0.1, progress=False)

@@ -6,14 +6,13 @@ import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from hf_pacgen.bounds.certificate import Certificate, certify
 from hf_pacgen.commands.parser import CommandParser
-from hf_pacgen.commands.score import RunArguments, check_output, launched
+from hf_pacgen.commands.score import RunArguments, check_output, launched, refusals
 from hf_pacgen.config import CertificateConfig, Config, option
 from hf_pacgen.inputs.errors import InputError, describe, quiet
 from hf_pacgen.inputs.models import ModelArguments, choose_device
@@ -64,27 +63,25 @@ def run(argv: list[str]) -> None:
     prior = prior_folder(prior_args.prior)
     subject = load_subject(positional.model, model_args, data_args, device=device, seed=config.seed)
     subject.model.eval()
-    try:
-        with quiet():
-            result = certify(
-                subject.model,
-                subject.examples,
-                prior=prior,
-                config=config,
-                batch_size=run_args.batch_size,
-                accelerator=accelerator,
-                progress=run_args.progress,
-            )
-    except torch.OutOfMemoryError as error:
-        raise InputError("The device is out of memory: take a smaller --batch-size or --max-length.") from error
-    except (ValueError, TypeError) as error:
-        raise InputError(str(error)) from error
+    with refusals(), quiet():
+        result = certify(
+            subject.model,
+            subject.examples,
+            prior=prior,
+            config=config,
+            batch_size=run_args.batch_size,
+            accelerator=accelerator,
+            progress=run_args.progress,
+        )
     if accelerator is not None and not accelerator.is_main_process:
         return
     result = dataclasses.replace(result, notes=(*subject.notes, *result.notes))
     print_certificate(result, title=subject.title.replace("PACGen of", "Certificate of", 1), top=run_args.top_modules)
     if run_args.output is not None:
-        result.save(run_args.output)
+        try:
+            result.save(run_args.output)
+        except OSError as error:
+            raise InputError(f"--output {run_args.output!r} could not be written: {error}.") from error
         print(f"\nWritten to {run_args.output}")
 
 

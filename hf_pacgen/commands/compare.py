@@ -17,8 +17,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from hf_pacgen.commands.parser import CommandParser
-from hf_pacgen.commands.score import check_output, launched
-from hf_pacgen.commands.sharpness import refusals, spread, write
+from hf_pacgen.commands.score import check_output, launched, refusals
+from hf_pacgen.commands.sharpness import spread, write
 from hf_pacgen.comparison import MEASURES, Measures, measure_all, rank_correlation
 from hf_pacgen.config import Config, ScoreConfig, check_number, option
 from hf_pacgen.inputs.errors import InputError, quiet

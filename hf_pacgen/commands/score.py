@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -66,22 +68,17 @@ def run(argv: list[str]) -> None:
     if accelerator is not None:
         device = accelerator.device
     subject = load_subject(positional.model, model_args, data_args, device=device, seed=config.seed)
-    try:
-        with quiet():
-            result = pacgen(
-                subject.model,
-                subject.examples,
-                config=config,
-                batch_size=run_args.batch_size,
-                accelerator=accelerator,
-                progress=run_args.progress,
-                checkpoint_dir=run_args.checkpoint_dir,
-                checkpoint_every=run_args.checkpoint_every,
-            )
-    except torch.OutOfMemoryError as error:
-        raise InputError("The device is out of memory: take a smaller --batch-size or --max-length.") from error
-    except (ValueError, TypeError) as error:
-        raise InputError(str(error)) from error
+    with refusals(), quiet():
+        result = pacgen(
+            subject.model,
+            subject.examples,
+            config=config,
+            batch_size=run_args.batch_size,
+            accelerator=accelerator,
+            progress=run_args.progress,
+            checkpoint_dir=run_args.checkpoint_dir,
+            checkpoint_every=run_args.checkpoint_every,
+        )
     if accelerator is not None and not accelerator.is_main_process:
         return
     result = dataclasses.replace(result, status=(*subject.notes, *result.status))
@@ -115,6 +112,19 @@ def check_output(output: str | None) -> None:
         )
     if not os.access(path.parent, os.W_OK):
         raise InputError(f"--output {output!r}: the folder {str(path.parent)!r} cannot be written to. Choose another.")
+
+
+@contextmanager
+def refusals() -> Iterator[None]:
+    """Turns what a measure refuses into the one line of a command."""
+    try:
+        yield
+    except InputError:
+        raise
+    except torch.OutOfMemoryError as error:
+        raise InputError("The device is out of memory: take a smaller --batch-size or --max-length.") from error
+    except (ValueError, TypeError) as error:
+        raise InputError(str(error)) from error
 
 
 def launched(device: torch.device) -> Accelerator | None:

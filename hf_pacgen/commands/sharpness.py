@@ -7,13 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from hf_pacgen.commands.parser import CommandParser
-from hf_pacgen.commands.score import check_output, launched
+from hf_pacgen.commands.score import check_output, launched, refusals
 from hf_pacgen.config import Config, check_number, option
 from hf_pacgen.curvature.ascent import WorstCaseSharpness
 from hf_pacgen.curvature.spectrum import Spectrum
@@ -119,19 +118,6 @@ def measured(
         if args.eigenvalues:
             found["spectrum"] = hessian_spectrum(model, data, k=args.eigenvalues, config=spectrum, **where)
     return found
-
-
-class refusals:
-    """Turns what a measure refuses into the one line of a command."""
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
-        if isinstance(error, torch.OutOfMemoryError):
-            raise InputError("The device is out of memory: take a smaller --batch-size or --max-length.") from error
-        if isinstance(error, (ValueError, TypeError)) and not isinstance(error, InputError):
-            raise InputError(str(error)) from error
 
 
 def write(path: str, text: str) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor
 from hf_pacgen.curvature.batches import count_examples
 from hf_pacgen.curvature.displacement import SavedWeights, TensorDirection
 from hf_pacgen.curvature.hvp import take_gradients
+from hf_pacgen.curvature.losses import require_units
 from hf_pacgen.curvature.objective import Objective
 from hf_pacgen.curvature.sums import zeros_like
 from hf_pacgen.noise.random_bits import stream_key, uniform
@@ -194,8 +195,7 @@ class _Ascent:
             found = take_gradients(objective)
         processes.sum_(sums)
         loss, self.units, self.examples = sums[0].item(), sums[1].item(), int(sums[2])
-        if self.units == 0:
-            raise ValueError("The data has no loss unit: expected at least one labeled token or example.")
+        require_units(self.units)
         slope = {}
         for name, half in self.box.items():
             gradient = found.pop(name, None)

@@ -19,7 +19,7 @@ from hf_pacgen.curvature.batches import count_examples
 from hf_pacgen.curvature.checkpoint import Checkpoint
 from hf_pacgen.curvature.displacement import RademacherDirection, SavedWeights, chunks
 from hf_pacgen.curvature.hvp import HessianProduct, batch_gradient
-from hf_pacgen.curvature.losses import BatchLoss
+from hf_pacgen.curvature.losses import BatchLoss, require_units
 from hf_pacgen.curvature.model_state import double_backward_attention, evaluation_mode
 from hf_pacgen.curvature.objective import Objective
 from hf_pacgen.curvature.sums import DiagonalSums, zeros_like
@@ -128,8 +128,7 @@ def estimate_diagonal(
     for tensor in run.tensors().values():
         processes.sum_(tensor)
     loss, units, examples, num_hvps, num_gradients = run.counts.tolist()
-    if units == 0:
-        raise ValueError("The data has no loss unit: expected at least one labeled token or example.")
+    require_units(units)
     values, stderr, trace, trace_stderr, blend = _finish(run, estimator, units)
     if config.standard_error and estimator is Estimator.EXACT:
         stderr = {name: torch.zeros_like(value) for name, value in values.items()}

@@ -27,6 +27,7 @@ __all__ = [
     "needs_labels",
     "no_loss",
     "one_example",
+    "require_units",
 ]
 
 IGNORED = -100
@@ -123,3 +124,12 @@ def no_loss(batch: Mapping[str, Any], index: int) -> ValueError:
         f"Batch {index} gave no loss: expected the model's output to have one, which it has when the batch has "
         f"labels; the batch has {sorted(batch)}. Add labels, or pass loss_fn(model, batch) -> (loss_sum, num_units)."
     )
+
+
+def require_units(units: float) -> None:
+    """Raise if there is nothing to average over."""
+    if units == 0:
+        raise ValueError(
+            "The data has no loss unit: expected at least one labeled token or example, got none. "
+            "Check the labels, or the number of units that loss_fn returns."
+        )

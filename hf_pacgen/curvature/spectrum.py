@@ -25,6 +25,7 @@ from hf_pacgen.curvature.batches import count_examples
 from hf_pacgen.curvature.displacement import SavedWeights, TensorDirection
 from hf_pacgen.curvature.hvp import HessianProduct
 from hf_pacgen.curvature.krylov import Basis, Krylov, Vector, lanczos
+from hf_pacgen.curvature.losses import require_units
 from hf_pacgen.curvature.objective import Objective
 from hf_pacgen.curvature.parameters import dense
 from hf_pacgen.curvature.sums import zeros_like
@@ -216,8 +217,7 @@ class _PooledHessian:
                 self.tick()
         if self.size[0] == 0:
             self.size = processes.sum_(size)
-            if self.size[0] == 0:
-                raise ValueError("The data has no loss unit: expected at least one labeled token or example.")
+            require_units(self.size[0].item())
         out = {name: out[name] if name in out else torch.zeros_like(v) for name, v in vector.items()}
         for value in out.values():
             processes.sum_(value).div_(self.size[0].item())

@@ -100,7 +100,7 @@ def _token_limit(tokenizer: Any, config: Any, asked: int | None) -> int:
 
 
 def image_examples(
-    table: datasets.Dataset, columns: Columns, processor: Any, config: Any, *, labels: Labels | None
+    table: datasets.Dataset, columns: Columns, processor: Any, config: Any, *, labels: Labels
 ) -> Examples:
     """Images as the model's pixel values, with the encoded label.
 
@@ -109,9 +109,7 @@ def image_examples(
     Raises:
         InputError: an image is missing.
     """
-    if labels is None or columns.label is None:
-        raise InputError("Image classification needs labels: name their column with --label-column.")
-    image, label = str(columns.image), columns.label
+    image, label = str(columns.image), str(columns.label)
     check_complete(table, image, "an image")
     if not isinstance(table.features[image], datasets.Image):
         table = table.cast_column(image, datasets.Image())

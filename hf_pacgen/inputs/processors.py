@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import transformers
 
 from hf_pacgen.inputs.errors import InputError, describe, quiet
 from hf_pacgen.inputs.models import ModelArguments
+
+PROCESSOR_FILE = "preprocessor_config.json"
 
 __all__ = ["load_processor", "load_tokenizer"]
 
@@ -44,10 +47,10 @@ def load_processor(name: str, args: ModelArguments) -> Any:
             return transformers.AutoImageProcessor.from_pretrained(
                 name, revision=args.revision, trust_remote_code=args.trust_remote_code
             )
-        except OSError:  # no preprocessor_config.json
-            return None
         except Exception as error:
+            if isinstance(error, OSError) and not (Path(name) / PROCESSOR_FILE).is_file():
+                return None
             raise InputError(
                 f"The image processor of {name!r} cannot be loaded: {describe(error)}. "
-                "Save it again in the same folder."
+                f"Save it again in the same folder, or remove its {PROCESSOR_FILE}."
             ) from error

@@ -58,7 +58,7 @@ def load_subject(
     columns = choose_columns(table, data_args, task)
     new_head = trained_task(config) is not task
     labels = encode_labels(table, columns.label, config, new_head=new_head) if columns.label is not None else None
-    if task is Task.IMAGE_CLASSIFICATION:
+    if task is Task.IMAGE_CLASSIFICATION and labels is not None:
         examples = image_examples(table, columns, load_processor(name, model_args), config, labels=labels)
     else:
         tokenizer = load_tokenizer(name, model_args)

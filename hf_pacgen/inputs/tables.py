@@ -65,9 +65,7 @@ def load_table(args: DataArguments) -> datasets.Dataset:
         loaded = _load_files(names, args.split)
     else:
         loaded = _load_from_hub(names[0], args)
-    table = _choose_split(loaded, args.split, shown)
-    if not isinstance(table, datasets.Dataset):
-        raise InputError(f"The data set {shown!r} is streamed; expected one with a known number of rows.")
+    table: datasets.Dataset = _choose_split(loaded, args.split, shown)
     if len(table) == 0:
         raise InputError(f"The data set {shown!r} has no rows: there is nothing to score. Give the training data.")
     return table
@@ -164,7 +162,7 @@ def _load_from_hub(name: str, args: DataArguments) -> Any:
 
 
 def _choose_split(loaded: Any, split: str | None, shown: str) -> Any:
-    if not isinstance(loaded, (datasets.DatasetDict, datasets.IterableDatasetDict)):
+    if not isinstance(loaded, datasets.DatasetDict):
         return loaded
     names = list(loaded)
     wanted = split or ("train" if "train" in names or len(names) != 1 else names[0])

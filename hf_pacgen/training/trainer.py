@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -204,9 +204,7 @@ class PACGenTrainer(Trainer):
         return loss
 
     def _model(self) -> nn.Module:
-        if self.model is None:
-            raise ValueError("The Trainer has no model yet: pass model, or call train() first.")
-        return self.model
+        return cast(nn.Module, self.model)  # the Trainer refuses to be without one
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """The card of transformers, with the last score in it (``push_to_hub`` goes through here)."""
@@ -224,8 +222,6 @@ class PACGenTrainer(Trainer):
             return self.get_train_dataloader()
 
     def _start_engine(self, train_dataloader: Any = None) -> NoiseEngine:
-        if self.noise is None:
-            raise ValueError("There are no settings for the noise; pass noise=NoiseConfig().")
         run = describe_run(
             self.args,
             self._model(),
@@ -234,7 +230,7 @@ class PACGenTrainer(Trainer):
             max_steps=self.state.max_steps,
             loss_fn=self._own_loss(),
         )
-        self._engine = NoiseEngine(self.noise, run)
+        self._engine = NoiseEngine(cast(NoiseConfig, self.noise), run)
         return self._engine
 
 
