@@ -41,7 +41,8 @@ SCORE = "score 0.693147"  # log(0.1 sqrt(400)) = log 2
 
 def fresh_process(code: str, *, cwd: Path, **variables: str) -> subprocess.CompletedProcess[str]:
     """Run code in another process, which knows nothing but these variables."""
-    kept = {name: os.environ[name] for name in ("PATH", "OMP_NUM_THREADS", "SYSTEMROOT") if name in os.environ}
+    known = ("PATH", "OMP_NUM_THREADS", "SYSTEMROOT")
+    kept = {name: os.environ[name] for name in os.environ if name in known or name.startswith("COVERAGE_")}
     environment = {**kept, "PYTHONPATH": str(ROOT), "HOME": str(cwd), **variables}
     return subprocess.run(
         [sys.executable, "-c", code], env=environment, cwd=cwd, capture_output=True, text=True, timeout=120
@@ -108,7 +109,7 @@ metric = evaluate.load("pacgen")
 def test_processes_that_register_at_once(tmp_path: Path) -> None:
     """Several begin at the same moment; meanwhile no folder is ever seen without its module."""
     begin = time.time() + 1.0
-    code = ALONE + f"import time\ntime.sleep({begin} - time.time())\nprint(registration.register())"
+    code = ALONE + f"import time\ntime.sleep(max(0, {begin} - time.time()))\nprint(registration.register())"
     environment = {**os.environ, "HF_HOME": str(tmp_path)}
     environment.pop("HF_MODULES_CACHE", None)
     processes = [
@@ -230,7 +231,7 @@ def test_a_second_time_is_silent_fast_and_writes_nothing(cache: Path, caplog: py
     assert module.stat().st_mtime_ns == before
 
 
-@pytest.mark.parametrize("what", ["a file in the way", "read-only"])
+@pytest.mark.parametrize("what", ["a file in the way", "read-only", "no renaming"])
 def test_a_cache_that_cannot_be_written_is_one_line_in_the_log(
     what: str, cache: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -240,10 +241,17 @@ def test_a_cache_that_cannot_be_written_is_one_line_in_the_log(
             raise PermissionError(13, "Permission denied")
 
         monkeypatch.setattr(Path, "mkdir", refuse)
+    elif what == "no renaming":
+
+        def refuse_folder(*arguments: object) -> None:
+            raise PermissionError(1, "Operation not permitted")
+
+        monkeypatch.setattr(os, "rename", refuse_folder)
     else:
         cache.parent.mkdir()
         cache.write_text("a file")
     assert hf_pacgen.register() is None
+    assert not list(cache.glob("**/*.tmp")) if cache.is_dir() else True
     (record,) = caplog.records
     assert "metric_path()" in record.getMessage() and "HF_HOME" in record.getMessage()
 

@@ -188,9 +188,13 @@ def _meshes() -> None:
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
-    made = model("bert")
-    fully_shard(made, mesh=init_device_mesh("cpu", (2, 1), mesh_dim_names=("a", "b")))
+    made, grid = model("bert"), init_device_mesh("cpu", (2, 1), mesh_dim_names=("a", "b"))
+    fully_shard(made, mesh=grid)
     with pytest.raises(ValueError, match=r"on a mesh of 2 dimension\(s\): expected FSDP2's shards"):
+        pacgen(made, batches("bert"), progress=False)
+    made = model("bert")
+    fully_shard(made, mesh=grid["b"])
+    with pytest.raises(ValueError, match=r"sharded over 1 of 2 processes: expected all of them. Make the mesh of all"):
         pacgen(made, batches("bert"), progress=False)
     made = model("bert")
     plan: Any = {"classifier": RowwiseParallel(), "bert.pooler.dense": ColwiseParallel()}

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import errno
+import json
 import logging
 import multiprocessing
 import os
 import random
+import re
 import resource
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ import tiny
 import torch
 from accelerate import Accelerator
 from launch import on_two_processes
+from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import nn
 
@@ -215,8 +218,10 @@ def test_a_file_that_may_not_grow(tmp_path: Path, expected: dict[str, Any]) -> N
     before = batches_done(tmp_path)
 
     def limited() -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (4096, resource.RLIM_INFINITY))
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
         interrupted(tmp_path, 15, every=1)
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)  # what measures the coverage of tests writes at the end
 
     child = forked(limited)
     child.join()
@@ -305,6 +310,35 @@ def test_the_state_of_another_run_is_refused(what: str, named: str, tmp_path: Pa
     assert batches_done(tmp_path) == before
 
 
+class Stream:
+    """Batches whose number is not known beforehand."""
+
+    def __init__(self, parts: list[Any]) -> None:
+        self.parts = parts
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.parts)
+
+
+def test_a_stream_that_has_become_shorter_is_refused(tmp_path: Path) -> None:
+    interrupted(tmp_path, data=Stream(PARTS), every=1)
+    with pytest.raises(ValueError, match=r"These differ: batch \d of the data \(only in the checkpoint\)"):
+        score(tmp_path, data=Stream(PARTS[:1]))
+
+
+def test_sums_of_other_parameters_are_refused(tmp_path: Path) -> None:
+    interrupted(tmp_path)
+    (path,) = tmp_path.iterdir()
+    with safe_open(path, framework="pt") as file:
+        metadata = {key: json.loads(value) for key, value in file.metadata().items()}
+    sums = load_file(path)
+    gone = sorted(sums.keys() - {"done"})[0]
+    del sums[gone]
+    write_tensors(path, sums, metadata)
+    with pytest.raises(ValueError, match=rf"These differ: the sums \['{re.escape(gone)}'\]. Name another"):
+        score(tmp_path)
+
+
 # ---------------------------------------------------------------------------------------------- many processes
 
 
@@ -351,6 +385,17 @@ def test_a_missing_file_of_several_is_named(tmp_path: Path) -> None:
     next(tmp_path.glob("*-00001-of-00002*")).unlink()
     with pytest.raises(ValueError, match=r"is incomplete: it is of 2 processes, and only .*00000-of-00002"):
         score(tmp_path)
+
+
+def _apart(base: Path) -> None:
+    rank = Accelerator(cpu=True).process_index
+    message = rf"folder that all processes share: process {rank} does not see .*0000{1 - rank}-of-00002.*shared file"
+    with pytest.raises(ValueError, match=message):
+        score(base / str(rank), accelerator=Accelerator(cpu=True))
+
+
+def test_folders_that_are_not_shared_are_refused(tmp_path: Path) -> None:
+    on_two_processes(_apart, tmp_path)
 
 
 def test_only_the_score_is_saved() -> None:
