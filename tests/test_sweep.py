@@ -129,6 +129,7 @@ def test_the_granulated_coefficient_fixes_the_other_axes() -> None:
     assert row["measure"] == "trace" and row["batch_size"] == 1.0 and row["width"] == -1.0
     assert row["granulated"] == 0.0 and row["batch axis"] == 1.0
     assert row["grid interval"][0] <= row["grid"] <= row["grid interval"][1]
+    assert row["granulated interval"] == (0.0, 0.0)
 
 
 def test_the_full_grid_is_found_among_the_axes() -> None:
@@ -146,3 +147,11 @@ def test_the_full_grid_is_found_among_the_axes() -> None:
 def test_the_interval_of_a_perfect_ranking_is_a_point() -> None:
     generator = numpy.random.default_rng(0)
     assert sweep_report.tau_interval(range(10), range(10), generator) == (1.0, 1.0)
+
+
+def test_the_interval_of_a_mean_of_means_shrinks_with_the_groups() -> None:
+    """The standard error of a mean of 25 signs is 0.2, and of three such means 0.2/sqrt(3)."""
+    signs = [1.0, -1.0] * 12 + [1.0]
+    for count in (1, 3):
+        low, high = sweep_report.mean_interval([signs] * count, numpy.random.default_rng(0))
+        assert high - low == pytest.approx(2 * 1.96 * 0.2 / count**0.5, rel=0.1)

@@ -95,10 +95,10 @@ def granulated(table: pandas.DataFrame, measure: str, axis: str) -> list[float]:
     return [value for value in found if not math.isnan(value)]
 
 
-def mean_interval(values: list[float], generator: numpy.random.Generator) -> tuple[float, float]:
-    """A 95 % bootstrap interval of the mean."""
-    drawn = numpy.asarray(values)[generator.integers(0, len(values), (DRAWS, len(values)))].mean(axis=1)
-    low, high = numpy.nanquantile(drawn, [0.025, 0.975])
+def mean_interval(groups: list[list[float]], generator: numpy.random.Generator) -> tuple[float, float]:
+    """A 95 % bootstrap interval of the mean of the means of some groups, each resampled by itself."""
+    drawn = [numpy.asarray(g)[generator.integers(0, len(g), (DRAWS, len(g)))].mean(axis=1) for g in groups]
+    low, high = numpy.quantile(numpy.mean(drawn, axis=0), [0.025, 0.975])
     return float(low), float(high)
 
 
@@ -112,13 +112,13 @@ def correlations(table: pandas.DataFrame) -> Iterator[dict[str, Any]]:
         pairs = grid[[measure, "gap"]].to_numpy()
         row["grid"] = tau(*pairs.T)
         row["grid interval"] = tau_interval(*pairs.T, generator)
-        means = {}
-        for axis in AXES:
-            values = granulated(grid, measure, axis)
-            if values:
-                row[axis] = means[axis] = float(numpy.mean(values))
-                row[f"{axis} interval"] = mean_interval(values, generator)
-        row["granulated"] = float(numpy.mean(list(means.values()))) if means else math.nan
+        found = {axis: values for axis in AXES if (values := granulated(grid, measure, axis))}
+        for axis, values in found.items():
+            row[axis] = float(numpy.mean(values))
+            row[f"{axis} interval"] = mean_interval([values], generator)
+        row["granulated"] = float(numpy.mean([row[axis] for axis in found])) if found else math.nan
+        if found:
+            row["granulated interval"] = mean_interval(list(found.values()), generator)
         for name, (axis, line) in lines.items():
             values = [tau(runs[measure], runs["gap"]) for _, runs in line.sort_values(axis).groupby("seed")]
             row[f"{name} axis"] = float(numpy.mean(values)) if values else math.nan
