@@ -569,7 +569,7 @@ def test_broken_processors(run: Run, models: dict[str, Path], tmp_path: Path) ->
 
 def test_as_a_program(models: dict[str, Path], tmp_path: Path) -> None:
     words = [sys.executable, "-m", "hf_pacgen", "score", str(models["classifier"]), "--dataset"]
-    done = subprocess.run([*words, "missing.parquet"], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([*words, "missing.parquet"], capture_output=True, text=True, timeout=300)
     assert (done.returncode, done.stdout) == (2, "")
     assert re.fullmatch("hf-pacgen: error: The data set file 'missing.parquet' does not exist.*\n", done.stderr)
 
@@ -584,7 +584,7 @@ def test_two_processes_print_once_and_agree_with_one(run: Run, models: dict[str,
         capture_output=True,
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
-        timeout=120,
+        timeout=300,
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("Written to") == 1

@@ -45,7 +45,7 @@ def fresh_process(code: str, *, cwd: Path, **variables: str) -> subprocess.Compl
     kept = {name: os.environ[name] for name in os.environ if name in known or name.startswith("COVERAGE_")}
     environment = {**kept, "PYTHONPATH": str(ROOT), "HOME": str(cwd), **variables}
     return subprocess.run(
-        [sys.executable, "-c", code], env=environment, cwd=cwd, capture_output=True, text=True, timeout=120
+        [sys.executable, "-c", code], env=environment, cwd=cwd, capture_output=True, text=True, timeout=300
     )
 
 
