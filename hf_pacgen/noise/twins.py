@@ -169,6 +169,7 @@ class Perturbation:
         for name, parameter in self.parameters.items():
             # looked up anew: FSDP2's first forward pass may give a shard other storage
             local(parameter).copy_(self._clean[name])
+        self._follow()  # there, where what is left behind has noise
         self.applied = False
         shards.reshard()
         shards.abandon()
