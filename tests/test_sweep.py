@@ -105,7 +105,7 @@ def test_the_grids_are_full(task: str, runs: int, whole: int) -> None:
     grid = sweep.grid(sweep.Arguments(task=task))
     table = pandas.DataFrame([vars(run) for run in grid])
     assert len(table) == len({run.name for run in grid}) == runs and len(sweep_report.factorial(table)) == whole
-    if task == "tweets":  # cut short at two thirds, it still has one
+    if task == "tweets":  # of two seeds
         assert len(sweep_report.factorial(table[:16])) == 16
 
 
@@ -142,6 +142,18 @@ def test_the_full_grid_is_found_among_the_axes() -> None:
     extra = [{"batch_size": 64, "learning_rate": 0.1, "weight_decay": 0.0, "width": 6, "seed": 2}]
     found = sweep_report.factorial(pandas.DataFrame(whole + extra))
     assert len(found) == 8 and set(found["batch_size"]) == {8, 32}
+
+
+def test_a_run_that_failed_takes_no_other_with_it() -> None:
+    rows = [
+        {"batch_size": b, "learning_rate": r, "weight_decay": 0.0, "width": 6, "seed": 0}
+        | {"gap": b + r, "trace": b - r, "converged": (b, r) != (8, 1)}
+        for b in (8, 32)
+        for r in (1, 2)
+    ]
+    (row,) = sweep_report.correlations(pandas.DataFrame(rows))
+    assert row["batch_size"] == 1.0 and row["learning_rate"] == -1.0  # one pair each
+    assert row["grid"] == pytest.approx(1 / 3)
 
 
 def test_the_interval_of_a_perfect_ranking_is_a_point() -> None:

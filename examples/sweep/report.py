@@ -103,8 +103,9 @@ def mean_interval(groups: list[list[float]], generator: numpy.random.Generator) 
 
 
 def correlations(table: pandas.DataFrame) -> Iterator[dict[str, Any]]:
-    """A row for every measure."""
-    grid = factorial(table)
+    """A row for every measure, over the runs that reached the training loss."""
+    grid = factorial(table)  # of the runs that were tried, or one that failed would take half of the others with it
+    grid, table = grid[grid["converged"]], table[table["converged"]]
     lines = dict(axes_of_the_article(table))
     for measure in measures(table):
         generator = numpy.random.default_rng(0)
@@ -142,7 +143,7 @@ def report(table: pandas.DataFrame, folder: Path) -> pandas.DataFrame:
     console = Console(width=150)
     if len(converged) < len(table):
         console.print(f"{len(table) - len(converged)} runs did not reach the training loss and are left out")
-    rows = list(correlations(converged))
+    rows = list(correlations(table))
     (folder / "correlations.json").write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
     heads = ["measure", "batch axis", "rate axis", "granulated", *AXES, "grid"]
     shown = Table(*heads, title=f"Kendall's τ with the gap, {len(converged)} runs")
