@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary, ref
 
 import torch
 from safetensors import safe_open
@@ -38,6 +39,9 @@ __all__ = ["NOISE_FILE", "NoiseEngine", "Run"]
 
 NOISE_FILE = "pacgen_noise.safetensors"
 """Name of the noise state in a checkpoint."""
+
+_ENGINES: WeakKeyDictionary[Any, ref[NoiseEngine]] = WeakKeyDictionary()
+"""The engine of every run that goes on, by the run's optimizer."""
 
 logger = logging.getLogger(__name__)
 
@@ -91,11 +95,13 @@ class NoiseEngine:
 
     Raises:
         ValueError: ``eta='n'`` where the number of training examples is not known; no trainable parameters;
-            parameters that are sharded otherwise than by ``fully_shard``; an optimizer that ``adam`` cannot read.
+            parameters that are sharded otherwise than by ``fully_shard``; an optimizer that ``adam`` cannot read;
+            another engine that is not closed has the same optimizer.
     """
 
     def __init__(self, config: NoiseConfig, run: Run) -> None:
         self.config, self.run = config, run
+        self._refuse_another()
         if config.eta == "n" and not run.num_examples:
             raise ValueError(
                 "eta='n' is the number of training examples, which an iterable dataset does not tell. "
@@ -126,6 +132,15 @@ class NoiseEngine:
         self._keys: list[tuple[str | int, ...]] = []
         """Of the draws in this step."""
         self._pairs: PairedProducts | None = None
+        _ENGINES[run.optimizer] = ref(self)
+
+    def _refuse_another(self) -> None:
+        """Raise where the run has noise already: each would take the other's for the weights."""
+        known = _ENGINES.get(self.run.optimizer)
+        if known is not None and known() is not None:
+            raise ValueError(
+                "Two of the PACGenTrainer and its PACGenCallbacks have noise, which would add up. Give it to one only."
+            )
 
     # ------------------------------------------------------------------------------------------------ the step
 
@@ -190,6 +205,7 @@ class NoiseEngine:
 
     def close(self) -> None:
         """Take the noise off and the hooks out of the model."""
+        _ENGINES.pop(self.run.optimizer, None)
         self.guard.close()
         if self.rescale is not None:
             self.rescale.close()

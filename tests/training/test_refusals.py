@@ -242,6 +242,15 @@ def test_a_sharded_parameter_is_refused() -> None:
 def test_noise_twice_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"both have noise, which would add up\. Give it to one only"):
         PACGenTrainer(tiny.bert(), arguments(tmp_path), noise={}, callbacks=[PACGenCallback(noise={})])
+    model = tiny.bert()
+    clean = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    trainer = build("callback", tmp_path, {}, model=model)
+    trainer.add_callback(second := PACGenCallback(noise={"seed": 1}))
+    for _ in range(2):  # the refusal leaves nothing behind that would let it pass
+        refuses(trainer, "have noise, which would add up")
+    assert all(parameter.equal(clean[name]) for name, parameter in model.named_parameters())
+    trainer.remove_callback(second)
+    trainer.train()
 
 
 @pytest.mark.parametrize("method", METHODS)
