@@ -16,7 +16,7 @@ from hf_pacgen.curvature.losses import require_units
 from hf_pacgen.curvature.objective import LossFunction, Objective
 from hf_pacgen.curvature.spectrum import Spectrum, estimate_spectrum
 from hf_pacgen.curvature.sums import zeros_like
-from hf_pacgen.measuring import measuring, progress_bar, ticker
+from hf_pacgen.measuring import check_arguments, measuring, progress_bar, ticker
 from hf_pacgen.noise.perturbation import check_scale
 from hf_pacgen.noise.random_bits import rademacher, stream_key
 from hf_pacgen.score import neighborhood
@@ -64,6 +64,7 @@ def hessian_spectrum(
     """
     if isinstance(k, bool) or not isinstance(k, int) or k < 1:
         raise ValueError(f"k, the number of eigenvalues, must be an integer of at least 1; got {k!r}.")
+    check_arguments(model, config, SpectrumConfig)
     scope = ScoreConfig(max_examples=config.max_examples, seed=config.seed)
     with measuring(model, data, scope, loss_fn, collate_fn, batch_size, accelerator) as objective:
         with objective.displaceable() as saved, progress_bar(objective, progress) as bar:

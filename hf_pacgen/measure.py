@@ -24,7 +24,7 @@ from hf_pacgen.curvature.objective import LossFunction, Objective
 from hf_pacgen.curvature.parameters import dense
 from hf_pacgen.curvature.sums import zeros_like
 from hf_pacgen.findings import by_module, findings
-from hf_pacgen.measuring import measuring, progress_bar, ticker
+from hf_pacgen.measuring import check_arguments, measuring, progress_bar, ticker
 from hf_pacgen.score import PACGenResult, ScoreTerms, pacgen_score
 from hf_pacgen.sharding import local, part_like, shard_like
 
@@ -74,7 +74,7 @@ def pacgen(
         ValueError: no trainable parameters, empty or unlabeled data, a loss that is not finite or not
             deterministic, processes with different models or data, a checkpoint of another run, ...; nothing is
             left changed.
-        TypeError: ``data`` is of a kind that cannot be scored.
+        TypeError: ``model`` is no module, ``config`` no ScoreConfig, or ``data`` of a kind that cannot be scored.
 
     Source: Wang, Keskar, Xiong, Socher 2018, arXiv 1809.07402.
     """
@@ -150,6 +150,7 @@ def hessian_lipschitz(
 
     Arguments and errors are those of :func:`pacgen`, and ``config.lipschitz_directions`` must be at least 1.
     """
+    check_arguments(model, config, ScoreConfig)
     if config.lipschitz_directions < 1:
         raise ValueError("hessian_lipschitz needs lipschitz_directions of at least 1; got 0, which means 'not at all'.")
     with measuring(model, data, config, loss_fn, collate_fn, batch_size, accelerator, shards=True) as objective:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import os
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
 from tqdm.auto import tqdm
 
-from hf_pacgen.config import ScoreConfig
+from hf_pacgen.config import Config, ScoreConfig
 from hf_pacgen.curvature.batches import Batches
 from hf_pacgen.curvature.checkpoint import Checkpoint
 from hf_pacgen.curvature.identity import BUFFERS, differences, identity
@@ -22,7 +23,7 @@ from hf_pacgen.sharding import Shards
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-__all__ = ["measuring", "progress_bar", "ticker"]
+__all__ = ["check_arguments", "measuring", "progress_bar", "ticker"]
 
 
 @contextmanager
@@ -42,6 +43,7 @@ def measuring(
 
     ``shards`` says whether the measurement can be of a model that is sharded over processes.
     """
+    check_arguments(model, config, ScoreConfig)
     model = unwrap(model)
     sharded = Shards(model)
     processes = all_processes = Processes(accelerator)
@@ -72,6 +74,22 @@ def measuring(
                 yield objective
         finally:
             batches.close()
+
+
+def check_arguments(model: Any, config: Any, kind: type[Config]) -> None:
+    """Raise if the model is no module, or the settings are none of that kind."""
+    if not isinstance(model, nn.Module):
+        what = type(model).__name__
+        if isinstance(model, (str, os.PathLike)):
+            remedy = "Load it with from_pretrained(), or score it by its name with the command 'hf-pacgen score'"
+        elif isinstance(getattr(model, "model", None), nn.Module):
+            remedy = f"Pass {'trainer.model' if 'Trainer' in what else 'the model inside, its attribute model'}"
+        else:
+            remedy = "Pass a PreTrainedModel, a PEFT model, or another torch.nn.Module"
+        raise TypeError(f"model must be a loaded model, a torch.nn.Module; got {what}. {remedy}.")
+    if not isinstance(config, kind):
+        remedy = f"{kind.__name__}(**config)" if isinstance(config, Mapping) else f"{kind.__name__}(...)"
+        raise TypeError(f"config must be a {kind.__name__}; got {type(config).__name__}. Pass config={remedy}.")
 
 
 def ticker(objective: Objective, bar: Any, checkpoint: Checkpoint | None = None) -> Callable[[], None]:

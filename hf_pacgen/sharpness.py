@@ -16,7 +16,7 @@ from hf_pacgen.curvature.batches import count_examples
 from hf_pacgen.curvature.displacement import SavedWeights
 from hf_pacgen.curvature.losses import require_units
 from hf_pacgen.curvature.objective import LossFunction, Objective
-from hf_pacgen.measuring import measuring, progress_bar, ticker
+from hf_pacgen.measuring import check_arguments, measuring, progress_bar, ticker
 from hf_pacgen.noise.perturbation import check_scale, scaled_noise
 from hf_pacgen.noise.twins import Perturbation, ScaleFunction
 from hf_pacgen.sharpness_config import SharpnessConfig
@@ -98,6 +98,7 @@ def expected_sharpness(
 
     Source: Neyshabur, Bhojanapalli, McAllester, Srebro 2017, arXiv 1706.08947.
     """
+    check_arguments(model, config, SharpnessConfig)
     scope = ScoreConfig(max_examples=config.max_examples, seed=config.seed)
     with measuring(model, data, scope, loss_fn, collate_fn, batch_size, accelerator) as objective:
         noise, scale = scaled_noise(
@@ -149,6 +150,7 @@ def worst_case_sharpness(
 
     Source: Keskar, Mudigere, Nocedal, Smelyanskiy, Tang 2017, arXiv 1609.04836.
     """
+    check_arguments(model, config, SharpnessConfig)
     scope = ScoreConfig(max_examples=config.max_examples, seed=config.seed)
     with measuring(model, data, scope, loss_fn, collate_fn, batch_size, accelerator) as objective:
         check_scale("box", box, objective.parameters)

@@ -34,7 +34,7 @@ from hf_pacgen.curvature.displacement import SavedWeights
 from hf_pacgen.curvature.model_state import unwrap
 from hf_pacgen.curvature.objective import LossFunction, Objective
 from hf_pacgen.measure import hessian_diagonal
-from hf_pacgen.measuring import measuring
+from hf_pacgen.measuring import check_arguments, measuring
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -86,6 +86,7 @@ def certify(
     Wang et al. 2018 (arXiv 1809.07402).
     """
     began = time.perf_counter()
+    check_arguments(model, config, CertificateConfig)
     model = unwrap(model)
     check_batch_norm(model)
     check_sampling(data)
