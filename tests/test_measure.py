@@ -95,6 +95,14 @@ def test_the_result_says_what_was_chosen() -> None:
     assert result.hvp_method is None and result.num_hvps == 0 and result.num_gradients == 2
 
 
+def test_float16_on_a_cpu_gives_nearly_the_numbers_of_float32() -> None:
+    parts = tiny.split(tiny.examples("bert", 6), 3, 3)
+    whole, half = (pacgen(tiny.make("bert", dtype=d), parts, progress=False) for d in (torch.float32, torch.float16))
+    assert half.loss == pytest.approx(whole.loss, rel=1e-3)
+    assert half.hessian_trace == pytest.approx(whole.hessian_trace, rel=0.01)
+    assert half.score == pytest.approx(whole.score, rel=1e-3)
+
+
 def test_status_sentences() -> None:
     model, parts = tiny.make("bert"), tiny.split(tiny.examples("bert", 6), 2, 2, 2)
 

@@ -70,6 +70,9 @@ def estimate_lipschitz(
         config: γ, ε, and the numbers of directions, iterations and batches.
         saved: a copy of the weights.
         tick: called after every iteration and batch.
+
+    Raises:
+        ValueError: a product in the box is not finite.
     """
     processes, offsets = objective.batches.processes, objective.shards.offsets
     found: dict[int, tuple[float, int, bool, int]] = {}
@@ -170,6 +173,12 @@ def _lanczos_norm(operator: _HessianDifference, vector: dict[str, Tensor], itera
             _scale(image, -off_diagonal[-1])
         operator.add(vector, image)
         alpha = _dot(vector, image, shards)
+        if not math.isfinite(alpha):
+            raise ValueError(
+                "A Hessian-vector product in the box around the weights is not finite, so there is no ρ: expected "
+                "finite numbers. Load the weights in float32 or bfloat16 if they are float16, which ends at 65504; "
+                "or make gamma and epsilon smaller."
+            )
         for name, value in image.items():
             value.add_(vector[name], alpha=-alpha)
         diagonal.append(alpha)

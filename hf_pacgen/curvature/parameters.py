@@ -85,7 +85,8 @@ def lone_embeddings(model: nn.Module, parameters: Mapping[str, nn.Parameter]) ->
 def embeddings_of(model: nn.Module) -> list[nn.Embedding]:
     """Trainable embedding layers whose gradient may be sparse, those that share their matrix too.
 
-    A matrix that is used elsewhere still gets a dense gradient, but no second dense one for the lookup.
+    A matrix that is used elsewhere still gets a dense gradient, but no second dense one for the lookup.  PyTorch cannot
+    add sparse gradients in float16 on a CPU.
     """
     if _is_compiled(model):
         return []
@@ -96,6 +97,7 @@ def embeddings_of(model: nn.Module) -> list[nn.Embedding]:
         and type(module.weight) is nn.Parameter
         and module.weight.requires_grad
         and not module.scale_grad_by_freq
+        and not (module.weight.dtype == torch.float16 and module.weight.device.type == "cpu")
     ]
 
 

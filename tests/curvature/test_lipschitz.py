@@ -76,3 +76,11 @@ def test_rho_given_and_bad_settings() -> None:
 def test_one_iteration_is_not_called_converged() -> None:
     config = ScoreConfig(lipschitz_iterations=1)
     assert not hessian_lipschitz(tiny.make("bert"), [tiny.examples("bert", 4)], config=config, progress=False).converged
+
+
+def test_a_product_that_is_not_finite_is_refused() -> None:
+    def loss(model: nn.Module, batch: Tensor) -> tuple[Tensor, int]:
+        return (model.w**4 * 1e4).sum() * len(batch), len(batch)  # type: ignore[operator]
+
+    with pytest.raises(ValueError, match=r"not finite, so there is no ρ.*Load the weights in float32 or bfloat16"):
+        hessian_lipschitz(Weights(3, torch.float16), [torch.zeros(1)], loss_fn=loss, progress=False)
