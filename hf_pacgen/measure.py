@@ -58,7 +58,9 @@ def pacgen(
         data: the training data: a DataLoader, a ``datasets.Dataset`` of model inputs, or an iterable of
             batches that can be gone over more than once.
         config: settings of the score.
-        loss_fn: ``loss_fn(model, batch) -> (loss_sum, num_units)`` instead of the model's own loss.
+        loss_fn: ``loss_fn(model, batch) -> (loss_sum, num_units)`` instead of the model's own loss.  ``loss_sum`` is
+            the *sum* over the batch's units (``reduction="sum"``), not torch's default mean, which would count a
+            batch of 8 for an eighth.
         collate_fn, batch_size: how a dataset becomes batches; ragged integer columns are padded by default.
         accelerator: shares the batches out over its processes.
         progress: show a progress bar (on the main process).

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -78,7 +79,8 @@ def estimate_lipschitz(
     found: dict[int, tuple[float, int, bool, int]] = {}
     used = 0
     with processes.together():
-        batches = [(i, b) for i, b in objective.batches.head(config.lipschitz_batches) if objective.has_units(b)]
+        counted = ((i, b) for i, b in objective.batches.every() if objective.has_units(b))
+        batches = list(itertools.islice(counted, config.lipschitz_batches))
         used = len(batches)
         # a norm within a few percent will do, so longer steps (fewer repeats) than elsewhere
         product = HessianProduct(
@@ -115,6 +117,12 @@ class _HessianDifference:
     ) -> None:
         self.product, self.batches, self.shift, self.tick = product, batches, shift, tick
         self.units = sum(product.objective.count_units(batch, index) for index, batch in batches)
+        if self.units == 0:
+            raise ValueError(
+                f"The batches of ρ (lipschitz_batches={len(batches)}) have no loss unit: expected at least "
+                "one labeled token or example. Check the number of units that loss_fn returns, or raise "
+                "lipschitz_batches."
+            )
         self.num_hvps = 0
 
     def start(self, fallback: Direction) -> dict[str, Tensor]:

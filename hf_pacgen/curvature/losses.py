@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any
+from typing import Any, SupportsFloat
 
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -21,6 +22,7 @@ __all__ = [
     "LossKind",
     "LowPrecisionWatch",
     "count_units",
+    "custom_loss",
     "get_output",
     "is_causal",
     "loss_of",
@@ -50,7 +52,7 @@ class LossKind(str, Enum):
 
 @dataclass(frozen=True)
 class BatchLoss:
-    """Sum of the loss over a batch's units (labelled tokens or examples), and their number."""
+    """Sum of the loss over a batch's units (labeled tokens or examples), and their number."""
 
     total: Tensor
     units: float
@@ -116,6 +118,43 @@ def loss_of(outputs: Any, batch: Mapping[str, Any], index: int) -> Tensor:
     if not isinstance(loss, Tensor):
         raise no_loss(batch, index)
     return loss.mean()
+
+
+def custom_loss(returned: Any) -> BatchLoss:
+    """What a user's ``loss_fn`` returned.
+
+    Raises:
+        TypeError: it is no pair of a scalar tensor and a number.
+        ValueError: the number is negative or not finite.
+    """
+    pair = returned if isinstance(returned, (tuple, list)) and len(returned) == 2 else (None, None)
+    total, units = pair
+    if not (isinstance(total, Tensor) and total.numel() == 1 and _is_number(units)):
+        raise TypeError(
+            "loss_fn must return (loss_sum, num_units): the loss summed over units (not their mean) as a scalar tensor, "
+            f"and their number; got {_shape_in_words(returned)}. Return (cross_entropy(..., reduction='sum'), "
+            "len(labels)), for instance."
+        )
+    if not (math.isfinite(units) and units >= 0):
+        raise ValueError(
+            f"loss_fn must return (loss_sum, num_units) with a finite num_units >= 0; got {float(units)}. "
+            "Return the number of examples or tokens that loss_sum sums over."
+        )
+    return BatchLoss(total, float(units))
+
+
+def _is_number(value: Any) -> bool:
+    if isinstance(value, Tensor):
+        return value.numel() == 1
+    return isinstance(value, SupportsFloat) and not isinstance(value, str)
+
+
+def _shape_in_words(value: Any) -> str:
+    if isinstance(value, Tensor):
+        return f"a tensor of shape {tuple(value.shape)}"
+    if isinstance(value, (tuple, list)):
+        return f"a {type(value).__name__} of {', '.join(map(_shape_in_words, value)) or 'nothing'}"
+    return type(value).__name__
 
 
 def no_loss(batch: Mapping[str, Any], index: int) -> ValueError:

@@ -19,6 +19,7 @@ from hf_pacgen.curvature.losses import (
     LossKind,
     LowPrecisionWatch,
     count_units,
+    custom_loss,
     get_output,
     is_causal,
     loss_of,
@@ -45,14 +46,15 @@ LossFunction = Callable[[nn.Module, Any], tuple[Tensor, Any]]
 class Objective:
     """L̂(w) = Σ_b loss_b / Σ_b units_b over all batches, with gradients by parameter name.
 
-    A unit is a labelled token (label ≠ -100; after the shift, for causal language models) where the
+    A unit is a labeled token (label ≠ -100; after the shift, for causal language models) where the
     loss is a cross-entropy on per-token logits, and an example otherwise.  The pooled mean is what
     ``Trainer`` optimizes, and does not depend on how the data is cut into batches.
 
     Args:
         model: any module; wrappers of DDP and torch.compile are looked through.
         batches: the data.
-        loss_fn: ``loss_fn(model, batch) -> (loss_sum, num_units)``, instead of the model's own loss.
+        loss_fn: ``loss_fn(model, batch) -> (loss_sum, num_units)``, instead of the model's own loss: a sum over the
+            batch's units, not their mean.
 
     Raises:
         ValueError: no trainable or no floating-point trainable parameters, non-finite weights.
@@ -137,7 +139,7 @@ class Objective:
         Without ``confirm``, :meth:`confirm_deterministic` is left to the caller.
 
         Raises:
-            ValueError: empty data, a batch without labels, no labelled unit at all in any batch, or a loss
+            ValueError: empty data, a batch without labels, no labeled unit at all in any batch, or a loss
                 that is not finite or differs between two identical passes.
         """
         self.checkpointing = uses_checkpointing(self.model)
@@ -175,13 +177,13 @@ class Objective:
 
         Raises:
             ValueError: the model gave no loss, or it is not finite; the message names the batch.
+            TypeError: ``loss_fn`` returned something else than a pair of a scalar tensor and a number.
         """
         batch = send_to_device(batch, self.device)
         if self.loss_fn is not None:
             self._touched.clear()
-            total, units = self.loss_fn(self.model, batch)
+            result = custom_loss(self.loss_fn(self.model, batch))
             self._note_rows(index)
-            result = BatchLoss(total, float(units))
         else:
             loss = loss_of(self._forward(batch, index), batch, index)
             units = self.units(batch)

@@ -84,3 +84,16 @@ def test_a_product_that_is_not_finite_is_refused() -> None:
 
     with pytest.raises(ValueError, match=r"not finite, so there is no ρ.*Load the weights in float32 or bfloat16"):
         hessian_lipschitz(Weights(3, torch.float16), [torch.zeros(1)], loss_fn=loss, progress=False)
+
+
+def test_batches_without_units_are_passed_over_or_refused() -> None:
+    batch = tiny.examples("gpt2", 4)
+    empty = {**batch, "labels": torch.full_like(batch["labels"], -100)}
+    one, other = (hessian_lipschitz(tiny.make("gpt2"), d, progress=False) for d in ([empty, batch], [batch]))
+    assert one.value == pytest.approx(other.value, rel=1e-6) and one.value > 0
+
+    def loss(model: nn.Module, batch: Tensor) -> tuple[Tensor, int]:
+        return model.w.square().sum(), 0  # type: ignore[operator]
+
+    with pytest.raises(ValueError, match=r"The batches of ρ \(lipschitz_batches=1\) have no loss unit"):
+        hessian_lipschitz(Weights(3, torch.float32), [torch.zeros(2)], loss_fn=loss, progress=False)

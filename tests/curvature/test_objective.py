@@ -268,3 +268,21 @@ def test_other_bad_arguments() -> None:
     nothing = [GOOD]
     with pytest.raises(ValueError, match="The data has no loss unit"):
         hessian_diagonal(model, nothing, loss_fn=lambda m, b: (m(**b).loss * 0, 0), progress=False)
+
+
+@pytest.mark.parametrize(
+    ("returned", "error", "message"),
+    [
+        (torch.ones(()), TypeError, r"loss_fn must return \(loss_sum, num_units\).*got a tensor of shape \(\)"),
+        (1.5, TypeError, "got float. Return"),
+        ((torch.ones(2), 2), TypeError, r"got a tuple of a tensor of shape \(2,\), int"),
+        ((torch.ones(()), "two"), TypeError, r"got a tuple of a tensor of shape \(\), str"),
+        ((torch.ones(()), -1), ValueError, "a finite num_units >= 0; got -1.0"),
+        ((torch.ones(()), torch.tensor(torch.nan)), ValueError, "a finite num_units >= 0; got nan"),
+    ],
+)
+def test_a_loss_function_returns_a_sum_and_a_number(returned: Any, error: type[Exception], message: str) -> None:
+    from hf_pacgen import pacgen
+
+    with pytest.raises(error, match=message):
+        pacgen(tiny.make("bert"), [GOOD], loss_fn=lambda model, batch: returned, progress=False)

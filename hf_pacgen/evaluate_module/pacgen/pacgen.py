@@ -47,7 +47,8 @@ Either from a model and its training data:
     model: a loaded model, the folder of a saved one, or the id of one on the Hugging Face hub.
     data: its training data, with labels: a DataLoader, a `datasets.Dataset` of model inputs, or a list of batches.
         Where the model is given by name, the name of a data set (a file, a folder or a hub id) will do.
-    loss_fn: `loss_fn(model, batch) -> (loss_sum, num_units)`, instead of the model's own loss.
+    loss_fn: `loss_fn(model, batch) -> (loss_sum, num_units)`, instead of the model's own loss: a sum over the
+        batch's units (reduction="sum"), not their mean.
     collate_fn, batch_size: how a dataset becomes batches (by default padded batches of 8).
     accelerator: an `accelerate.Accelerator`, which shares the batches out over its processes.
     progress: whether to show a progress bar (True).
