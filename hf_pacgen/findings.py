@@ -45,14 +45,17 @@ def findings(
     """Sentences on what limits the numbers."""
     active, kl_active = (n / total.num_parameters for n in (total.num_active, total.num_kl_active))
     if active < SATURATED:
-        yield (
+        saturated = (
             f"Ψ is saturated: the curvature is felt in {active:.1%} of the coordinates, so Ψ is a function of the "
-            f"weights' size alone. Judge by K(η) at η = {eta:g}, which feels it in {kl_active:.1%}."
+            "weights' size alone."
         )
+        if kl_active >= SATURATED:
+            saturated += f" Judge by K(η) at η = {eta:g}, which feels it in {kl_active:.1%}."
+        yield saturated
     if kl_active < SATURATED:
         yield (
-            f"K(η) is saturated too: it feels the curvature in {kl_active:.1%} of the coordinates. "
-            "Raise eta, gamma or epsilon to see the curvature."
+            f"K(η) is saturated{' too' * (active < SATURATED)}: it feels the curvature in {kl_active:.1%} of the "
+            "coordinates. Raise eta, gamma or epsilon to see the curvature."
         )
     yield from diagonal.notes
     if diagonal.trace_stderr is None:
@@ -65,7 +68,8 @@ def findings(
     if smoothness is not None and total.smoothness > ALONE * abs(diagonal.trace):
         yield (
             f"ρ outweighs the curvature: its term Σ ρ√m N_i is {total.smoothness:.3g}, the Hessian's trace "
-            f"{diagonal.trace:.3g}, so Ψ and K(η) mostly follow ρ, estimated on {smoothness.batches} batch(es). "
+            f"{diagonal.trace:.3g}, so Ψ and K(η) mostly follow ρ, estimated on {smoothness.batches} "
+            f"batch{'es' * (smoothness.batches != 1)}. "
             "More lipschitz_batches make it steadier; a smaller epsilon weighs it less."
         )
     if smoothness is not None and not smoothness.converged:

@@ -110,7 +110,11 @@ def test_status_sentences() -> None:
         return "\n".join(pacgen(model, data, config=ScoreConfig(**settings), progress=False).status)
 
     assert "Ψ is saturated" in status(lipschitz_directions=0, eta=1e6)
-    assert "K(η) is saturated too" in status(lipschitz_directions=0, eta=1e-6)
+    assert "Judge by K(η) at η = 1e+06" in status(lipschitz_directions=0, eta=1e6)
+    assert "K(η) is saturated too" in (both := status(lipschitz_directions=0, eta=1e-6)) and "Judge by" not in both
+    alone = status(lipschitz_directions=0, estimator="exact", gamma=3.0, epsilon=3.0, eta=1e-6)
+    assert "K(η) is saturated: " in alone and "Ψ is saturated" not in alone
+    assert "estimated on 1 batch. " in status() and "estimated on 3 batches. " in status(lipschitz_batches=3)
     assert "Hessian diagonal is noisy" in status(estimator="hutchinson")
     assert "ρ did not converge in 1 iterations" in status(lipschitz_iterations=1)
     assert "ρ outweighs the curvature" in status()

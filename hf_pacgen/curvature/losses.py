@@ -131,9 +131,9 @@ def custom_loss(returned: Any) -> BatchLoss:
     total, units = pair
     if not (isinstance(total, Tensor) and total.numel() == 1 and _is_number(units)):
         raise TypeError(
-            "loss_fn must return (loss_sum, num_units): the loss summed over units (not their mean) as a scalar tensor, "
-            f"and their number; got {_shape_in_words(returned)}. Return (cross_entropy(..., reduction='sum'), "
-            "len(labels)), for instance."
+            "loss_fn must return (loss_sum, num_units): the loss summed over units (not their mean) as a scalar "
+            f"tensor, and their number; got {_shape_in_words(returned)}. Return "
+            "(cross_entropy(..., reduction='sum'), len(labels)), for instance."
         )
     if not (math.isfinite(units) and units >= 0):
         raise ValueError(
