@@ -132,11 +132,12 @@ class NoiseEngine:
         self._keys: list[tuple[str | int, ...]] = []
         """Of the draws in this step."""
         self._pairs: PairedProducts | None = None
-        _ENGINES[run.optimizer] = ref(self)
+        if run.optimizer is not None:  # a single step by hand has none
+            _ENGINES[run.optimizer] = ref(self)
 
     def _refuse_another(self) -> None:
         """Raise where the run has noise already: each would take the other's for the weights."""
-        known = _ENGINES.get(self.run.optimizer)
+        known = None if self.run.optimizer is None else _ENGINES.get(self.run.optimizer)
         if known is not None and known() is not None:
             raise ValueError(
                 "Two of the PACGenTrainer and its PACGenCallbacks have noise, which would add up. Give it to one only."
@@ -205,7 +206,8 @@ class NoiseEngine:
 
     def close(self) -> None:
         """Take the noise off and the hooks out of the model."""
-        _ENGINES.pop(self.run.optimizer, None)
+        if self.run.optimizer is not None:
+            _ENGINES.pop(self.run.optimizer, None)
         self.guard.close()
         if self.rescale is not None:
             self.rescale.close()
