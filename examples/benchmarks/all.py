@@ -100,7 +100,7 @@ def noise(found: dict[str, Any]) -> Iterator[Figure | None]:
         if row["training"] == "shaped, default":  # the other rows say what was tried
             yield f"MNIST, {row['labels']}: {row['training']}, points over plain", row["over plain"], ">=", wanted
     for row in found.get("tweets", []):
-        if row["training"] != "plain":
+        if row["training"].startswith("shaped"):
             yield f"500 tweets: {row['training']}, points over plain", row["over plain"], ">=", 0.0
 
 
