@@ -182,7 +182,8 @@ def load_model(
     """The model for a task; a head of ``num_labels`` outputs is initialized from ``seed`` where there is none.
 
     Raises:
-        InputError: the weights are missing, unreadable or of other shapes, or the model has no such head.
+        InputError: the weights are missing, unreadable or of other shapes, or the model has no such head; a
+            bidirectional encoder as a causal language model.
     """
     if num_labels is not None:
         config.num_labels = num_labels
@@ -210,7 +211,28 @@ def load_model(
             f"The weights of {name!r} do not fit its config.json: {key[0]!r} has shape {tuple(key[1])} in the "
             f"checkpoint and {tuple(key[2])} by the configuration. Repair config.json, or save the model again."
         )
-    return LoadedModel(model=model.to(device), new_parameters=tuple(sorted(new)))
+    model = model.to(device)
+    if task is Task.CAUSAL_LM and _looks_ahead(model):
+        raise InputError(
+            f"The model {name!r} is a bidirectional encoder: it sees the token that it would have to predict, so it "
+            "has no meaningful loss as a causal-lm. Score it with its own head from Python, "
+            "pacgen(AutoModelForMaskedLM.from_pretrained(...), data); or, if it was trained as a decoder, put "
+            '"is_decoder": true into its config.json.'
+        )
+    return LoadedModel(model=model, new_parameters=tuple(sorted(new)))
+
+
+def _looks_ahead(model: Any) -> bool:
+    """Whether a language model's predictions depend on later tokens: its configuration does not tell for every kind."""
+    token = model.config.get_text_config().vocab_size // 2
+    one = torch.full((1, 4), token, device=model.device)
+    other = one.clone()
+    other[0, -1] = token - 1
+    with torch.no_grad(), quiet():
+        first, second = (model(input_ids=tokens).logits[0, :-1].float() for tokens in (one, other))
+    # float32 is the same to rounding; anything that looks ahead differs by far more
+    tolerance = 1e-4 if model.dtype in (torch.float32, torch.float64) else 1e-2
+    return bool((first - second).abs().max() > tolerance * first.abs().max())
 
 
 def choose_device(name: str) -> torch.device:
