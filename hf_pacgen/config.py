@@ -104,8 +104,8 @@ class ScoreConfig(Config):
     )
     hvp: HVPMethod | str = option(
         HVPMethod.AUTO,
-        "Hessian-vector product: 'auto' takes finite differences of gradients where weights and compute are float32 "
-        "or float64, and reverse_over_reverse otherwise.",
+        "Hessian-vector product: 'auto' takes finite differences of gradients where weights and compute are "
+        "float32, and reverse_over_reverse (the derivative of the gradient) otherwise.",
     )
     passes: int = option(1, "Number of times the estimator goes over the data, each time with new probes.")
     lipschitz_directions: int = option(
