@@ -27,6 +27,7 @@ METRIC_NAMES = {
     "pacgen_kl": "PAC-Bayes complexity (K(η), nats; lower is better)",
     "pacgen_kl_per_parameter": "PAC-Bayes complexity per parameter (K(η)/m, nats)",
     "pacgen_active_fraction": "Share of the weights in which PACGen feels the curvature",
+    "pacgen_kl_active_fraction": "Share of the weights in which K(η) feels the curvature",
     "hessian_trace": "Trace of the Hessian of the training loss",
     "hessian_lipschitz": "Lipschitz constant of the Hessian (ρ, lower estimate)",
 }

@@ -177,7 +177,8 @@ class PACGenResult(Record):
         num_parameters: m, trainable weights; tied ones count once.
         num_examples, num_units: examples scored, and loss units in them (labeled tokens, or examples).
         loss: mean loss over all units, in nats for a cross-entropy.
-        hessian_trace, hessian_trace_stderr: Σ H_ii and its standard error (None: a single batch shows no spread).
+        hessian_trace, hessian_trace_stderr: Σ H_ii and its standard error (None: a single batch shows no spread).  The
+            error is that of the noise alone: the bias of 'gauss_newton', of which 'blend' keeps a part, is not in it.
         hessian_lipschitz: ρ, a lower estimate by construction.
         by_module: for every module that owns parameters, its share of ``score``, ``kl_complexity``,
             ``hessian_trace`` and ``num_parameters``, and its own active fractions.
@@ -221,6 +222,7 @@ class PACGenResult(Record):
             f"{prefix}pacgen_kl": self.kl_complexity,
             f"{prefix}pacgen_kl_per_parameter": self.kl_complexity_per_parameter,
             f"{prefix}pacgen_active_fraction": self.active_fraction,
+            f"{prefix}pacgen_kl_active_fraction": self.kl_active_fraction,
             f"{prefix}hessian_trace": self.hessian_trace,
             f"{prefix}hessian_lipschitz": self.hessian_lipschitz,
         }

@@ -30,6 +30,7 @@ KEYS = {
     "pacgen_kl",
     "pacgen_kl_per_parameter",
     "pacgen_active_fraction",
+    "pacgen_kl_active_fraction",
     "hessian_trace",
     "hessian_lipschitz",
 }
@@ -43,7 +44,7 @@ test_cases: list[dict[str, Any]] = [
     },
     {  # saturated, and a negative curvature: log((1 + 0.2) / 0.2), log((0 + 0.1) / 0.1) = 0
         "inputs": {"weights": [1.0, 0.0], "hessian_diagonal": [1.0, -9.0], "hessian_lipschitz": 0.0, "eta": 1.0},
-        "result": {"pacgen": math.log(6), "pacgen_active_fraction": 0.0, "hessian_trace": -8.0},
+        "result": {"pacgen": math.log(6), "pacgen_active_fraction": 0.0, "pacgen_kl_active_fraction": 0.0},
     },
     {  # rho: m = 4, N = 0.1 and rho sqrt(m) N = 400, so Psi/m = log(0.1 sqrt(400)); K with 1/9 of it
         "inputs": {

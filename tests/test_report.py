@@ -76,7 +76,7 @@ def test_report_shows_everything() -> None:
         "η = 1,234",
         "0.0 % share of weights in which Ψ feels the curvature",
         "> 99.9 %",
-        "1,234 ± 120",
+        "1,234 ± 120 curvature of the loss: how sharp the minimum is (± its noise alone, no bias)",
         "12 training examples scored, with 57 labeled tokens as the units of the loss",
         "2.2 min",
         "gauss-newton estimate of the Hessian diagonal: 2,000 gradients and 1 Hessian-vector product of a batch",

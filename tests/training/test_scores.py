@@ -18,7 +18,10 @@ from hf_pacgen.training.callback import PACGenCallback
 from hf_pacgen.training.trainer import PACGenTrainer
 
 SCORE = ScoreConfig(max_examples=8, lipschitz_directions=0)
-KEYS = "pacgen pacgen_per_parameter pacgen_kl pacgen_kl_per_parameter pacgen_active_fraction hessian_trace".split()
+KEYS = (
+    "pacgen pacgen_per_parameter pacgen_kl pacgen_kl_per_parameter pacgen_active_fraction pacgen_kl_active_fraction "
+    "hessian_trace"
+).split()
 
 
 def scored(**settings: Any) -> PACGenTrainer:

@@ -76,6 +76,7 @@ Returns:
     pacgen_kl, pacgen_kl_per_parameter: K(eta), in nats. Likewise.
     pacgen_active_fraction: share of the weights, from 0 to 1, in which `pacgen` feels the curvature. Near 0 it is
         saturated: it tells the size of the weights and nothing else. Judge by `pacgen_kl` then.
+    pacgen_kl_active_fraction: the same of `pacgen_kl`.
     hessian_trace: the sum of H_ii.
     hessian_lipschitz: rho; when estimated, from below.
 
@@ -88,7 +89,8 @@ Examples:
     ... )
     >>> {name: round(value, 4) for name, value in results.items()}  # doctest: +NORMALIZE_WHITESPACE
     {'pacgen': 7.0929, 'pacgen_per_parameter': 2.3643, 'pacgen_kl': 12.8979, 'pacgen_kl_per_parameter': 4.2993,
-     'pacgen_active_fraction': 0.6667, 'hessian_trace': 495.0, 'hessian_lipschitz': 3.0}
+     'pacgen_active_fraction': 0.6667, 'pacgen_kl_active_fraction': 0.6667, 'hessian_trace': 495.0,
+     'hessian_lipschitz': 3.0}
 """
 
 _DEFAULTS = ScoreConfig()
@@ -223,11 +225,11 @@ class PACGen(evaluate.Metric):
         h = to_tensors(numbers["hessian_diagonal"], "hessian_diagonal")
         h = {name: value.to(w[name].device) if name in w else value for name, value in h.items()}
         terms = pacgen_score(w, h, rho, gamma=config.gamma, epsilon=config.epsilon, eta=eta)
-        active = terms.num_active / terms.num_parameters
+        active, kl_active = (n / terms.num_parameters for n in (terms.num_active, terms.num_kl_active))
         if active < SATURATED:
             self._tell(
                 f"PACGen is saturated: it feels the curvature in {active:.1%} of the weights, so it is a function of "
-                "their size alone. Judge by pacgen_kl."
+                f"their size alone. {'Judge by pacgen_kl.' if kl_active >= SATURATED else 'So is pacgen_kl.'}"
             )
         return {  # the keys of PACGenResult.metrics()
             "pacgen": terms.score,
@@ -235,6 +237,7 @@ class PACGen(evaluate.Metric):
             "pacgen_kl": terms.kl_complexity,
             "pacgen_kl_per_parameter": terms.kl_complexity / terms.num_parameters,
             "pacgen_active_fraction": active,
+            "pacgen_kl_active_fraction": kl_active,
             "hessian_trace": sum(value.double().sum().item() for value in h.values()),
             "hessian_lipschitz": rho,
         }
