@@ -40,7 +40,7 @@ class Pipeline:
 
 @pytest.mark.parametrize("measure", MEASURES.values(), ids=MEASURES)
 def test_what_is_no_model_is_refused(measure: Callable[..., Any], tmp_path: Path) -> None:
-    trainer = Trainer(tiny.make("bert"), TrainingArguments(tmp_path, use_cpu=True, report_to=[]))
+    trainer = Trainer(tiny.make("bert"), TrainingArguments(str(tmp_path), use_cpu=True, report_to=[]))
     for model, message in (
         ("folder", r"got str. Load it with from_pretrained\(\), or .* command 'hf-pacgen score'\."),
         (tmp_path, "got PosixPath. Load it with"),

@@ -21,6 +21,7 @@ from transformers import HfArgumentParser
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results"
+EVIDENCE = HERE.parent / "evidence" / "correlations.json"
 NAMES = ("curvature", "spectrum", "noise", "certificate", "scale")
 Figure = tuple[str, float, str, float]
 """What, measured, "<=" or ">=", wanted."""
@@ -128,6 +129,19 @@ def scale(found: dict[str, Any]) -> Iterator[Figure | None]:
         yield "494M parameters: peak / weights", row["peak / weights"], "<=", 6.0
 
 
+def evidence(found: list[dict[str, Any]]) -> Iterator[Figure | None]:
+    """Kendall's τ with the gap on MNIST, from the grid of runs of ``generalization_sweep.py``."""
+    score, small = (find(found, "measure", f"K/m[n,0.1,{epsilon},rho of 2]") for epsilon in ("0.1", "0.01"))
+    if score:
+        yield "K(n)/m and the gap: τ along batch size", score["batch axis"], ">=", 0.8
+        yield "K(n)/m and the gap: τ along learning rate", score["rate axis"], ">=", 0.8
+    others = [find(found, "measure", name) for name in ("trace", "lambda_max", "sharpness[0.01]")]
+    if score and all(others):
+        best = max(row["granulated"] for row in others)
+        yield "K(n)/m: granulated τ, beside trace, λ_max and sharpness", score["granulated"], ">=", best
+        yield "K(n)/m at ε = 0.01: granulated τ, beside them", small["granulated"], ">=", best
+
+
 READERS: dict[str, Callable[[Any], Iterator[Figure | None]]] = {
     "curvature": curvature,
     "spectrum": spectrum,
@@ -135,6 +149,13 @@ READERS: dict[str, Callable[[Any], Iterator[Figure | None]]] = {
     "certificate": certificate,
     "scale": scale,
 }
+
+
+def shown(figure: Figure) -> tuple[str, str, str, str]:
+    """The cells of a figure."""
+    what, measured, relation, wanted = figure
+    met = measured <= wanted if relation == "<=" else measured >= wanted
+    return what, f"{measured:.3g}", f"{relation} {wanted:.3g}", "" if met else "missed"
 
 
 def main() -> None:
@@ -151,9 +172,10 @@ def main() -> None:
             continue
         for figure in READERS[name](json.loads(path.read_text(encoding="utf-8"))):
             if figure is not None:
-                what, measured, relation, wanted = figure
-                met = measured <= wanted if relation == "<=" else measured >= wanted
-                table.add_row(name, what, f"{measured:.3g}", f"{relation} {wanted:.3g}", "" if met else "missed")
+                table.add_row(name, *shown(figure))
+    if EVIDENCE.is_file():
+        for figure in filter(None, evidence(json.loads(EVIDENCE.read_text(encoding="utf-8")))):
+            table.add_row("evidence", *shown(figure))
     Console(width=150).print(table)
 
 

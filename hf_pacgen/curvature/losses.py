@@ -127,7 +127,7 @@ def custom_loss(returned: Any) -> BatchLoss:
         TypeError: it is no pair of a scalar tensor and a number.
         ValueError: the number is negative or not finite.
     """
-    pair = returned if isinstance(returned, (tuple, list)) and len(returned) == 2 else (None, None)
+    pair: Any = returned if isinstance(returned, (tuple, list)) and len(returned) == 2 else (None, None)
     total, units = pair
     if not (isinstance(total, Tensor) and total.numel() == 1 and _is_number(units)):
         raise TypeError(
