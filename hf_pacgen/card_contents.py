@@ -130,7 +130,8 @@ def limits(result: PACGenResult) -> list[str]:
     sentences = list(result.status)
     if result.active_fraction < SATURATED and not any("saturated" in sentence for sentence in sentences):
         felt = f"{percent(result.active_fraction)} of the weights"
-        sentences.insert(0, f"Ψ is saturated: it feels the curvature in {felt}. Judge by K(η).")
+        advice = "Judge by K(η)." if result.kl_active_fraction >= SATURATED else "So is K(η)."
+        sentences.insert(0, f"Ψ is saturated: it feels the curvature in {felt}. {advice}")
     return sentences
 
 

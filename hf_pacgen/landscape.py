@@ -67,8 +67,7 @@ def hessian_spectrum(
     check_arguments(model, config, SpectrumConfig)
     scope = ScoreConfig(max_examples=config.max_examples, seed=config.seed)
     with measuring(model, data, scope, loss_fn, collate_fn, batch_size, accelerator) as objective:
-        with objective.displaceable() as saved, progress_bar(objective, progress) as bar:
-            bar.set_description("Hessian spectrum")
+        with objective.displaceable() as saved, progress_bar(objective, progress, "Hessian spectrum") as bar:
             return estimate_spectrum(objective, config, k=k, saved=saved, tick=ticker(objective, bar))
 
 
@@ -86,8 +85,7 @@ def mean_loss(
     """L̂(w), the mean loss over all loss units of the data, without dropout.  Arguments are those of ``pacgen()``."""
     scope = ScoreConfig(max_examples=max_examples)
     with measuring(model, data, scope, loss_fn, collate_fn, batch_size, accelerator) as objective:
-        with progress_bar(objective, progress) as bar:
-            bar.set_description("loss")
+        with progress_bar(objective, progress, "loss", passes=1) as bar:
             return _mean(objective, ticker(objective, bar))
 
 
@@ -165,8 +163,8 @@ def loss_slice(
         )
     scope = ScoreConfig(max_examples=max_examples, seed=seed, gamma=gamma, epsilon=epsilon)
     with measuring(model, data, scope, loss_fn, collate_fn, batch_size, accelerator) as objective:
-        with SavedWeights(objective.parameters) as saved, progress_bar(objective, progress) as bar:
-            bar.set_description("loss slice")
+        bar = progress_bar(objective, progress, "loss slice", passes=points**count)
+        with SavedWeights(objective.parameters) as saved, bar:
             half = _half_widths(saved, scope, half_widths)
             vectors = (
                 [_corner(half, seed, i) for i in range(count)]

@@ -24,7 +24,7 @@ from hf_pacgen.curvature.objective import LossFunction, Objective
 from hf_pacgen.curvature.parameters import dense
 from hf_pacgen.curvature.sums import zeros_like
 from hf_pacgen.findings import by_module, findings
-from hf_pacgen.measuring import check_arguments, measuring, progress_bar, ticker
+from hf_pacgen.measuring import check_arguments, measuring, next_stage, progress_bar, ticker
 from hf_pacgen.score import PACGenResult, ScoreTerms, pacgen_score
 from hf_pacgen.sharding import local, part_like, shard_like
 
@@ -91,11 +91,11 @@ def pacgen(
                 stack.enter_context(checkpoint.watching())
                 smoothness = checkpoint.lipschitz
             if smoothness is None and config.lipschitz_directions and saved is not None:
-                bar.set_description("ρ")
+                next_stage(bar, objective, "ρ")
                 smoothness = estimate_lipschitz(objective, config, saved=saved, tick=tick)
             if checkpoint is not None:
                 checkpoint.lipschitz = smoothness
-            bar.set_description("Hessian diagonal")
+            next_stage(bar, objective, "Hessian diagonal", passes=config.passes)
             diagonal = estimate_diagonal(objective, config, saved=saved, tick=tick, checkpoint=checkpoint)
             rho = smoothness.value if smoothness is not None else config.rho
             n = config.num_training_examples or objective.batches.num_examples()
@@ -125,8 +125,7 @@ def hessian_diagonal(
     """
     with measuring(model, data, config, loss_fn, collate_fn, batch_size, accelerator, shards=True) as objective:
         with ExitStack() as stack:
-            bar = stack.enter_context(progress_bar(objective, progress))
-            bar.set_description("Hessian diagonal")
+            bar = stack.enter_context(progress_bar(objective, progress, "Hessian diagonal", passes=config.passes))
             displaces = config.estimator in (Estimator.HUTCHINSON, Estimator.BLEND) or objective.kind.is_other
             saved = stack.enter_context(objective.displaceable()) if displaces else None
             estimate = estimate_diagonal(objective, config, saved=saved, tick=ticker(objective, bar))
@@ -156,8 +155,7 @@ def hessian_lipschitz(
     if config.lipschitz_directions < 1:
         raise ValueError("hessian_lipschitz needs lipschitz_directions of at least 1; got 0, which means 'not at all'.")
     with measuring(model, data, config, loss_fn, collate_fn, batch_size, accelerator, shards=True) as objective:
-        with progress_bar(objective, progress) as bar, objective.displaceable() as saved:
-            bar.set_description("ρ")
+        with progress_bar(objective, progress, "ρ") as bar, objective.displaceable() as saved:
             return estimate_lipschitz(objective, config, saved=saved, tick=ticker(objective, bar))
 
 

@@ -23,7 +23,7 @@ from hf_pacgen.sharding import Shards
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-__all__ = ["check_arguments", "measuring", "progress_bar", "ticker"]
+__all__ = ["check_arguments", "measuring", "next_stage", "progress_bar", "ticker"]
 
 
 @contextmanager
@@ -120,7 +120,16 @@ def _refuse_differences(objective: Objective, config: ScoreConfig, processes: Pr
             )
 
 
-def progress_bar(objective: Objective, progress: bool) -> Any:
-    """A bar over batches, on the main process only."""
-    # the number of batches of a stream is not known beforehand, so the bar counts without a total
-    return tqdm(disable=not (progress and objective.batches.processes.is_main), leave=False, unit="batch")
+def progress_bar(objective: Objective, progress: bool, what: str = "", *, passes: int | None = None) -> Any:
+    """A bar over batches, on the main process only, in its first stage if ``what`` names one."""
+    bar = tqdm(disable=not (progress and objective.batches.processes.is_main), leave=False, unit=" batches")
+    if what:
+        next_stage(bar, objective, what, passes=passes)
+    return bar
+
+
+def next_stage(bar: Any, objective: Objective, what: str, *, passes: int | None = None) -> None:
+    """Count from 0 again, up to the batches of ``passes`` passes where both numbers are known."""
+    count = objective.batches.count() if passes is not None else None
+    bar.reset(total=None if count is None or passes is None else count * passes)
+    bar.set_description_str(what)

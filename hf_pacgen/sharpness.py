@@ -108,8 +108,7 @@ def expected_sharpness(
             gamma=config.gamma,
             epsilon=config.epsilon,
         )
-        with progress_bar(objective, progress) as bar:
-            bar.set_description("expected sharpness")
+        with progress_bar(objective, progress, "expected sharpness") as bar:
             try:
                 found = _Draws(objective, noise, scale, config, ticker(objective, bar)).run()
             finally:
@@ -154,8 +153,7 @@ def worst_case_sharpness(
     scope = ScoreConfig(max_examples=config.max_examples, seed=config.seed)
     with measuring(model, data, scope, loss_fn, collate_fn, batch_size, accelerator) as objective:
         check_scale("box", box, objective.parameters)
-        with SavedWeights(objective.parameters) as saved, progress_bar(objective, progress) as bar:
-            bar.set_description("worst case")
+        with SavedWeights(objective.parameters) as saved, progress_bar(objective, progress, "worst case") as bar:
             return ascend(objective, box, config, saved=saved, tick=ticker(objective, bar))
 
 

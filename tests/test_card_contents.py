@@ -42,6 +42,9 @@ def test_a_saturated_result_says_so_in_words() -> None:
     assert "Ψ is saturated: it feels the curvature in 0.0 % of the weights. Judge by K(η)." in card_section(quiet)
     assert limits(sample_result(active_fraction=0.0, status=("Ψ is saturated: ...",))) == ["Ψ is saturated: ..."]
     assert limits(sample_result(status=())) == []
+    felt = "Ψ is saturated: it feels the curvature in 0.0 % of the weights."
+    assert limits(sample_result(active_fraction=0.0, status=())) == [f"{felt} Judge by K(η)."]
+    assert limits(sample_result(active_fraction=0.0, kl_active_fraction=0.0, status=())) == [f"{felt} So is K(η)."]
 
 
 @dataclasses.dataclass

@@ -235,6 +235,8 @@ def test_data_from_the_hub(
     assert "(sentence -> label; 5 rows)" in run(*words)[1]
     assert run(*words, "--dataset-config", "sst2", "--split", "validation")[0] == 0
     assert asked == [("user/tweets", None, None), ("user/tweets", "sst2", "validation")]
+    monkeypatch.setattr(datasets, "load_dataset", lambda *names, **more: load(*names, **more)["train"].select([]))
+    refused(run, "data set 'user/tweets' has no rows: there is nothing to score. Give the training data", *words)
 
 
 def test_result_that_cannot_be_written_is_printed(
@@ -299,9 +301,15 @@ def refused(run: Run, message: str, *words: object) -> None:
         (["score", "m", "--dataset", "d", "--gamma", "x"], "--gamma: invalid float value: 'x'"),
         (["score", "m", "--dataset", "d", "--eta", "all"], "eta must be a positive number, or 'n'.*got 'all'"),
         (["score", "m", "--dataset", "d", "--estimator", "guess"], "invalid choice: 'guess'.*blend"),
-        (["score", "m", "--dataset", "d", "--batch-size", "0"], "batch_size must be an integer of at least 1; got 0"),
-        (["score", "m", "--dataset", "d", "--top-modules", "-1"], "top_modules must be an integer of at least 0"),
-        (["score", "m", "--dataset", "d", "--max-length", "0"], "max_length must be an integer of at least 1; got 0"),
+        (
+            ["score", "m", "--dataset", "d", "--batch-size", "0"],
+            ": --batch-size must be an integer of at least 1; got 0",
+        ),
+        (["score", "m", "--dataset", "d", "--top-modules", "-1"], ": --top-modules must be an integer of at least 0"),
+        (
+            ["score", "m", "--dataset", "d", "--max-length", "0"],
+            ": --max-length must be an integer of at least 1; got 0",
+        ),
         (["score", "m", "--dataset", "d", "--device", "abacus"], "--device 'abacus' cannot be used"),
         (["score", "m", "--dataset", "d.csv"], "data set file 'd.csv' does not exist. Looked in"),
         (["score", "m", "--dataset", "a", "b"], "data set file 'a' does not exist"),
@@ -380,7 +388,10 @@ def test_bad_data(run: Run, models: dict[str, Path], tmp_path: Path, name: str, 
             "--output 'no/such/folder/r.json': the folder 'no/such/folder' does not exist",
         ),
         (["--output", "."], "--output '.' is a folder: expected the name of a JSON file"),
-        (["--rho", "1", "--lipschitz-directions", "1"], "rho=1.0 was given together with lipschitz_directions=1"),
+        (
+            ["--rho", "1", "--lipschitz-directions", "1"],
+            "rho=1.0 was given together with --lipschitz-directions 1; set --lipschitz-directions 0 to use your rho",
+        ),
     ],
 )
 def test_bad_flags(run: Run, models: dict[str, Path], tmp_path: Path, flags: list[str], message: str) -> None:

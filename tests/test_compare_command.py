@@ -131,7 +131,7 @@ def test_sharpness_prints_and_writes_what_the_functions_return(run: Run, base: P
             "iterations must be an integer of at least 1",
         ),
         (["sharpness", "{0}"], "required: --dataset. Usage: hf-pacgen sharpness MODEL"),
-        (["sharpness", "{0}", "--dataset", "{train}", "--noise-scale", "-1"], "noise_scale must be a finite number"),
+        (["sharpness", "{0}", "--dataset", "{train}", "--noise-scale", "-1"], "--noise-scale must be a finite number"),
         (["sharpness", "{0}", "--dataset", "{train}", "--noise-scale", "1e30"], "With the noise on the weights: The"),
         (["sharpness", "{0}", "--dataset", "{train}", "--eigenvalues", "-1"], "eigenvalues must be an integer of at l"),
         (["sharpness", "{0}", "--dataset", "{train}", "--distribution", "cauchy"], "invalid choice: 'cauchy'"),

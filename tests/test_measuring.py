@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import tiny
+from tqdm.auto import tqdm
 from transformers import Trainer, TrainingArguments
 
 from hf_pacgen import (
+    ScoreConfig,
     certify,
     expected_sharpness,
     hessian_diagonal,
@@ -20,6 +23,7 @@ from hf_pacgen import (
     pacgen,
     worst_case_sharpness,
 )
+from hf_pacgen.landscape import mean_loss
 
 DATA = [tiny.examples("bert", 2)]
 CONFIGURED: dict[str, Callable[..., Any]] = {
@@ -59,3 +63,22 @@ def test_settings_of_another_kind_are_refused(name: str) -> None:
         measure(tiny.make("bert"), DATA, config={"seed": 1})
     with pytest.raises(TypeError, match=rf"config must be a {kind}; got NoneType. Pass config={kind}\(\.\.\.\)"):
         measure(tiny.make("bert"), DATA, config=None)
+
+
+@pytest.mark.parametrize("estimator", ["blend", "hutchinson", "exact"])
+def test_a_label_or_a_token_that_the_model_does_not_know_names_its_batch(estimator: str) -> None:
+    for name in ("labels", "input_ids"):
+        batches = tiny.split(tiny.examples("bert", 6), 2, 2, 2)
+        batches[1][name] = batches[1][name] + 1000
+        with pytest.raises(ValueError, match=r"Batch 1 has a label or an input that the model has no place for \(.*\)"):
+            pacgen(tiny.make("bert"), batches, config=ScoreConfig(estimator=estimator), progress=False)
+
+
+def test_the_bar_says_how_far_it_is(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hf_pacgen.measuring.tqdm", partial(tqdm, mininterval=0, miniters=1))
+    model, batches = tiny.make("bert"), tiny.split(tiny.examples("bert", 6), 2, 2, 2)
+    pacgen(model, batches, config=ScoreConfig(passes=2))
+    shown = capsys.readouterr().err
+    assert "ρ: 3 batches [" in shown and "Hessian diagonal:  50%|" in shown and "| 6/6 [" in shown
+    mean_loss(model, batches, max_examples=5)  # how many batches that makes is known when they have been read
+    assert "loss: 3 batches [" in capsys.readouterr().err

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from hf_pacgen.bounds.certificate import Certificate, certify
 from hf_pacgen.commands.parser import CommandParser
-from hf_pacgen.commands.score import RunArguments, check_output, launched, refusals
+from hf_pacgen.commands.score import RunArguments, check_output, launched
 from hf_pacgen.config import CertificateConfig, Config, option
 from hf_pacgen.inputs.errors import InputError, describe, quiet
 from hf_pacgen.inputs.models import ModelArguments, choose_device
@@ -63,7 +63,7 @@ def run(argv: list[str]) -> None:
     prior = prior_folder(prior_args.prior)
     subject = load_subject(positional.model, model_args, data_args, device=device, seed=config.seed)
     subject.model.eval()
-    with refusals(), quiet():
+    with parser.refusals(), quiet():
         result = certify(
             subject.model,
             subject.examples,
@@ -76,7 +76,8 @@ def run(argv: list[str]) -> None:
     if accelerator is not None and not accelerator.is_main_process:
         return
     result = dataclasses.replace(result, notes=(*subject.notes, *result.notes))
-    print_certificate(result, title=subject.title.replace("PACGen of", "Certificate of", 1), top=run_args.top_modules)
+    shown = dataclasses.replace(result, notes=tuple(map(parser.in_flags, result.notes)))
+    print_certificate(shown, title=subject.title.replace("PACGen of", "Certificate of", 1), top=run_args.top_modules)
     if run_args.output is not None:
         try:
             result.save(run_args.output)

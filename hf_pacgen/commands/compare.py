@@ -17,7 +17,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from hf_pacgen.commands.parser import CommandParser
-from hf_pacgen.commands.score import check_output, launched, refusals
+from hf_pacgen.commands.score import check_output, launched
 from hf_pacgen.commands.sharpness import spread, write
 from hf_pacgen.comparison import MEASURES, Measures, measure_all, rank_correlation
 from hf_pacgen.config import Config, ScoreConfig, check_number, option
@@ -99,7 +99,7 @@ def run(argv: list[str]) -> None:
     for name, short in zip(positional.runs, short_names(positional.runs), strict=True):
         subject = load_subject(name, model_args, data_args, device=device, seed=config.seed)
         test = load_subject(name, model_args, test_args, device=device, seed=config.seed) if test_args else None
-        with refusals(), quiet():
+        with parser.refusals(), quiet():
             found = measure_all(
                 subject.model,
                 subject.examples,
@@ -126,7 +126,7 @@ def run(argv: list[str]) -> None:
         write(args.json, as_json(rows))
     if args.csv is not None:
         write(args.csv, as_csv(rows))
-    print_comparison(rows)
+    print_comparison([dataclasses.replace(row, status=tuple(map(parser.in_flags, row.status))) for row in rows])
     for output in filter(None, (args.json, args.csv)):
         print(f"Written to {output}")
 

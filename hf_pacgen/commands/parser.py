@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from enum import Enum
 from typing import Any, NoReturn
 
+import torch
 from transformers import HfArgumentParser
 
 from hf_pacgen.inputs.errors import InputError
@@ -72,7 +76,37 @@ class CommandParser(HfArgumentParser):
         except InputError:
             raise
         except (ValueError, TypeError) as error:
-            raise InputError(str(error)) from error
+            raise InputError(self.in_flags(str(error))) from error
         if rest:
             self.error(f"unknown {'argument' if len(rest) == 1 else 'arguments'} {' '.join(rest)}")
         return tuple(settings)
+
+    @contextmanager
+    def refusals(self) -> Iterator[None]:
+        """Turns what a measure refuses into the one line of a command."""
+        try:
+            yield
+        except InputError:
+            raise
+        except torch.OutOfMemoryError as error:
+            raise InputError("The device is out of memory: take a smaller --batch-size or --max-length.") from error
+        except (ValueError, TypeError) as error:
+            raise InputError(self.in_flags(str(error))) from error
+
+    def in_flags(self, text: str) -> str:
+        """A sentence of the library with its settings' names as the flags by which they are set here.
+
+        Only names of several words change, such as ``max_examples``; what stands in quotation marks is the user's.
+        """
+        named = {action.dest for action in self._actions if "_" in action.dest and action.option_strings}
+        names = "|".join(sorted(named, key=len, reverse=True))
+        setting = rf"(?<![\w'\"/.-])({names})(?![\w'\"(])(?:=(\w[\w.]*))?"
+        text = re.sub(rf"\w+Config\({setting}\)", self._as_flag, text)
+        return re.sub(setting, self._as_flag, text)
+
+    @staticmethod
+    def _as_flag(found: re.Match[str]) -> str:
+        name, value = found[1].replace("_", "-"), found[2]
+        if value in ("True", "False"):
+            return f"--{'no-' if value == 'False' else ''}{name}"
+        return f"--{name}" + (f" {value}" if value else "")

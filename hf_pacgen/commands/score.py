@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -68,7 +66,7 @@ def run(argv: list[str]) -> None:
     if accelerator is not None:
         device = accelerator.device
     subject = load_subject(positional.model, model_args, data_args, device=device, seed=config.seed)
-    with refusals(), quiet():
+    with parser.refusals(), quiet():
         result = pacgen(
             subject.model,
             subject.examples,
@@ -83,7 +81,8 @@ def run(argv: list[str]) -> None:
         return
     result = dataclasses.replace(result, status=(*subject.notes, *result.status))
     unsaved = _save(result, run_args.output)  # first, so that a closed terminal does not lose it
-    print_report(result, title=subject.title, top_modules=run_args.top_modules)
+    shown = dataclasses.replace(result, status=tuple(map(parser.in_flags, result.status)))
+    print_report(shown, title=subject.title, top_modules=run_args.top_modules)
     if unsaved is not None:
         raise InputError(f"--output {run_args.output!r} could not be written: {unsaved}.") from unsaved
     if run_args.output is not None:
@@ -112,19 +111,6 @@ def check_output(output: str | None) -> None:
         )
     if not os.access(path.parent, os.W_OK):
         raise InputError(f"--output {output!r}: the folder {str(path.parent)!r} cannot be written to. Choose another.")
-
-
-@contextmanager
-def refusals() -> Iterator[None]:
-    """Turns what a measure refuses into the one line of a command."""
-    try:
-        yield
-    except InputError:
-        raise
-    except torch.OutOfMemoryError as error:
-        raise InputError("The device is out of memory: take a smaller --batch-size or --max-length.") from error
-    except (ValueError, TypeError) as error:
-        raise InputError(str(error)) from error
 
 
 def launched(device: torch.device) -> Accelerator | None:

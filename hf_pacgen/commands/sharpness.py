@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from hf_pacgen.commands.parser import CommandParser
-from hf_pacgen.commands.score import check_output, launched, refusals
+from hf_pacgen.commands.score import check_output, launched
 from hf_pacgen.config import Config, check_number, option
 from hf_pacgen.curvature.ascent import WorstCaseSharpness
 from hf_pacgen.curvature.spectrum import Spectrum
@@ -80,14 +80,16 @@ def run(argv: list[str]) -> None:
     if accelerator is not None:
         device = accelerator.device
     subject = load_subject(positional.model, model_args, data_args, device=device, seed=config.seed)
-    found = measured(subject, args, config, accelerator)
+    with parser.refusals(), quiet():
+        found = measured(subject, args, config, accelerator)
     if accelerator is not None and not accelerator.is_main_process:
         return
     status = [*subject.notes, *(sentence for result in found.values() for sentence in result.status)]
     if args.output is not None:  # first, so that a closed terminal does not lose it
         values = {name: result.to_dict() for name, result in found.items()}
         write(args.output, json.dumps({"model": positional.model, **values, "status": status}, indent=2) + "\n")
-    print_sharpness(found, title=subject.title.replace("PACGen of", "Sharpness of", 1), status=status)
+    title = subject.title.replace("PACGen of", "Sharpness of", 1)
+    print_sharpness(found, title=title, status=list(map(parser.in_flags, status)))
     if args.output is not None:
         print(f"\nWritten to {args.output}")
 
@@ -95,11 +97,7 @@ def run(argv: list[str]) -> None:
 def measured(
     subject: Subject, args: SharpnessArguments, config: SharpnessConfig, accelerator: Any
 ) -> dict[str, Sharpness | WorstCaseSharpness | Spectrum]:
-    """The results that were asked for, by name.
-
-    Raises:
-        InputError: what the measures refuse, in one line.
-    """
+    """The results that were asked for, by name."""
     where: dict[str, Any] = {
         "batch_size": args.batch_size,
         "accelerator": accelerator,
@@ -110,13 +108,12 @@ def measured(
     )
     found: dict[str, Sharpness | WorstCaseSharpness | Spectrum] = {}
     model, data = subject.model, subject.examples
-    with refusals(), quiet():
-        if args.noise_scale:
-            found["expected"] = expected_sharpness(model, data, noise_scale=args.noise_scale, config=config, **where)
-        if args.box:
-            found["worst_case"] = worst_case_sharpness(model, data, box=args.box, config=config, **where)
-        if args.eigenvalues:
-            found["spectrum"] = hessian_spectrum(model, data, k=args.eigenvalues, config=spectrum, **where)
+    if args.noise_scale:
+        found["expected"] = expected_sharpness(model, data, noise_scale=args.noise_scale, config=config, **where)
+    if args.box:
+        found["worst_case"] = worst_case_sharpness(model, data, box=args.box, config=config, **where)
+    if args.eigenvalues:
+        found["spectrum"] = hessian_spectrum(model, data, k=args.eigenvalues, config=spectrum, **where)
     return found
 
 

@@ -101,6 +101,13 @@ class Batches:
             return len(self.data.dataset)  # type: ignore[arg-type]
         return sum(count_examples(batch) for batch in self._reseeded())
 
+    def count(self) -> int | None:
+        """Number of batches that a pass of this process goes over, None where the data does not tell beforehand."""
+        if self.indices is None and (self.max_examples is not None or not _sized(self.data)):
+            return None
+        total = len(self.data if self.indices is None else self.indices)
+        return len(range(self.processes.rank, total, self.processes.size))
+
     def length(self) -> int | None:
         """Number of examples in the data given, of batches where it is a list of these, None for a stream."""
         data: Any = self.data.dataset if isinstance(self.data, DataLoader) else self.data

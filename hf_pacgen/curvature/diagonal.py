@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -129,7 +129,7 @@ def estimate_diagonal(
         processes.sum_(tensor)
     loss, units, examples, num_hvps, num_gradients = run.counts.tolist()
     require_units(units)
-    values, stderr, trace, trace_stderr, blend = _finish(run, estimator, units)
+    values, stderr, trace, trace_stderr, blend = _finish(run, units)
     if config.standard_error and estimator is Estimator.EXACT:
         stderr = {name: torch.zeros_like(value) for name, value in values.items()}
     return DiagonalEstimate(
@@ -241,6 +241,7 @@ def _exact_pass(objective: Objective, run: _Run, tick: Callable[[], Any], checkp
                 flat, out = gradient.reshape(-1), total.view(-1)
                 for i in range(flat.numel()):
                     (row,) = torch.autograd.grad(flat[i], parameter, retain_graph=True, allow_unused=True)
+                    run.counts[3] += 1
                     if row is not None:
                         out[i] += row.reshape(-1)[i]
                 _check_gradient(bool(out.isfinite().all()), index)
@@ -248,7 +249,7 @@ def _exact_pass(objective: Objective, run: _Run, tick: Callable[[], Any], checkp
 
 
 def _finish(
-    run: _Run, estimator: Estimator, units: float
+    run: _Run, units: float
 ) -> tuple[dict[str, Tensor], dict[str, Tensor] | None, float, float | None, dict[str, float] | None]:
     """Divide sums into means, and blend: values, entry errors, trace, its error, shares of Hutchinson."""
     if run.exact is not None:
@@ -256,9 +257,7 @@ def _finish(
             total.div_(units)
         return run.exact, None, sum(v.double().sum().item() for v in run.exact.values()), 0.0, None
     if run.probes is None or run.gradients is None:
-        only = run.probes or run.gradients
-        if only is None:
-            raise ValueError(f"estimator {estimator.value!r} keeps no sums.")  # pragma: no cover - closed choice
+        only = cast(DiagonalSums, run.probes or run.gradients)
         share = torch.ones(len(only.names), dtype=torch.float64)
         trace, error = _trace([(only, share)])
         values = only.mean_()

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any, SupportsFloat
@@ -25,6 +26,7 @@ __all__ = [
     "custom_loss",
     "get_output",
     "is_causal",
+    "known_indices",
     "loss_of",
     "needs_labels",
     "no_loss",
@@ -118,6 +120,23 @@ def loss_of(outputs: Any, batch: Mapping[str, Any], index: int) -> Tensor:
     if not isinstance(loss, Tensor):
         raise no_loss(batch, index)
     return loss.mean()
+
+
+@contextmanager
+def known_indices(index: int) -> Iterator[None]:
+    """Names the batch whose labels or tokens a model looks up where there are none.
+
+    Raises:
+        ValueError: instead of an IndexError.
+    """
+    try:
+        yield
+    except IndexError as error:
+        raise ValueError(
+            f"Batch {index} has a label or an input that the model has no place for ({error}): expected labels from 0 "
+            "to num_labels - 1, or -100 for none, and token ids below the size of the vocabulary. Check how the data "
+            "was made, or load the model with as many labels."
+        ) from error
 
 
 def custom_loss(returned: Any) -> BatchLoss:

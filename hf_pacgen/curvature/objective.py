@@ -22,6 +22,7 @@ from hf_pacgen.curvature.losses import (
     custom_loss,
     get_output,
     is_causal,
+    known_indices,
     loss_of,
     needs_labels,
     no_loss,
@@ -219,7 +220,8 @@ class Objective:
         Its gradient G has E[G Gᵀ] equal to the Gauss-Newton matrix of the summed loss.
         """
         scores, labels = self._scores(send_to_device(batch, self.device), index)
-        true = functional.cross_entropy(scores.detach(), labels, reduction="sum")
+        with known_indices(index):
+            true = functional.cross_entropy(scores.detach(), labels, reduction="sum")
         result = BatchLoss(true, float(labels.numel()))
         self._check_finite(result, index)
         generator = torch.Generator(device=scores.device).manual_seed(key)
@@ -243,7 +245,8 @@ class Objective:
 
     def _forward(self, batch: Mapping[str, Any], index: int) -> Any:
         self._touched.clear()
-        outputs = self.model(**batch)
+        with known_indices(index):
+            outputs = self.model(**batch)
         self._note_rows(index)
         return outputs
 

@@ -60,6 +60,11 @@ class PACGenCallback(TrainerCallback):
         self.noise = as_config(NoiseConfig, noise, "noise")
         self.score = as_config(ScoreConfig, score, "score")
         self.score_on = choice(ScoreOn, score_on, "score_on")
+        if self.noise is None and self.score is None:
+            logger.warning(
+                "This PACGenCallback does nothing: it has neither noise nor score. Pass noise=NoiseConfig(), "
+                "score=ScoreConfig(), or both, to an instance of it."
+            )
         if self.noise is not None and self.noise.antithetic:
             raise ValueError(
                 "antithetic noise takes two gradients of every batch, which a callback cannot ask for. "

@@ -19,7 +19,7 @@ from hf_pacgen.processes import Processes
 from hf_pacgen.score import PACGenResult
 from hf_pacgen.training.engine import Run
 
-__all__ = ["describe_run", "refuse_sharding", "score_on_training_data"]
+__all__ = ["describe_run", "refuse_sharding", "refuse_unknown_metric", "score_on_training_data"]
 
 
 def refuse_sharding(args: TrainingArguments) -> None:
@@ -54,6 +54,20 @@ def _fsdp_version(args: TrainingArguments) -> int:
     """The version that the arguments ask for; 1 where they say nothing, as accelerate has it."""
     given = getattr(args, "fsdp_plugin_args", None) or {}
     return int(given.get("fsdp_version") or 1)
+
+
+def refuse_unknown_metric(args: TrainingArguments) -> None:
+    """Raise where the best model is to be chosen by a score, and there will be none.
+
+    Raises:
+        ValueError: ``metric_for_best_model`` is one of PACGen's.
+    """
+    metric = args.metric_for_best_model or ""
+    if "pacgen" in metric or metric.removeprefix("eval_").startswith("hessian_"):
+        raise ValueError(
+            f"metric_for_best_model={metric!r} is a score, and this PACGenTrainer computes none. Pass "
+            "score=ScoreConfig(max_examples=512), for instance, or choose by another metric."
+        )
 
 
 def describe_run(

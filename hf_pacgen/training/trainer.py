@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any, cast
@@ -18,9 +19,11 @@ from hf_pacgen.score import PACGenResult
 from hf_pacgen.training.arguments import PACGenTrainingArguments, as_config
 from hf_pacgen.training.callback import PACGenCallback
 from hf_pacgen.training.engine import NoiseEngine
-from hf_pacgen.training.setup import describe_run, refuse_sharding, score_on_training_data
+from hf_pacgen.training.setup import describe_run, refuse_sharding, refuse_unknown_metric, score_on_training_data
 
 __all__ = ["PACGenTrainer"]
+
+logger = logging.getLogger(__name__)
 
 
 class PACGenTrainer(Trainer):
@@ -42,7 +45,7 @@ class PACGenTrainer(Trainer):
 
     Raises:
         ValueError: DeepSpeed or the first FSDP with noise; an unknown or unfit setting; noise in a PACGenCallback as
-            well.
+            well; a best model chosen by a score without ``score``.
     """
 
     def __init__(
@@ -64,11 +67,19 @@ class PACGenTrainer(Trainer):
         if isinstance(self.args, PACGenTrainingArguments):
             self.noise = self.noise or self.args.noise_config
             self.score = self.score or self.args.score_config
+        callbacks = [c for c in self.callback_handler.callbacks if isinstance(c, PACGenCallback)]
         if self._has_noise:
             refuse_sharding(self.args)
-            if any(isinstance(c, PACGenCallback) and c.noise is not None for c in self.callback_handler.callbacks):
+            if any(c.noise is not None for c in callbacks):
                 raise ValueError(
                     "The PACGenTrainer and a PACGenCallback both have noise, which would add up. Give it to one only."
+                )
+        if self.score is None and all(c.score is None for c in callbacks):
+            refuse_unknown_metric(self.args)
+            if self.noise is None and not callbacks:
+                logger.warning(
+                    "This PACGenTrainer trains as the plain Trainer does: it has neither noise nor score. Pass "
+                    "noise=NoiseConfig(), score=ScoreConfig(), or both."
                 )
         self.add_callback(_Steps(self))
 

@@ -253,6 +253,28 @@ def test_noise_twice_is_refused(tmp_path: Path) -> None:
     trainer.train()
 
 
+@pytest.mark.parametrize("metric", ["eval_pacgen_kl", "pacgen", "eval_hessian_trace"])
+def test_a_best_model_by_a_score_that_is_not_computed_is_refused(metric: str, tmp_path: Path) -> None:
+    args = arguments(tmp_path, metric_for_best_model=metric)
+    with pytest.raises(ValueError, match=rf"metric_for_best_model='{metric}' is a score, and .* computes none\. Pass"):
+        PACGenTrainer(tiny.bert(), args, noise={})
+    PACGenTrainer(tiny.bert(), args, score={})
+    PACGenTrainer(tiny.bert(), args, callbacks=[PACGenCallback(score={})])
+
+
+def test_what_does_nothing_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    Trainer(tiny.bert(), arguments(tmp_path), callbacks=[PACGenCallback])
+    assert "This PACGenCallback does nothing: it has neither noise nor score. Pass" in caplog.text
+    caplog.clear()
+    PACGenTrainer(tiny.bert(), arguments(tmp_path))
+    assert "trains as the plain Trainer does: it has neither noise nor score. Pass noise=" in caplog.text
+    caplog.clear()
+    for given in ({"noise": {"scale": 0.0}}, {"score": {}}):
+        PACGenTrainer(tiny.bert(), arguments(tmp_path), **given)
+        Trainer(tiny.bert(), arguments(tmp_path), callbacks=[PACGenCallback(**given)])
+    assert not caplog.text
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_a_model_without_trainable_parameters_is_refused(method: str, tmp_path: Path) -> None:
     model = tiny.bert().requires_grad_(False)
