@@ -76,7 +76,7 @@ def _numbers(result: PACGenResult, title: str) -> Table:
     table.add_row("loss", number(result.loss), "mean training loss without dropout")
     error = result.hessian_trace_stderr
     spread = f" ± {number(float(f'{error:.2g}'))}" if error else ""
-    noise = " (± its noise alone, no bias)" if spread and result.estimator in ("blend", "gauss_newton") else ""
+    noise = " (± its noise, not its bias)" if spread and result.estimator in ("blend", "gauss_newton") else ""
     table.add_row(
         "Hessian trace",
         number(result.hessian_trace) + spread,

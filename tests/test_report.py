@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import re
+from pathlib import Path
 
 import pytest
 from rich.console import Console
@@ -76,7 +78,7 @@ def test_report_shows_everything() -> None:
         "η = 1,234",
         "0.0 % share of weights in which Ψ feels the curvature",
         "> 99.9 %",
-        "1,234 ± 120 curvature of the loss: how sharp the minimum is (± its noise alone, no bias)",
+        "1,234 ± 120 curvature of the loss: how sharp the minimum is (± its noise, not its bias)",
         "12 training examples scored, with 57 labeled tokens as the units of the loss",
         "2.2 min",
         "gauss-newton estimate of the Hessian diagonal: 2,000 gradients and 1 Hessian-vector product of a batch",
@@ -94,3 +96,13 @@ def test_report_leaves_out_what_there_is_not() -> None:
     text = printed(bare, top_modules=0)
     for phrase in ("What limits", "±", "Modules", "loss units", "tokens", "Hessian-vector"):
         assert phrase not in text
+
+
+def test_the_guide_names_fields_metrics_and_rows() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "guides" / "score.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `(\w+)` \| `(\w+)` \| (.+) \|$", page, flags=re.MULTILINE)
+    values = {field.name: i for i, field in enumerate(dataclasses.fields(RESULT))}
+    told = dataclasses.replace(RESULT, **{field: float(values[field]) for field, _, _ in rows})
+    assert {key: values[field] for field, key, _ in rows} == told.metrics()
+    shown = printed(RESULT)
+    assert all(row in shown for _, _, row in rows)
