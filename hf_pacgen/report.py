@@ -74,12 +74,11 @@ def _numbers(result: PACGenResult, title: str) -> Table:
         end_section=True,
     )
     table.add_row("loss", number(result.loss), "mean training loss without dropout")
-    error = result.hessian_trace_stderr
-    spread = f" ± {number(float(f'{error:.2g}'))}" if error else ""
-    noise = " (± its noise, not its bias)" if spread and result.estimator in ("blend", "gauss_newton") else ""
+    error = spread(result.hessian_trace_stderr)
+    noise = " (± its noise, not its bias)" if error and result.estimator in ("blend", "gauss_newton") else ""
     table.add_row(
         "Hessian trace",
-        number(result.hessian_trace) + spread,
+        number(result.hessian_trace) + error,
         f"curvature of the loss: how sharp the minimum is{noise}",
     )
     table.add_row(
@@ -143,6 +142,11 @@ def _duration(seconds: float) -> str:
 def number(value: float) -> str:
     """Four significant digits, with thousands separated: 1,234,568, 12.35, 0.001235, 1.2e-07."""
     return f"{value:,.0f}" if 1000 <= abs(value) < 1e15 else f"{value:.4g}"
+
+
+def spread(stderr: float | None) -> str:
+    """The standard error behind a value, to two digits; nothing where it is unknown or 0."""
+    return f" ± {number(float(f'{stderr:.2g}'))}" if stderr else ""
 
 
 def percent(share: float) -> str:

@@ -6,6 +6,7 @@ import dataclasses
 import io
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -102,7 +103,7 @@ def test_the_guide_names_fields_metrics_and_rows() -> None:
     page = (Path(__file__).parents[1] / "docs" / "guides" / "score.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\| `(\w+)` \| `(\w+)` \| (.+) \|$", page, flags=re.MULTILINE)
     values = {field.name: i for i, field in enumerate(dataclasses.fields(RESULT))}
-    told = dataclasses.replace(RESULT, **{field: float(values[field]) for field, _, _ in rows})
-    assert {key: values[field] for field, key, _ in rows} == told.metrics()
+    numbered: dict[str, Any] = {field: float(values[field]) for field, _, _ in rows}
+    assert {key: numbered[field] for field, key, _ in rows} == dataclasses.replace(RESULT, **numbered).metrics()
     shown = printed(RESULT)
     assert all(row in shown for _, _, row in rows)

@@ -12,10 +12,10 @@ from rich.table import Table
 
 from hf_pacgen.bounds.certificate import Certificate, certify
 from hf_pacgen.commands.parser import CommandParser
-from hf_pacgen.commands.score import RunArguments, check_output, launched
+from hf_pacgen.commands.running import RunArguments, check_output, choose_place
 from hf_pacgen.config import CertificateConfig, Config, option
 from hf_pacgen.inputs.errors import InputError, describe, quiet
-from hf_pacgen.inputs.models import ModelArguments, choose_device
+from hf_pacgen.inputs.models import ModelArguments
 from hf_pacgen.inputs.subject import load_subject
 from hf_pacgen.inputs.tables import DataArguments
 from hf_pacgen.report import PLAIN_WIDTH, number
@@ -56,10 +56,7 @@ def run(argv: list[str]) -> None:
     if prior_args.prior is None:
         parser.error("--prior is missing: 'zero', or the model before it saw the data")
     check_output(run_args.output)
-    device = choose_device(model_args.device)
-    accelerator = launched(device)
-    if accelerator is not None:
-        device = accelerator.device
+    device, accelerator = choose_place(model_args.device)
     prior = prior_folder(prior_args.prior)
     subject = load_subject(positional.model, model_args, data_args, device=device, seed=config.seed)
     subject.model.eval()

@@ -17,15 +17,14 @@ from rich.markup import escape
 from rich.table import Table
 
 from hf_pacgen.commands.parser import CommandParser
-from hf_pacgen.commands.score import check_output, launched
-from hf_pacgen.commands.sharpness import spread, write
+from hf_pacgen.commands.running import check_output, choose_place, write
 from hf_pacgen.comparison import MEASURES, Measures, measure_all, rank_correlation
 from hf_pacgen.config import Config, ScoreConfig, check_number, option
 from hf_pacgen.inputs.errors import InputError, quiet
-from hf_pacgen.inputs.models import ModelArguments, choose_device
+from hf_pacgen.inputs.models import ModelArguments
 from hf_pacgen.inputs.subject import load_subject
 from hf_pacgen.inputs.tables import DataArguments, check_files
-from hf_pacgen.report import PLAIN_WIDTH, number, percent
+from hf_pacgen.report import PLAIN_WIDTH, number, percent, spread
 from hf_pacgen.sharpness_config import SharpnessConfig, SpectrumConfig
 
 __all__ = ["CompareArguments", "run"]
@@ -91,10 +90,7 @@ def run(argv: list[str]) -> None:
     test_args = _test_data(data_args, args)
     for given in (data_args, *([test_args] if test_args else [])):
         check_files(given)
-    device = choose_device(model_args.device)
-    accelerator = launched(device)
-    if accelerator is not None:
-        device = accelerator.device
+    device, accelerator = choose_place(model_args.device)
     rows = []
     for name, short in zip(positional.runs, short_names(positional.runs), strict=True):
         subject = load_subject(name, model_args, data_args, device=device, seed=config.seed)

@@ -3,44 +3,33 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from dataclasses import dataclass
-from pathlib import Path
-
-import torch
-from accelerate import Accelerator
 
 from hf_pacgen.commands.parser import CommandParser
-from hf_pacgen.config import Config, ScoreConfig, check_number, option
+from hf_pacgen.commands.running import RunArguments, check_output, choose_place
+from hf_pacgen.config import ScoreConfig, check_number, option
 from hf_pacgen.inputs.errors import InputError, quiet
-from hf_pacgen.inputs.models import ModelArguments, choose_device
+from hf_pacgen.inputs.models import ModelArguments
 from hf_pacgen.inputs.subject import load_subject
 from hf_pacgen.inputs.tables import DataArguments
 from hf_pacgen.measure import pacgen
 from hf_pacgen.report import print_report
 from hf_pacgen.score import PACGenResult
 
-__all__ = ["RunArguments", "run"]
+__all__ = ["ScoreArguments", "run"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunArguments(Config):
-    """How the command runs, and where the result goes."""
+class ScoreArguments(RunArguments):
+    """The same, for a run that survives being killed."""
 
-    _argument_group_name = "run"
-
-    batch_size: int = option(8, "Number of examples in a batch.")
-    output: str | None = option(None, "JSON file to write the result to; its folder must exist.")
-    top_modules: int = option(8, "Number of modules to list, those with the largest share of K(η) first; 0 lists none.")
-    progress: bool = option(True, "Show a progress bar.")
     checkpoint_dir: str | None = option(
         None, "Folder in which the state is saved, from which the same command goes on after a kill."
     )
     checkpoint_every: int = option(50, "Number of batches of a process after which its state is saved.")
 
     def __post_init__(self) -> None:
-        check_number(self, "batch_size", minimum=1, integer=True)
-        check_number(self, "top_modules", minimum=0, integer=True)
+        super().__post_init__()
         check_number(self, "checkpoint_every", minimum=1, integer=True)
 
 
@@ -51,7 +40,7 @@ def run(argv: list[str]) -> None:
         InputError: bad input of any kind.
     """
     parser = CommandParser(
-        (ModelArguments, DataArguments, RunArguments, ScoreConfig),
+        (ModelArguments, DataArguments, ScoreArguments, ScoreConfig),
         prog="hf-pacgen score",
         group="measurement",
         usage="hf-pacgen score MODEL --dataset NAME_OR_FILE [options]",
@@ -61,10 +50,7 @@ def run(argv: list[str]) -> None:
     parser.add_argument("model", metavar="MODEL", help="The model: a folder, or an id on the Hugging Face hub.")
     model_args, data_args, run_args, config, positional = parser.settings(argv)
     check_output(run_args.output)
-    device = choose_device(model_args.device)
-    accelerator = launched(device)
-    if accelerator is not None:
-        device = accelerator.device
+    device, accelerator = choose_place(model_args.device)
     subject = load_subject(positional.model, model_args, data_args, device=device, seed=config.seed)
     with parser.refusals(), quiet():
         result = pacgen(
@@ -96,25 +82,3 @@ def _save(result: PACGenResult, output: str | None) -> OSError | None:
         except OSError as error:
             return error
     return None
-
-
-def check_output(output: str | None) -> None:
-    """Raise before the work begins if the result could not be written."""
-    if output is None:
-        return
-    path = Path(output)
-    if not path.parent.is_dir():
-        raise InputError(f"--output {output!r}: the folder {str(path.parent)!r} does not exist. Make it first.")
-    if path.is_dir():
-        raise InputError(
-            f"--output {output!r} is a folder: expected the name of a JSON file, such as {path / 'result.json'}."
-        )
-    if not os.access(path.parent, os.W_OK):
-        raise InputError(f"--output {output!r}: the folder {str(path.parent)!r} cannot be written to. Choose another.")
-
-
-def launched(device: torch.device) -> Accelerator | None:
-    """The accelerator of a run that torchrun or accelerate started in several processes, else None."""
-    if int(os.environ.get("WORLD_SIZE", "1")) < 2:
-        return None
-    return Accelerator(cpu=device.type == "cpu")

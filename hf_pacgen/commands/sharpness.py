@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -12,16 +11,16 @@ from rich.markup import escape
 from rich.table import Table
 
 from hf_pacgen.commands.parser import CommandParser
-from hf_pacgen.commands.score import check_output, launched
+from hf_pacgen.commands.running import check_output, choose_place, write
 from hf_pacgen.config import Config, check_number, option
 from hf_pacgen.curvature.ascent import WorstCaseSharpness
 from hf_pacgen.curvature.spectrum import Spectrum
-from hf_pacgen.inputs.errors import InputError, quiet
-from hf_pacgen.inputs.models import ModelArguments, choose_device
+from hf_pacgen.inputs.errors import quiet
+from hf_pacgen.inputs.models import ModelArguments
 from hf_pacgen.inputs.subject import Subject, load_subject
 from hf_pacgen.inputs.tables import DataArguments
 from hf_pacgen.landscape import hessian_spectrum
-from hf_pacgen.report import PLAIN_WIDTH, number
+from hf_pacgen.report import PLAIN_WIDTH, number, spread
 from hf_pacgen.sharpness import Sharpness, expected_sharpness, worst_case_sharpness
 from hf_pacgen.sharpness_config import SharpnessConfig, SpectrumConfig
 
@@ -75,10 +74,7 @@ def run(argv: list[str]) -> None:
     parser.add_argument("model", metavar="MODEL", help="The model: a folder, or an id on the Hugging Face hub.")
     model_args, data_args, args, config, positional = parser.settings(argv)
     check_output(args.output)
-    device = choose_device(model_args.device)
-    accelerator = launched(device)
-    if accelerator is not None:
-        device = accelerator.device
+    device, accelerator = choose_place(model_args.device)
     subject = load_subject(positional.model, model_args, data_args, device=device, seed=config.seed)
     with parser.refusals(), quiet():
         found = measured(subject, args, config, accelerator)
@@ -115,18 +111,6 @@ def measured(
     if args.eigenvalues:
         found["spectrum"] = hessian_spectrum(model, data, k=args.eigenvalues, config=spectrum, **where)
     return found
-
-
-def write(path: str, text: str) -> None:
-    """Write a file.
-
-    Raises:
-        InputError: it cannot be written.
-    """
-    try:
-        Path(path).write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"{path!r} could not be written: {error}.") from error
 
 
 def print_sharpness(found: dict[str, Any], *, title: str, status: list[str]) -> None:
@@ -171,8 +155,3 @@ def _rows(result: Sharpness | WorstCaseSharpness | Spectrum) -> list[tuple[str, 
     if result.trace is not None:
         rows.append(("trace", number(result.trace) + spread(result.trace_stderr), "sum of all eigenvalues"))
     return rows
-
-
-def spread(stderr: float | None) -> str:
-    """The standard error behind a value, to two digits."""
-    return f" ± {number(float(f'{stderr:.2g}'))}" if stderr else ""
