@@ -488,7 +488,12 @@ def test_image_processor_for_other_channels(run: Run, tmp_path: Path) -> None:
     model = saved_models.vit(tmp_path / "model", channels=1)
     ViTImageProcessorPil(size={"height": 8, "width": 8}).save_pretrained(model)  # means of three channels
     data = write_images(tmp_path / "train.parquet")
-    refused(run, "image processor refuses images of 1 channels.*preprocessor_config", "score", model, "--dataset", data)
+    # torchvision's processors make three channels of one
+    refusal = "image processor (refuses images of 1 channels|makes images of 3 channels).*preprocessor_config"
+    refused(run, refusal, "score", model, "--dataset", data)
+    size = {"height": 8, "width": 8}
+    ViTImageProcessorPil(size=size, do_convert_rgb=True).save_pretrained(model)
+    refused(run, "makes images of 3 channels, and the model takes 1. Repair", "score", model, "--dataset", data)
 
 
 def test_files_of_two_formats(run: Run, models: dict[str, Path], tmp_path: Path) -> None:

@@ -135,6 +135,11 @@ def image_examples(
                     f"The model's image processor refuses images of {channels} channels: {describe(error)}. "
                     "Repair preprocessor_config.json in the model's folder."
                 ) from error
+            if getattr(config, "num_channels", None) not in (None, (made := len(pixels[0]))):
+                raise InputError(
+                    f"The model's image processor makes images of {made} channels, and the model takes {channels}. "
+                    "Repair preprocessor_config.json in the model's folder."
+                )
         return [
             {"pixel_values": values, "labels": labels(raw)} for values, raw in zip(pixels, rows[label], strict=True)
         ]
