@@ -1,4 +1,4 @@
-"""What all tests share: no network, no cache outside a temporary folder."""
+"""What all tests share: no network, nothing written outside a temporary folder."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from pathlib import Path
 # before anything imports the libraries, which read these once
 CACHE = tempfile.mkdtemp(prefix="hf_pacgen-tests-")
 os.environ["HF_HOME"] = CACHE
+os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", tempfile.gettempdir())  # a failed test's folder stays readable
+os.environ["TMPDIR"] = tempfile.tempdir = CACHE  # what training runs and launched processes write goes with it
 for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "HF_EVALUATE_OFFLINE"):
     os.environ[name] = "1"
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # in tiny models, more threads wait for each other longer than they work

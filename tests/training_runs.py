@@ -79,7 +79,7 @@ def arguments(kind: Callable[..., TrainingArguments] = TrainingArguments, **chan
         "use_cpu": True,
     }
     if "output_dir" not in changes:
-        settings["output_dir"] = tempfile.mkdtemp(prefix="hf_pacgen-run-")
+        settings["output_dir"] = tempfile.mkdtemp()
     return kind(**{**settings, **changes})
 
 
