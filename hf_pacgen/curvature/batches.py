@@ -74,6 +74,10 @@ class Batches:
         size, rank = self.processes.size, self.processes.rank
         return self.every(lambda index: index % size == rank and index not in skipped)
 
+    def share(self, indices: Collection[int]) -> int:
+        """How many of some batches are those of this process."""
+        return sum(index % self.processes.size == self.processes.rank for index in indices)
+
     def only(self, wanted: Collection[int]) -> Iterator[tuple[int, Any]]:
         """Some batches by their indices, the same in every process."""
         left = len(set(wanted))

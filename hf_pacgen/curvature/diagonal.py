@@ -220,7 +220,10 @@ def _recorded(
     objective: Objective, run: _Run, sweep: int, tick: Callable[[], Any], checkpoint: Checkpoint | None
 ) -> Iterator[tuple[int, Any]]:
     """The batches with loss units that are still to do in a pass; each is noted as done when the next is asked for."""
-    for index, batch in objective.batches.without(checkpoint.skipped(sweep) if checkpoint is not None else ()):
+    skipped = checkpoint.skipped(sweep) if checkpoint is not None else set()
+    for _ in range(objective.batches.share(skipped)):
+        tick()  # a bar goes on from there
+    for index, batch in objective.batches.without(skipped):
         if objective.has_units(batch):
             yield index, batch
             if checkpoint is not None:

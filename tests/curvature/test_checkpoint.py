@@ -13,8 +13,10 @@ import resource
 import signal
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import tiny
@@ -24,6 +26,7 @@ from launch import on_two_processes
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import nn
+from tqdm.auto import tqdm
 
 from hf_pacgen import ScoreConfig, hessian_diagonal, pacgen
 from hf_pacgen.curvature.checkpoint import TERMINATED, write_tensors
@@ -169,6 +172,16 @@ def test_what_is_done_is_not_done_again(tmp_path: Path) -> None:
     again = calls
     score(None, made=made)
     assert done >= 6 and calls - again >= again + 2 * done
+
+
+def test_the_bar_goes_on_from_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    interrupted(tmp_path)
+    done = batches_done(tmp_path)
+    with patch("hf_pacgen.measuring.tqdm", partial(tqdm, mininterval=0, miniters=1)):
+        pacgen(model(), PARTS, config=TWICE, checkpoint_dir=tmp_path, checkpoint_every=3)
+    shown = capsys.readouterr().err
+    assert done > 6 and "| 24/24 [" in shown
+    assert f"Hessian diagonal: {done / 24:4.0%}|" in shown.replace("\r", "\n")
 
 
 def test_data_that_is_drawn_at_random_is_the_same_again(tmp_path: Path) -> None:
