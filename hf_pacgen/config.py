@@ -13,7 +13,7 @@ from enum import Enum
 
 from hf_pacgen.bounds.certified import Bound
 from hf_pacgen.noise.distributions import NoiseDistribution
-from hf_pacgen.settings import Config, check_number, choice, inverse_temperature, option, positive_grid
+from hf_pacgen.settings import Config, check_flag, check_number, choice, inverse_temperature, option, positive_grid
 
 __all__ = [
     "CertificateConfig",
@@ -148,6 +148,7 @@ class ScoreConfig(Config):
         for name in ("max_examples", "num_training_examples"):
             if getattr(self, name) is not None:
                 check_number(self, name, minimum=1, integer=True)
+        check_flag(self, "standard_error")
         if self.displacement is not None:
             check_number(self, "displacement", minimum=0, strict=True)
         check_number(self, "seed", minimum=0, integer=True)
@@ -229,6 +230,8 @@ class CertificateConfig(Config):
         for name in ("refine_steps", "seed"):
             check_number(self, name, minimum=0, integer=True)
         check_number(self, "refine_learning_rate", minimum=0, strict=True)
+        for name in ("refine_mean", "assume_independent"):
+            check_flag(self, name)
         if self.max_examples is not None:
             check_number(self, "max_examples", minimum=1, integer=True)
         if self.eta is not None:
@@ -306,14 +309,15 @@ class NoiseConfig(Config):
 
     def __post_init__(self) -> None:
         set_field = object.__setattr__
+        normal = NoiseDistribution.NORMAL
+        set_field(self, "distribution", choice(NoiseDistribution, self.distribution, "distribution", without=normal))
         for name, kind in (
-            ("distribution", NoiseDistribution),
             ("shape", NoiseShape),
             ("curvature", CurvatureSource),
             ("draw", NoiseDraw),
         ):
             set_field(self, name, choice(kind, getattr(self, name), name))
-        if self.distribution is NoiseDistribution.NORMAL:
+        if self.distribution is normal:
             raise ValueError(
                 "distribution='normal' leaves the box N_i in which the theory holds; use 'truncated_normal' instead."
             )
@@ -329,6 +333,7 @@ class NoiseConfig(Config):
             set_field(self, "scale", DEFAULT_SCALES[self.shape])
         check_number(self, "scale", minimum=0)
         self._check_box()
+        check_flag(self, "antithetic")
         if self.rho != "estimate":
             if isinstance(self.rho, str):
                 raise ValueError(f"rho must be a number >= 0 or 'estimate'; got {self.rho!r}.")
@@ -345,12 +350,17 @@ class NoiseConfig(Config):
     @property
     def is_silent(self) -> bool:
         """Whether there is no noise at all."""
-        return self.scale == 0 or (self.shape.uses_curvature and self.gamma == 0 and self.epsilon == 0)
+        return self.scale == 0
 
     def _check_box(self) -> None:
         # the other shapes are cut off at N_i; these would leave the box where N_i is smallest for them
         limits = {NoiseShape.ISOTROPIC: ("epsilon", self.epsilon), NoiseShape.MAGNITUDE: ("gamma", self.gamma)}
         name, limit = limits.get(self.shape, ("", math.inf))
+        if self.gamma == 0 and self.epsilon == 0 and self.scale:
+            raise ValueError(
+                "gamma and epsilon are both 0, so the box N_i = gamma*|w_i| + epsilon leaves no room for noise; make "
+                "at least one of them positive, or set scale=0 for no noise."
+            )
         if self.scale is not None and self.scale > limit:
             raise ValueError(
                 f"The noise is larger than the box N_i = gamma*|w_i| + epsilon: shape={self.shape.value!r} with "

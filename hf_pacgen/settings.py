@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import numbers
 from dataclasses import field
 from enum import Enum
 from typing import Any, TypeVar
 
-__all__ = ["Config", "check_number", "choice", "inverse_temperature", "option", "positive_grid"]
+__all__ = ["Config", "check_flag", "check_number", "choice", "inverse_temperature", "option", "positive_grid"]
 
 E = TypeVar("E", bound=Enum)
+
+LARGEST = 1e30
+"""Beyond this, float32 overflows where it is squared or added up; no setting means that much."""
 
 
 def option(default: Any, help: str) -> Any:
@@ -18,12 +22,12 @@ def option(default: Any, help: str) -> Any:
     return field(default=default, metadata={"help": help})
 
 
-def choice(kind: type[E], value: str | E, name: str) -> E:
-    """Turn a string into a member of a closed choice, or say which there are."""
+def choice(kind: type[E], value: str | E, name: str, *, without: E | None = None) -> E:
+    """Turn a string into a member of a closed choice, or say which there are (``without`` one that does not fit)."""
     try:
         return kind(value)
     except ValueError:
-        known = ", ".join(repr(member.value) for member in kind)
+        known = ", ".join(repr(member.value) for member in kind if member is not without)
         raise ValueError(f"{name} must be one of {known}; got {value!r}.") from None
 
 
@@ -33,22 +37,31 @@ def inverse_temperature(value: float | str) -> float | str:
         return "n"
     try:
         number = float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         number = math.nan
-    if not (math.isfinite(number) and number > 0) or isinstance(value, bool):
+    if not 0 < number <= LARGEST or isinstance(value, bool):
         raise ValueError(f"eta must be a positive number, or 'n' for the number of training examples; got {value!r}.")
     return number
 
 
 def check_number(config: object, name: str, *, minimum: float, integer: bool = False, strict: bool = False) -> None:
-    """Raise unless the field ``name`` is a finite number of at least ``minimum``."""
+    """Raise unless the field ``name`` is a finite number of at least ``minimum``; numpy's become Python's."""
     value = getattr(config, name)
     kind = "an integer" if integer else "a finite number"
-    right_type = isinstance(value, int) if integer else isinstance(value, (int, float))
-    in_range = right_type and math.isfinite(value) and (value > minimum if strict else value >= minimum)
-    if isinstance(value, bool) or not in_range:
+    right_type = isinstance(value, numbers.Integral if integer else numbers.Real) and not isinstance(value, bool)
+    in_range = right_type and (minimum < value if strict else minimum <= value) and value <= LARGEST
+    if not in_range:
         bound = "greater than" if strict else "of at least"
         raise ValueError(f"{name} must be {kind} {bound} {minimum}; got {value!r}.")
+    if not isinstance(value, (int, float)) or type(value).__module__ == "numpy":
+        object.__setattr__(config, name, int(value) if integer else float(value))
+
+
+def check_flag(config: object, name: str) -> None:
+    """Raise unless the field ``name`` is true or false."""
+    value = getattr(config, name)
+    if not isinstance(value, bool):
+        raise ValueError(f"{name} must be True or False; got {value!r}.")
 
 
 def positive_grid(name: str, values: Any) -> list[float] | None:

@@ -7,7 +7,7 @@ from enum import Enum
 
 from hf_pacgen.config import HVPMethod
 from hf_pacgen.noise.distributions import NoiseDistribution
-from hf_pacgen.settings import Config, check_number, choice, option
+from hf_pacgen.settings import Config, check_flag, check_number, choice, option
 
 __all__ = ["SharpnessConfig", "SpectrumConfig", "SpectrumEnd"]
 
@@ -57,6 +57,7 @@ class SpectrumConfig(Config):
         for name in ("iterations", "max_examples"):
             if getattr(self, name) is not None:
                 check_number(self, name, minimum=1, integer=True)
+        check_flag(self, "keep_vectors")
         check_number(self, "density_iterations", minimum=1, integer=True)
         for name in ("probes", "seed"):
             check_number(self, name, minimum=0, integer=True)
@@ -96,6 +97,7 @@ class SharpnessConfig(Config):
         object.__setattr__(self, "distribution", choice(NoiseDistribution, name, "distribution"))
         for name in ("tolerance", "gamma", "epsilon"):
             check_number(self, name, minimum=0)
+        check_flag(self, "antithetic")
         for name in ("draws", "ascent_steps", "ascent_starts"):
             check_number(self, name, minimum=1, integer=True)
         if self.max_examples is not None:

@@ -30,6 +30,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"max_examples": 0}, "max_examples must be an integer of at least 1"),
     ({"num_training_examples": -3}, "num_training_examples must be an integer of at least 1"),
     ({"displacement": 0}, "displacement must be a finite number greater than 0"),
+    ({"standard_error": 1}, "standard_error must be True or False; got 1"),
     ({"seed": -1}, "seed must be an integer of at least 0"),
     ({"rho": 1.0}, "rho=1.0 was given together with lipschitz_directions=2"),
 ]

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import math
+import numbers
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,7 @@ from hf_pacgen.curvature.model_state import unwrap
 from hf_pacgen.noise.distributions import NoiseDistribution
 from hf_pacgen.noise.layout import Block
 from hf_pacgen.noise.twins import Perturbation, ScaleFunction
+from hf_pacgen.settings import LARGEST
 from hf_pacgen.sharding import Shards, is_sharded, local, part_like
 
 __all__ = ["check_scale", "perturbed", "scaled_noise"]
@@ -21,7 +23,7 @@ __all__ = ["check_scale", "perturbed", "scaled_noise"]
 @contextmanager
 def perturbed(
     model: nn.Module,
-    noise_scale: float | Mapping[str, Tensor],
+    noise_scale: float | Mapping[str, Tensor | float],
     *,
     distribution: NoiseDistribution | str = NoiseDistribution.UNIFORM,
     seed: int,
@@ -33,15 +35,17 @@ def perturbed(
     Args:
         model: on its device; tied weights get one noise, frozen ones none.  Where it is sharded by ``fully_shard``
             each process has its part of the noise, and all must be here together.
-        noise_scale: σ, for all weights or by parameter name (then other parameters stay as they are): the
-            half-width of "uniform", the standard deviation before truncation of the others.
+        noise_scale: σ, for all weights or by parameter name, as a tensor of its shape or one number (then other
+            parameters stay as they are): the half-width of "uniform", the standard deviation before truncation of the
+            others.
         distribution: "uniform" (256 levels), "truncated_normal" (to N_i = γ|w_i| + ε) or "normal".
         seed: u is a function of the seed and of the parameters' names; no other random state is touched.
         gamma, epsilon: of N_i.
 
     Raises:
-        ValueError: nothing to perturb, a σ that is negative or not finite, an unknown name, another shape, weights
-            that are sharded otherwise than by ``fully_shard``.
+        ValueError: nothing to perturb, a σ that is negative or not finite, an unknown name, another shape, a seed that
+            is no integer, a box that is negative or (for truncated noise) empty, weights that are sharded otherwise
+            than by ``fully_shard``.
 
     >>> layer = nn.Linear(2, 2)
     >>> before = layer.weight.detach().clone()
@@ -51,6 +55,14 @@ def perturbed(
     >>> bool((layer.weight == before).all())
     True
     """
+    if isinstance(seed, bool) or not isinstance(seed, numbers.Integral) or seed < 0:
+        raise ValueError(f"seed must be an integer of at least 0; got {seed!r}.")
+    check_scale("gamma", gamma, {})
+    check_scale("epsilon", epsilon, {})
+    if NoiseDistribution(distribution) is NoiseDistribution.TRUNCATED_NORMAL and gamma == 0 and epsilon == 0:
+        raise ValueError(
+            "gamma and epsilon are both 0, so truncated noise has no room; make at least one of them positive."
+        )
     shards = Shards(unwrap(model))
     parameters = {name: p for name, p in shards.model.named_parameters() if p.requires_grad}
     if not parameters:
@@ -61,7 +73,7 @@ def perturbed(
     noise, scale = scaled_noise(
         parameters, noise_scale, distribution=distribution, gamma=gamma, epsilon=epsilon, shards=shards
     )
-    noise.draw(scale, seed, "perturbed")
+    noise.draw(scale, int(seed), "perturbed")
     try:
         noise.apply()
         yield model
@@ -71,7 +83,7 @@ def perturbed(
 
 def scaled_noise(
     parameters: Mapping[str, Tensor],
-    noise_scale: float | Mapping[str, Tensor],
+    noise_scale: float | Mapping[str, Tensor | float],
     *,
     distribution: NoiseDistribution | str,
     gamma: float,
@@ -89,7 +101,7 @@ def scaled_noise(
         parameters = {name: p for name, p in parameters.items() if name in noise_scale}
         offsets = shards.offsets if shards is not None else {}
         scales = {
-            name: _level_here(noise_scale[name].detach().to(p.device), p, offsets.get(name, 0))
+            name: _level_here(torch.as_tensor(noise_scale[name]).detach().to(p.device), p, offsets.get(name, 0))
             for name, p in parameters.items()
         }
     noise = Perturbation(parameters, distribution=distribution, gamma=gamma, epsilon=epsilon, shards=shards)
@@ -110,16 +122,19 @@ def _level_here(sigma: Tensor, parameter: Tensor, offset: int) -> Tensor:
 
 
 def check_scale(
-    what: str, value: float | Mapping[str, Tensor], parameters: Mapping[str, Tensor], shards: Shards | None = None
+    what: str,
+    value: float | Mapping[str, Tensor | float],
+    parameters: Mapping[str, Tensor],
+    shards: Shards | None = None,
 ) -> None:
     """Raise unless ``value`` is a finite number >= 0, or tensors of such numbers by the names of some parameters.
 
     With ``shards`` all processes raise if one has to.
     """
     if not isinstance(value, Mapping):
-        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        if not (is_number and math.isfinite(value) and value >= 0):
-            raise ValueError(f"{what} must be a finite number >= 0, or tensors by name; got {value!r}.")
+        if not _is_level(value):
+            numbers_by_name = ", or tensors by name" if parameters else ""
+            raise ValueError(f"{what} must be a finite number >= 0{numbers_by_name}; got {value!r}.")
         return
     unknown = sorted(map(str, value.keys() - parameters.keys()))
     if unknown or not value:
@@ -128,6 +143,10 @@ def check_scale(
             f"{what} {problem}. Take the names from model.named_parameters(), where tied weights have one name."
         )
     for name, sigma in value.items():
+        if not isinstance(sigma, Tensor):
+            if not _is_level(sigma):
+                raise ValueError(f"{what}[{name!r}] must be a tensor or a number, finite and >= 0; got {sigma!r}.")
+            continue
         if sigma.numel() != 1 and sigma.shape != parameters[name].shape:
             raise ValueError(
                 f"{what}[{name!r}] must have shape {tuple(parameters[name].shape)}, like the parameter, or one "
@@ -137,3 +156,7 @@ def check_scale(
         bad = float(not bool((here.isfinite() & (here >= 0)).all()))
         if (shards.sum(bad) if shards is not None else bad) > 0:
             raise ValueError(f"{what}[{name!r}] must be finite and >= 0 everywhere.")
+
+
+def _is_level(value: Any) -> bool:
+    return isinstance(value, numbers.Real) and not isinstance(value, bool) and 0 <= float(value) <= LARGEST

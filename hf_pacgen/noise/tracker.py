@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from hf_pacgen.config import CurvatureSource, NoiseConfig, NoiseShape
+from hf_pacgen.curvature.parameters import pick_rows
 from hf_pacgen.noise.distributions import NoiseDistribution
 from hf_pacgen.noise.layout import Block
 from hf_pacgen.noise.lookup import LookupNoise
@@ -196,7 +197,7 @@ class CurvatureTracker:
                 if gradient is not None and len(rows):
                     moment = self._moment(weights, self.row_scale(name, rows, weights))
                     total = self.row_sums[name][rows]
-                    self._add(LOOKUPS, noise.mul_(gradient[rows]), moment, rescale, total)
+                    self._add(LOOKUPS, noise.mul_(pick_rows(gradient, rows)), moment, rescale, total)
                     self.row_sums[name].index_copy_(0, rows, total)
         # a turn counts without blocks too: shards differ in size, and the means must be the same in every process
         self._advance(step % self._period, factor**2)
@@ -231,8 +232,9 @@ class CurvatureTracker:
                 f"curvature='adam' reads exp_avg_sq, which {type(optimizer).__name__} does not keep. "
                 "Use an optimizer of the Adam family (such as optim='adamw_torch'), or curvature='price'."
             )
-        # v̂ = v/(1 - β₂ᵗ) and h = B v̂
-        self._adam_divisor = (1 - float(betas[1]) ** max(steps, 1)) / examples_per_step
+        # v̂ = v/(1 - β₂ᵗ) and h = B v̂; an optimizer that was handed over may be further than the training
+        taken = [float(state["step"]) for state in states.values() if "step" in state]
+        self._adam_divisor = (1 - float(betas[1]) ** max(taken, default=max(steps, 1))) / examples_per_step
         return found
 
     _adam_divisor = 1.0

@@ -78,6 +78,8 @@ class Perturbation:
             device: CenteredBytes(max(b.size for b in self.layout.blocks if b.pool[0] == device), device=device)
             for device in {block.pool[0] for block in self.layout.blocks}
         }
+        self._versions: dict[str, int] = {}
+        """How often each parameter had been written to when the noise was put on."""
         self.applied = False
 
     @torch.no_grad()
@@ -136,19 +138,30 @@ class Perturbation:
         """Put the last draw on the parameters."""
         if self.shards is not None:
             return self._write(self.shards)
+        self._versions = {name: parameter._version for name, parameter in self.parameters.items()}
         self.applied = True  # first, so that an interrupt between two parameters leaves something to restore
         for name, parameter in self.parameters.items():
             parameter.data = self._twins[name]
         # autocast caches casts of the weights and would go on using the old ones
         torch.clear_autocast_cache()
 
-    def restore(self) -> None:
-        """Give the parameters their weights back; does nothing where they have them."""
+    def restore(self, *, written: bool = False) -> None:
+        """Give the parameters their weights back; does nothing where they have them.
+
+        What other code did to a parameter meanwhile is kept where that can be told: a cast or a move, another tensor
+        in its place, and with ``written`` what was written to it in place (which is lost otherwise).
+        """
         if self.applied and self.shards is not None:
             self._write_back(self.shards)
         elif self.applied:
             for name, parameter in self.parameters.items():
-                parameter.data = self.weights[name]
+                here, twin, weights = parameter.data, self._twins[name], self.weights[name]
+                if (here.dtype, here.device) != (twin.dtype, twin.device):
+                    parameter.data = weights.to(here.device, here.dtype)
+                elif here.data_ptr() == twin.data_ptr():
+                    if written and parameter._version != self._versions[name]:
+                        weights.copy_(twin)
+                    parameter.data = weights
             torch.clear_autocast_cache()
             self.applied = False
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
@@ -77,11 +78,11 @@ def as_config(kind: type[C], value: Any, name: str) -> C | None:
         return value
     if isinstance(value, str):
         is_json = value.lstrip().startswith("{")
-        if not is_json and not Path(value).is_file():
+        if not is_json and not os.path.isfile(value):
             raise ValueError(f"{name} must be a JSON object or the name of a JSON file; there is no file {value!r}.")
         try:
             value = json.loads(value if is_json else Path(value).read_text(encoding="utf-8"))
-        except json.JSONDecodeError as error:
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
             raise ValueError(f"{name} is not valid JSON: {error}.") from None
     if not isinstance(value, dict):
         raise ValueError(f"{name} must be a {kind.__name__} or a dictionary of its settings; got {value!r}.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 from enum import Enum
 from typing import Any
 
@@ -15,7 +16,7 @@ from hf_pacgen.score import PACGenResult
 from hf_pacgen.settings import choice
 from hf_pacgen.training.arguments import as_config
 from hf_pacgen.training.engine import NOISE_FILE, NoiseEngine
-from hf_pacgen.training.setup import describe_run, refuse_sharding, score_on_training_data
+from hf_pacgen.training.setup import describe_run, refuse_unsupported, score_on_training_data
 
 __all__ = ["PACGenCallback", "ScoreOn"]
 
@@ -80,7 +81,7 @@ class PACGenCallback(TrainerCallback):
     def on_init_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Refuse what cannot work before anything is set up."""
         if self._has_noise:
-            refuse_sharding(args)
+            refuse_unsupported(args)
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -89,7 +90,7 @@ class PACGenCallback(TrainerCallback):
         self._close()
         if self.noise is None or not self._has_noise:
             return
-        refuse_sharding(args)
+        refuse_unsupported(args)
         run = describe_run(
             args,
             kwargs["model"],
@@ -106,7 +107,7 @@ class PACGenCallback(TrainerCallback):
     ) -> None:
         """Put the step's noise on the weights."""
         if self.engine is not None:
-            self.engine.enter(state.global_step)
+            self.engine.enter(state.global_step, event=True)
 
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -177,7 +178,18 @@ def _checkpoint(args: TrainingArguments, step: int) -> str:
 
 
 def _resumed_from(args: TrainingArguments, step: int) -> str:
-    """The checkpoint a run goes on from: callbacks are not told, so the places where it should be are tried."""
+    """The checkpoint a run goes on from.
+
+    Callbacks are not told, so it is read from the frame of the Trainer's ``train``, and where that has changed, looked
+    for where it should be.
+    """
+    frame = sys._getframe(1)
+    while frame is not None:
+        if frame.f_globals.get("__name__") == "transformers.trainer":
+            given = frame.f_locals.get("resume_from_checkpoint")
+            if isinstance(given, (str, os.PathLike)):
+                return os.fspath(given)
+        frame = frame.f_back  # type: ignore[assignment]
     given = args.resume_from_checkpoint
     if isinstance(given, str) and os.path.isfile(os.path.join(given, NOISE_FILE)):
         return given

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hf_pacgen.curvature.parameters import dense
 from hf_pacgen.sharding import Shards, local
 from hf_pacgen.training.guard import Hook
 
@@ -53,22 +54,22 @@ class GradientRescale:
         self._shards = shards if shards is not None and shards.active else None
         self._seen: dict[str, Tensor] = {}
         self._parameters: dict[str, Tensor] = {}
+        self._others: list[tuple[str, Tensor]] = []
+        """Those that are not remembered, the smallest first."""
         self._handles: list[Any] = []
         if not clips and loss_unscale(optimizer) is None:
             return
         count = 0
-        for name, parameter in sorted(parameters.items(), key=lambda item: item[1].numel()):
-            if count and count + parameter.numel() > PROBED_ELEMENTS:
-                break
-            count += parameter.numel()
-            self._parameters[name] = parameter
-            self._handles.append(parameter.register_post_accumulate_grad_hook(Hook(self._remember(name))))
+        self._others = sorted(parameters.items(), key=lambda item: item[1].numel())
+        while self._others and (not count or count + self._others[0][1].numel() <= PROBED_ELEMENTS):
+            count += self._others[0][1].numel()
+            self._watch(0)
 
     def factor(self) -> Tensor | None:
         """The factor for this step, or None where it is 1; 0 where it cannot be told (the gradients overflowed)."""
         if not self._parameters:
             return None
-        remembered = {name: local(p.grad.detach()) for name, p in self._parameters.items() if p.grad is not None}
+        remembered = {name: dense(local(p.grad.detach())) for name, p in self._parameters.items() if p.grad is not None}
         if not remembered:
             return None
         device = next(iter(remembered.values())).device
@@ -82,6 +83,9 @@ class GradientRescale:
             first = self._average(first)
         products = torch.stack([first @ first, first @ last])
         square, product = products if self._shards is None else self._shards.sum_(products)
+        if device.type == "cpu" and square == 0 and (other := self._with_gradient()) is not None:
+            self._watch(other)  # those remembered have none, so from the next step on this one is too
+            return torch.zeros(())
         factor = torch.where(square > 0, square / product, 1.0).nan_to_num(0.0, 0.0, 0.0)
         unscale = loss_unscale(self._optimizer)
         return factor if unscale is None else factor * unscale.to(device)
@@ -92,9 +96,21 @@ class GradientRescale:
             handle.remove()
         self._handles = []
 
+    def _watch(self, index: int) -> None:
+        name, parameter = self._others.pop(index)
+        self._parameters[name] = parameter
+        self._handles.append(parameter.register_post_accumulate_grad_hook(Hook(self._remember(name))))
+
+    def _with_gradient(self) -> int | None:
+        """The index of the smallest of the others with a gradient that is not 0; None where there is none."""
+        for index, (_, parameter) in enumerate(self._others):
+            if parameter.grad is not None and bool(dense(local(parameter.grad.detach())).any()):
+                return index
+        return None
+
     def _remember(self, name: str) -> Any:
         def remember(parameter: Tensor) -> None:
             if parameter.grad is not None:
-                self._seen[name] = local(parameter.grad.detach()).clone()
+                self._seen[name] = dense(local(parameter.grad.detach())).clone()
 
         return remember

@@ -16,14 +16,15 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.utils.data import IterableDataset
 
-from hf_pacgen.config import CurvatureSource, Estimator, NoiseConfig, NoiseDraw, ScoreConfig
+from hf_pacgen.config import CurvatureSource, Estimator, NoiseConfig, NoiseDraw, NoiseShape, ScoreConfig
 from hf_pacgen.curvature.batches import Batches
 from hf_pacgen.curvature.diagonal import estimate_diagonal
 from hf_pacgen.curvature.lipschitz import estimate_lipschitz
 from hf_pacgen.curvature.model_state import preserved, unwrap
 from hf_pacgen.curvature.objective import LossFunction, Objective
-from hf_pacgen.curvature.parameters import lone_embeddings, trainable_parameters
+from hf_pacgen.curvature.parameters import dense, lone_embeddings, reaches_beyond, trainable_parameters
 from hf_pacgen.curvature.sharded import ShardedObjective
 from hf_pacgen.noise.distributions import NoiseDistribution
 from hf_pacgen.noise.lookup import LookupNoise, worthwhile
@@ -33,7 +34,7 @@ from hf_pacgen.noise.twins import Perturbation
 from hf_pacgen.processes import Processes
 from hf_pacgen.sharding import Shards, local
 from hf_pacgen.training.clipping import GradientRescale, loss_unscale
-from hf_pacgen.training.guard import Guard, Hook
+from hf_pacgen.training.guard import Guard, Hook, release
 
 __all__ = ["NOISE_FILE", "NoiseEngine", "Run"]
 
@@ -102,14 +103,30 @@ class NoiseEngine:
     def __init__(self, config: NoiseConfig, run: Run) -> None:
         self.config, self.run = config, run
         self._refuse_another()
-        if config.eta == "n" and not run.num_examples:
+        if config.eta == "n" and config.shape is NoiseShape.PACGEN and not run.num_examples:
             raise ValueError(
                 "eta='n' is the number of training examples, which an iterable dataset does not tell. "
                 "Set eta to a number, such as that of the examples."
             )
+        self._refuse_used_up()
         self.shards = Shards(run.model)
+        self._keys: list[tuple[str | int, ...]] = []
+        """Of the draws in this step."""
+        self._pairs: PairedProducts | None = None
+        self._whole: frozenset[str] = frozenset()
+        """Embeddings whose matrix is found to be used elsewhere than in their lookup."""
+        self._prepare()
+        if run.optimizer is not None:  # a single step by hand has none
+            _ENGINES[run.optimizer] = ref(self)
+
+    def _prepare(self) -> None:
+        """Noise, tracker and hooks, anew."""
+        config, run = self.config, self.run
+        release(dict(run.model.named_parameters()))
         parameters = trainable_parameters(run.model, self.shards)
-        embeddings = worthwhile(lone_embeddings(run.model, parameters)) if self._perturbs_rows() else {}
+        alone = lone_embeddings(run.model, parameters) if self._perturbs_rows() else {}
+        embeddings = worthwhile({name: module for name, module in alone.items() if name not in self._whole})
+        self._checked = not embeddings
         self.noise = Perturbation(
             {name: p for name, p in parameters.items() if name not in embeddings},
             distribution=config.distribution,
@@ -123,17 +140,14 @@ class NoiseEngine:
         if self.tracker.source is CurvatureSource.ADAM:
             self._second_moments(0)
         self.guard = Guard(run.model, self.noise, watch_forward=not run.compiled)
-        self._handles = [lookup.module.register_forward_hook(Hook(lookup)) for lookup in self.lookups.values()]
+        for lookup in self.lookups.values():
+            self.guard.also.append(lookup.module.register_forward_hook(Hook(lookup)).remove)
         self.rescale = None
         if self.tracker.source is CurvatureSource.PRICE and not config.antithetic:
             self.rescale = GradientRescale(
                 parameters, run.optimizer, clips=run.clips, average=self._average, shards=self.shards
             )
-        self._keys: list[tuple[str | int, ...]] = []
-        """Of the draws in this step."""
-        self._pairs: PairedProducts | None = None
-        if run.optimizer is not None:  # a single step by hand has none
-            _ENGINES[run.optimizer] = ref(self)
+            self.guard.also.append(self.rescale.close)
 
     def _refuse_another(self) -> None:
         """Raise where the run has noise already: each would take the other's for the weights."""
@@ -143,11 +157,29 @@ class NoiseEngine:
                 "Two of the PACGenTrainer and its PACGenCallbacks have noise, which would add up. Give it to one only."
             )
 
+    def _refuse_used_up(self) -> None:
+        """Raise where batches for an estimate would be taken out of the training data."""
+        config, data = self.config, self.run.dataset
+        estimates = config.curvature is CurvatureSource.HUTCHINSON or config.rho == "estimate"
+        if not (estimates and config.shape.uses_curvature and isinstance(data, IterableDataset)):
+            return
+        if iter(data) is iter(data):
+            raise ValueError(
+                "curvature='hutchinson' and rho='estimate' take batches of the training data, and this iterable "
+                "dataset can be gone through only once, so they would be lost to the training. Use curvature='price' "
+                "and a number for rho, or a dataset whose __iter__ starts anew."
+            )
+
     # ------------------------------------------------------------------------------------------------ the step
 
-    def enter(self, step: int, micro_step: int = 0) -> bool:
-        """Put the noise of a micro-batch on the weights; False where there is none to put on."""
+    def enter(self, step: int, micro_step: int = 0, *, event: bool = False) -> bool:
+        """Put the noise of a micro-batch on the weights; False where there is none to put on.
+
+        ``event`` says that the caller hears of the step by an event of the Trainer.
+        """
         self.leave()
+        if callable(prepare := getattr(self.run.optimizer, "train", None)):
+            prepare()  # a schedule-free optimizer moves the weights here, and would move the noisy ones later
         factor = self.factor(step)
         if micro_step == 0:
             self._keys = []
@@ -161,7 +193,7 @@ class NoiseEngine:
                 sampled = [block for block in self.noise.layout.blocks if self.tracker.is_sampled(block, step)]
                 self._pairs = PairedProducts(self.noise, sampled)
             self._pairs.collect(self._gradients(), -1.0)
-        self.guard.enter()
+        self.guard.enter(event=event)
         return True
 
     def mirror(self) -> None:
@@ -185,7 +217,9 @@ class NoiseEngine:
     def before_optimizer_step(self, step: int) -> None:
         """Sample the curvature from the step's gradient, with the noise off."""
         self.leave()
-        if self._keys and self.tracker.source is CurvatureSource.PRICE:
+        if self._keys and not self._checked and self._used_elsewhere():
+            self._prepare()
+        elif self._keys and self.tracker.source is CurvatureSource.PRICE and not self.guard.loaded:
             gradients, factor = self._gradients(), self.factor(step)
             if self._pairs is not None:
                 products, rescale = self._pairs.mean(self._average), loss_unscale(self.run.optimizer)
@@ -196,6 +230,17 @@ class NoiseEngine:
                 rescale = self.rescale.factor() if self.rescale is not None else None
             self.tracker.sample_price(step, products, gradients, factor=factor, rescale=rescale)
         self._keys, self._pairs = [], None
+
+    def _used_elsewhere(self) -> bool:
+        """Find embeddings with gradients in rows that no lookup read: their noise must be on the whole matrix."""
+        self._checked = True
+        found = {
+            name
+            for name, lookup in self.lookups.items()
+            if lookup.weight.grad is not None and reaches_beyond(lookup.weight.grad, lookup.noise_read()[0])
+        }
+        self._whole |= found
+        return bool(found)
 
     def factor(self, step: int) -> float:
         """The schedule: part of σ that is drawn in an optimizer step, from 0 to 1."""
@@ -209,10 +254,6 @@ class NoiseEngine:
         if self.run.optimizer is not None:
             _ENGINES.pop(self.run.optimizer, None)
         self.guard.close()
-        if self.rescale is not None:
-            self.rescale.close()
-        for handle in self._handles:
-            handle.remove()
 
     # --------------------------------------------------------------------------------------------- checkpoints
 
@@ -231,7 +272,7 @@ class NoiseEngine:
         if writes:
             path = Path(folder) / NOISE_FILE
             temporary = path.with_suffix(".tmp")
-            save_file(whole, temporary, {"state": json.dumps(values | {"shards": self.shards.count})})
+            save_file(whole, temporary, {"state": json.dumps(values | self._layout())})
             os.replace(temporary, path)
 
     def load(self, folder: str | os.PathLike[str]) -> None:
@@ -254,7 +295,13 @@ class NoiseEngine:
                 self.shards.count,
             )
             return
+        if not self._whole.issuperset(values.get("whole", ())):
+            self._whole |= frozenset(values["whole"])
+            self._prepare()
         self.tracker.load_state(tensors, values)
+
+    def _layout(self) -> dict[str, Any]:
+        return {"shards": self.shards.count, "whole": sorted(self._whole)}
 
     # ----------------------------------------------------------------------------------------------- internals
 
@@ -282,7 +329,10 @@ class NoiseEngine:
     def _gradients(self) -> dict[str, Tensor | None]:
         found = {name: p.grad for name, p in self.noise.parameters.items()}
         found |= {name: lookup.weight.grad for name, lookup in self.lookups.items()}
-        return {name: None if gradient is None else local(gradient) for name, gradient in found.items()}
+        return {
+            name: None if gradient is None else gradient if name in self.lookups else dense(local(gradient))
+            for name, gradient in found.items()
+        }
 
     def _has_curvature(self, step: int) -> bool:
         return self.tracker.source is not CurvatureSource.ADAM or self._second_moments(step)

@@ -19,15 +19,22 @@ from hf_pacgen.processes import Processes
 from hf_pacgen.score import PACGenResult
 from hf_pacgen.training.engine import Run
 
-__all__ = ["describe_run", "refuse_sharding", "refuse_unknown_metric", "score_on_training_data"]
+__all__ = ["describe_run", "refuse_unsupported", "refuse_unknown_metric", "score_on_training_data"]
 
 
-def refuse_sharding(args: TrainingArguments) -> None:
-    """Raise where parameters, gradients or optimizer states are partitioned, otherwise than by FSDP2.
+def refuse_unsupported(args: TrainingArguments) -> None:
+    """Raise where noise cannot be taken off before the weights change, or they are partitioned other than by FSDP2.
 
     Raises:
-        ValueError: DeepSpeed, or FSDP of another version than 2, is on.
+        ValueError: DeepSpeed, or FSDP of another version than 2, is on; an optimizer that steps inside backward.
     """
+    optimizer = str(getattr(optim := getattr(args, "optim", ""), "value", optim))
+    if optimizer.endswith(("lomo", "_layerwise")):
+        raise ValueError(
+            f"Noise is not supported with optim={optimizer!r}, which changes the weights during the backward pass, "
+            "while the noise is on them. Use an optimizer that steps after it, such as optim='adamw_torch', or train "
+            "without noise."
+        )
     state = AcceleratorState() if AcceleratorState._shared_state else None
     remedy = (
         "Train with DistributedDataParallel (torchrun without a DeepSpeed or FSDP configuration), or without noise."

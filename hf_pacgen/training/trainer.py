@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any, cast
@@ -19,7 +20,7 @@ from hf_pacgen.score import PACGenResult
 from hf_pacgen.training.arguments import PACGenTrainingArguments, as_config
 from hf_pacgen.training.callback import PACGenCallback
 from hf_pacgen.training.engine import NoiseEngine
-from hf_pacgen.training.setup import describe_run, refuse_sharding, refuse_unknown_metric, score_on_training_data
+from hf_pacgen.training.setup import describe_run, refuse_unknown_metric, refuse_unsupported, score_on_training_data
 
 __all__ = ["PACGenTrainer"]
 
@@ -69,7 +70,7 @@ class PACGenTrainer(Trainer):
             self.score = self.score or self.args.score_config
         callbacks = [c for c in self.callback_handler.callbacks if isinstance(c, PACGenCallback)]
         if self._has_noise:
-            refuse_sharding(self.args)
+            refuse_unsupported(self.args)
             if any(c.noise is not None for c in callbacks):
                 raise ValueError(
                     "The PACGenTrainer and a PACGenCallback both have noise, which would add up. Give it to one only."
@@ -85,9 +86,10 @@ class PACGenTrainer(Trainer):
 
     # ------------------------------------------------------------------------------------------------- training
 
-    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
+    def train(self, resume_from_checkpoint: Any = None, *args: Any, **kwargs: Any) -> Any:
         """See ``transformers.Trainer.train``."""
-        self._resumed_from = resume_from_checkpoint if isinstance(resume_from_checkpoint, str) else None
+        given = isinstance(resume_from_checkpoint, (str, os.PathLike))
+        self._resumed_from = os.fspath(resume_from_checkpoint) if given else None
         if resume_from_checkpoint is True:
             self._resumed_from = get_last_checkpoint(self.args.output_dir or "")
         return super().train(resume_from_checkpoint, *args, **kwargs)
@@ -130,7 +132,7 @@ class PACGenTrainer(Trainer):
     @contextmanager
     def _halved_loss(self) -> Iterator[None]:
         # on the instance, so that a subclass's compute_loss is halved too
-        compute_loss = self.compute_loss
+        compute_loss, own = self.compute_loss, self.__dict__.get("compute_loss")
 
         def half(*args: Any, **kwargs: Any) -> Any:
             result = compute_loss(*args, **kwargs)
@@ -141,6 +143,8 @@ class PACGenTrainer(Trainer):
             yield
         finally:
             del self.compute_loss
+            if own is not None:  # set on the instance
+                self.compute_loss = own  # type: ignore[method-assign]
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         # every checkpoint passes here, those on SIGTERM too, which fire no event

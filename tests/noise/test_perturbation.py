@@ -147,6 +147,9 @@ BAD: list[tuple[Any, str]] = [
     (True, "noise_scale must be a finite number >= 0"),
     ({"4.weight": torch.ones(1)}, r"noise_scale names \['4.weight'\], which are no trainable parameters"),
     ({"0.bias": torch.ones(3)}, r"noise_scale\['0.bias'\] must have shape \(40,\), like the parameter, or one"),
+    (1e39, "noise_scale must be a finite number >= 0, or tensors by name; got 1e\\+39"),
+    ({"0.bias": None}, r"noise_scale\['0.bias'\] must be a tensor or a number, finite and >= 0; got None"),
+    ({"0.bias": -1.0}, r"noise_scale\['0.bias'\] must be a tensor or a number, finite and >= 0; got -1.0"),
     ({"0.bias": torch.full((40,), -1.0)}, r"noise_scale\['0.bias'\] must be finite and >= 0 everywhere"),
 ]
 
@@ -156,6 +159,33 @@ def test_bad_scales_are_refused(scale: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         with perturbed(network(), scale, seed=0):
             pass
+
+
+@pytest.mark.parametrize("seed", [None, "a", True, -1, 1.5])
+def test_bad_seeds_are_refused(seed: Any) -> None:
+    with pytest.raises(ValueError, match=f"seed must be an integer of at least 0; got {seed!r}"):
+        with perturbed(network(), 0.1, seed=seed):
+            pass
+
+
+def test_bad_boxes_are_refused() -> None:
+    for box, message in (
+        ({"gamma": -1}, "gamma must be a finite number >= 0; got -1"),
+        ({"epsilon": "x"}, "epsilon must be a finite number >= 0; got 'x'"),
+        ({"gamma": 0, "epsilon": 0.0}, "gamma and epsilon are both 0, so truncated noise has no room"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            with perturbed(network(), 0.1, seed=0, distribution="truncated_normal", **box):
+                pass
+
+
+def test_a_number_for_one_parameter() -> None:
+    model = network()
+    before = model.state_dict()["0.bias"].clone()
+    with perturbed(model, {"0.bias": 0.1}, seed=0):
+        by_number = dict(model.named_parameters())["0.bias"].detach().clone()
+    with perturbed(model, {"0.bias": torch.full((40,), 0.1)}, seed=0):
+        assert dict(model.named_parameters())["0.bias"].equal(by_number) and not by_number.equal(before)
 
 
 def test_nothing_to_perturb_and_unknown_noise_are_refused() -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy
 import pytest
 import tiny
 import torch
@@ -45,6 +46,13 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"shape": "isotropic", "scale": 0.2}, "The noise is larger than the box N_i = gamma*|w_i| + epsilon: shape='iso"),
     ({"shape": "isotropic", "scale": 0.2}, "needs epsilon of at least 0.2; got 0.1. Lower scale, or raise epsilon."),
     ({"shape": "magnitude", "scale": 0.2}, "needs gamma of at least 0.2; got 0.1. Lower scale, or raise gamma."),
+    ({"gamma": 0, "epsilon": 0}, "gamma and epsilon are both 0, so the box N_i = gamma*|w_i| + epsilon leaves no room"),
+    ({"epsilon": 1e300}, "epsilon must be a finite number of at least 0"),
+    ({"gamma": 10**400}, "gamma must be a finite number of at least 0"),
+    ({"eta": 10**400}, "eta must be a positive number"),
+    ({"antithetic": "false"}, "antithetic must be True or False; got 'false'"),
+    ({"antithetic": None}, "antithetic must be True or False; got None"),
+    ({"distribution": "cauchy"}, "distribution must be one of 'uniform', 'truncated_normal'; got 'cauchy'"),
     ({"rho": "guess"}, "rho must be a number >= 0 or 'estimate'; got 'guess'"),
     ({"rho": -1}, "rho must be a finite number of at least 0; got -1"),
     ({"curvature_decay": 0}, "curvature_decay must be a finite number greater than 0; got 0"),
@@ -83,6 +91,7 @@ def test_settings_survive_a_dictionary_and_json() -> None:
         ('{"eta": }', "noise is not valid JSON"),
         (3, "noise must be a NoiseConfig or a dictionary of its settings; got 3"),
         ({"scale": -1}, "scale must be a finite number of at least 0; got -1"),
+        ("x" * 400, "noise must be a JSON object or the name of a JSON file; there is no file 'xxx"),
     ],
 )
 def test_bad_forms_are_refused_everywhere(value: Any, message: str, tmp_path: Path) -> None:
@@ -102,6 +111,15 @@ def test_a_file_that_is_not_json_or_not_an_object_is_refused(tmp_path: Path) -> 
     file.write_text("eta: 1")
     with pytest.raises(ValueError, match="noise is not valid JSON"):
         as_config(NoiseConfig, str(file), "noise")
+    file.write_bytes(b"\xff{}")
+    with pytest.raises(ValueError, match="noise is not valid JSON: 'utf-8' codec"):
+        as_config(NoiseConfig, str(file), "noise")
+
+
+def test_numbers_of_numpy_are_numbers() -> None:
+    config = NoiseConfig(gamma=numpy.float32(0.5), seed=numpy.int64(3), curvature_every=numpy.int32(2))  # type: ignore[arg-type]
+    assert config == NoiseConfig(gamma=0.5, seed=3, curvature_every=2)
+    assert json.loads(json.dumps(config.to_dict()))["seed"] == 3
 
 
 def test_arguments_are_parsed_from_the_command_line_and_files(tmp_path: Path) -> None:
@@ -202,6 +220,13 @@ def test_a_checkpoint_of_other_parameters_is_refused(method: str, tmp_path: Path
         trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
 
 
+@pytest.mark.parametrize("optimizer", ["lomo", "adalomo", "galore_adamw_layerwise", "apollo_adamw_layerwise"])
+def test_optimizers_that_step_in_the_backward_pass_are_refused(optimizer: str, tmp_path: Path) -> None:
+    for method in METHODS:
+        with pytest.raises(ValueError, match=f"with optim='{optimizer}', which changes the weights during"):
+            build(method, tmp_path, {}, optim=optimizer)
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_zero_3_is_refused_before_training(method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(setup, "is_deepspeed_zero3_enabled", lambda: True)
@@ -224,12 +249,12 @@ def test_zero_3_is_refused_before_training(method: str, tmp_path: Path, monkeypa
 )
 def test_other_sharding_is_refused(sharding: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        setup.refuse_sharding(SimpleNamespace(**sharding))  # type: ignore[arg-type]
+        setup.refuse_unsupported(SimpleNamespace(**sharding))  # type: ignore[arg-type]
 
 
 def test_the_second_fsdp_is_not_refused() -> None:
     args: Any = SimpleNamespace(fsdp=True, fsdp_plugin_args={"fsdp_version": 2})
-    setup.refuse_sharding(args)
+    setup.refuse_unsupported(args)
 
 
 def test_a_sharded_parameter_is_refused() -> None:
