@@ -356,11 +356,6 @@ class NoiseConfig(Config):
         # the other shapes are cut off at N_i; these would leave the box where N_i is smallest for them
         limits = {NoiseShape.ISOTROPIC: ("epsilon", self.epsilon), NoiseShape.MAGNITUDE: ("gamma", self.gamma)}
         name, limit = limits.get(self.shape, ("", math.inf))
-        if self.gamma == 0 and self.epsilon == 0 and self.scale:
-            raise ValueError(
-                "gamma and epsilon are both 0, so the box N_i = gamma*|w_i| + epsilon leaves no room for noise; make "
-                "at least one of them positive, or set scale=0 for no noise."
-            )
         if self.scale is not None and self.scale > limit:
             raise ValueError(
                 f"The noise is larger than the box N_i = gamma*|w_i| + epsilon: shape={self.shape.value!r} with "

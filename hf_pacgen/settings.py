@@ -52,7 +52,8 @@ def check_number(config: object, name: str, *, minimum: float, integer: bool = F
     in_range = right_type and (minimum < value if strict else minimum <= value) and value <= LARGEST
     if not in_range:
         bound = "greater than" if strict else "of at least"
-        raise ValueError(f"{name} must be {kind} {bound} {minimum}; got {value!r}.")
+        limit = f" and at most {LARGEST:g}" if right_type and value > LARGEST else ""
+        raise ValueError(f"{name} must be {kind} {bound} {minimum}{limit}; got {value!r}.")
     if not isinstance(value, (int, float)) or type(value).__module__ == "numpy":
         object.__setattr__(config, name, int(value) if integer else float(value))
 

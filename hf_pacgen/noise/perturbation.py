@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numbers
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -14,7 +15,6 @@ from hf_pacgen.curvature.model_state import unwrap
 from hf_pacgen.noise.distributions import NoiseDistribution
 from hf_pacgen.noise.layout import Block
 from hf_pacgen.noise.twins import Perturbation, ScaleFunction
-from hf_pacgen.settings import LARGEST
 from hf_pacgen.sharding import Shards, is_sharded, local, part_like
 
 __all__ = ["check_scale", "perturbed", "scaled_noise"]
@@ -131,8 +131,11 @@ def check_scale(
 
     With ``shards`` all processes raise if one has to.
     """
+    # noise is made in float32 at least; a number its type cannot hold would be an infinite level
+    types = {torch.promote_types(p.dtype, torch.float32) for p in parameters.values()}
+    limit = min((torch.finfo(dtype).max for dtype in types), default=sys.float_info.max)
     if not isinstance(value, Mapping):
-        if not _is_level(value):
+        if not _is_level(value, limit):
             numbers_by_name = ", or tensors by name" if parameters else ""
             raise ValueError(f"{what} must be a finite number >= 0{numbers_by_name}; got {value!r}.")
         return
@@ -144,7 +147,7 @@ def check_scale(
         )
     for name, sigma in value.items():
         if not isinstance(sigma, Tensor):
-            if not _is_level(sigma):
+            if not _is_level(sigma, limit):
                 raise ValueError(f"{what}[{name!r}] must be a tensor or a number, finite and >= 0; got {sigma!r}.")
             continue
         if sigma.numel() != 1 and sigma.shape != parameters[name].shape:
@@ -158,5 +161,10 @@ def check_scale(
             raise ValueError(f"{what}[{name!r}] must be finite and >= 0 everywhere.")
 
 
-def _is_level(value: Any) -> bool:
-    return isinstance(value, numbers.Real) and not isinstance(value, bool) and 0 <= float(value) <= LARGEST
+def _is_level(value: Any, limit: float) -> bool:
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        return False
+    try:
+        return 0 <= float(value) <= limit
+    except OverflowError:
+        return False  # an integer beyond every float

@@ -147,6 +147,7 @@ BAD: list[tuple[Any, str]] = [
     (True, "noise_scale must be a finite number >= 0"),
     ({"4.weight": torch.ones(1)}, r"noise_scale names \['4.weight'\], which are no trainable parameters"),
     ({"0.bias": torch.ones(3)}, r"noise_scale\['0.bias'\] must have shape \(40,\), like the parameter, or one"),
+    (10**400, "noise_scale must be a finite number >= 0, or tensors by name; got 1000"),
     (1e39, "noise_scale must be a finite number >= 0, or tensors by name; got 1e\\+39"),
     ({"0.bias": None}, r"noise_scale\['0.bias'\] must be a tensor or a number, finite and >= 0; got None"),
     ({"0.bias": -1.0}, r"noise_scale\['0.bias'\] must be a tensor or a number, finite and >= 0; got -1.0"),
