@@ -22,8 +22,8 @@ from torch.nn import functional
 from torch.utils.data import DataLoader
 from transformers import HfArgumentParser, set_seed
 
-from hf_pacgen.bounds.certificate import Certificate, certify
-from hf_pacgen.bounds.splits import train_prior
+from hf_pacgen.certify.certify import Certificate, certify
+from hf_pacgen.certify.splits import train_prior
 from hf_pacgen.config import CertificateConfig
 
 

@@ -28,7 +28,7 @@ from transformers import (
 )
 
 from hf_pacgen import PACGenResult, ScoreConfig, pacgen
-from hf_pacgen.report import print_report
+from hf_pacgen.show.tables import print_report
 
 
 @dataclass

@@ -20,9 +20,10 @@ from torch import Tensor, nn
 from transformers import HfArgumentParser
 
 from hf_pacgen import ScoreConfig, SharpnessConfig, SpectrumConfig, hessian_diagonal, hessian_spectrum, pacgen
-from hf_pacgen.comparison import Measures, measure_all
-from hf_pacgen.landscape import loss_slice
-from hf_pacgen.plots import (
+from hf_pacgen.measures.comparison import measure_all
+from hf_pacgen.measures.landscape import loss_slice
+from hf_pacgen.results.measures import Measures
+from hf_pacgen.show.plots import (
     plot_by_module,
     plot_gap,
     plot_hessian_diagonal,

@@ -26,8 +26,8 @@ from transformers import (
 )
 
 from hf_pacgen import ScoreConfig, pacgen
-from hf_pacgen.cards import update_model_card
-from hf_pacgen.report import print_report
+from hf_pacgen.show.cards.update import update_model_card
+from hf_pacgen.show.tables import print_report
 
 sys.path.append(str(Path(__file__).parent))
 import digits_vit

@@ -4,21 +4,25 @@ from importlib import import_module as _import_module
 from typing import TYPE_CHECKING
 from typing import Any as _Any
 
-from hf_pacgen.config import CertificateConfig, NoiseConfig, PriorGroups, ScoreConfig
-from hf_pacgen.measure import hessian_diagonal, hessian_lipschitz, hessian_vector_product, pacgen
-from hf_pacgen.noise.perturbation import perturbed
+from hf_pacgen.config import CertificateConfig, NoiseConfig, PriorGroups, ScoreConfig, SharpnessConfig, SpectrumConfig
+from hf_pacgen.maths.score import pacgen_score
+from hf_pacgen.measures.hessian import hessian_diagonal, hessian_lipschitz, hessian_vector_product
+from hf_pacgen.measures.pacgen import pacgen
+from hf_pacgen.noise.perturbed import perturbed
+from hf_pacgen.old_paths import keep_working as _keep_working
 from hf_pacgen.register import metric_path, register
 from hf_pacgen.register import register_on_import as _register_on_import
-from hf_pacgen.score import PACGenResult, pacgen_score
-from hf_pacgen.sharpness_config import SharpnessConfig, SpectrumConfig
+from hf_pacgen.results.pacgen import PACGenResult
 
 if TYPE_CHECKING:
-    from hf_pacgen.bounds.certificate import Certificate, certify
-    from hf_pacgen.bounds.splits import HeldOutPrior, train_prior
-    from hf_pacgen.landscape import hessian_spectrum
-    from hf_pacgen.sharpness import expected_sharpness, worst_case_sharpness
+    from hf_pacgen.certify.certify import certify
+    from hf_pacgen.certify.splits import HeldOutPrior, train_prior
+    from hf_pacgen.measures.sharpness import expected_sharpness
+    from hf_pacgen.measures.spectrum import hessian_spectrum
+    from hf_pacgen.measures.worst_case import worst_case_sharpness
+    from hf_pacgen.results.certificate import Certificate
     from hf_pacgen.training.arguments import PACGenTrainingArguments
-    from hf_pacgen.training.callback import PACGenCallback
+    from hf_pacgen.training.callback.callback import PACGenCallback
     from hf_pacgen.training.trainer import PACGenTrainer
 
 __version__ = "0.1.0"
@@ -59,16 +63,16 @@ __all__ = [
 
 # These import transformers' Trainer, or rooms that a score does not need: they are loaded when first asked for.
 _LATER = {
-    "Certificate": "hf_pacgen.bounds.certificate",
-    "certify": "hf_pacgen.bounds.certificate",
-    "expected_sharpness": "hf_pacgen.sharpness",
-    "hessian_spectrum": "hf_pacgen.landscape",
-    "HeldOutPrior": "hf_pacgen.bounds.splits",
-    "PACGenCallback": "hf_pacgen.training.callback",
+    "Certificate": "hf_pacgen.results.certificate",
+    "certify": "hf_pacgen.certify.certify",
+    "expected_sharpness": "hf_pacgen.measures.sharpness",
+    "hessian_spectrum": "hf_pacgen.measures.spectrum",
+    "HeldOutPrior": "hf_pacgen.certify.splits",
+    "PACGenCallback": "hf_pacgen.training.callback.callback",
     "PACGenTrainer": "hf_pacgen.training.trainer",
     "PACGenTrainingArguments": "hf_pacgen.training.arguments",
-    "train_prior": "hf_pacgen.bounds.splits",
-    "worst_case_sharpness": "hf_pacgen.sharpness",
+    "train_prior": "hf_pacgen.certify.splits",
+    "worst_case_sharpness": "hf_pacgen.measures.worst_case",
 }
 
 
@@ -78,4 +82,5 @@ def __getattr__(name: str) -> _Any:
     raise AttributeError(f"module 'hf_pacgen' has no attribute {name!r}")
 
 
+_keep_working(__name__)
 _register_on_import()

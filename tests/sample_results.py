@@ -6,7 +6,7 @@ import dataclasses
 from typing import Any
 
 from hf_pacgen.config import ScoreConfig
-from hf_pacgen.score import PACGenResult
+from hf_pacgen.results.pacgen import PACGenResult
 
 
 def module(score: float, kl_complexity: float, num_parameters: int) -> dict[str, float]:

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from hf_pacgen.sharding import is_sharded
+from hf_pacgen.distributed.shards import is_sharded
 
 
 def check(ok: bool, what: str) -> None:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import hf_pacgen.cards
 import pytest
 from huggingface_hub import metadata_load
 from sample_cards import CERTIFICATE, metrics
 from sample_results import sample_result
 
-import hf_pacgen.cards
-from hf_pacgen.cli import main
+from hf_pacgen.command_line.main import main
 
 RESULT = sample_result()
 
@@ -74,6 +74,6 @@ def test_a_card_that_cannot_be_written(
     def fail(*arguments: object) -> None:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(hf_pacgen.cards.os, "replace", fail)
+    monkeypatch.setattr(hf_pacgen.show.cards.update.os, "replace", fail)
     assert main(["card", str(result_file), "--model", str(folder)]) == 2
     assert "cannot be written" in capsys.readouterr().err

@@ -11,11 +11,11 @@ import pytest
 from sample_cards import CERTIFICATE, SENTENCE, metrics
 from sample_results import sample_result
 
-from hf_pacgen.bounds.certificate import Certificate
-from hf_pacgen.card_contents import limits
-from hf_pacgen.cards import card_section, certificate_section, update_model_card
+from hf_pacgen.certify.certify import Certificate
 from hf_pacgen.config import CertificateConfig
-from hf_pacgen.inputs import InputError
+from hf_pacgen.errors import InputError
+from hf_pacgen.show.cards.contents import limits
+from hf_pacgen.show.cards.update import card_section, certificate_section, update_model_card
 
 RESULT = sample_result()
 

@@ -9,9 +9,9 @@ from huggingface_hub.repocard import REGEX_YAML_BLOCK
 from sample_cards import CERTIFICATE, EXISTING, write
 from sample_results import sample_result
 
-from hf_pacgen.card_document import Card, replace_key
-from hf_pacgen.cards import update_model_card
-from hf_pacgen.inputs import InputError
+from hf_pacgen.errors import InputError
+from hf_pacgen.show.cards.document import Card, replace_key
+from hf_pacgen.show.cards.update import update_model_card
 
 RESULT = sample_result()
 

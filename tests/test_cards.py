@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import hf_pacgen.cards
 import pytest
 import saved_models
 import yaml
@@ -19,10 +20,9 @@ from huggingface_hub import EvalResult, ModelCard, metadata_load
 from sample_cards import CERTIFICATE, EXISTING, SENTENCE, metrics, write
 from sample_results import sample_result
 
-import hf_pacgen.cards
-from hf_pacgen.cards import card_section, evaluation_results, update_model_card
-from hf_pacgen.inputs import InputError
-from hf_pacgen.score import PACGenResult
+from hf_pacgen.errors import InputError
+from hf_pacgen.results.pacgen import PACGenResult
+from hf_pacgen.show.cards.update import card_section, evaluation_results, update_model_card
 
 RESULT = sample_result()
 
@@ -254,7 +254,7 @@ def test_a_failing_write_leaves_the_card(folder: Path, monkeypatch: pytest.Monke
     def fail(*arguments: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(hf_pacgen.cards.os, "replace", fail)
+    monkeypatch.setattr(hf_pacgen.show.cards.update.os, "replace", fail)
     with pytest.raises(OSError, match="No space left"):
         update_model_card(folder, certificate=CERTIFICATE)
     assert card.read_text(encoding="utf-8") == EXISTING
@@ -263,7 +263,7 @@ def test_a_failing_write_leaves_the_card(folder: Path, monkeypatch: pytest.Monke
 
 def test_the_templates_are_where_the_folder_of_cards_says() -> None:
     shown = Path(__file__).parents[1] / "model_cards" / "templates"
-    packaged = Path(str(hf_pacgen.cards.__file__)).parent / "templates"
+    packaged = Path(str(hf_pacgen.show.cards.update.__file__)).parent / "templates"
     assert shown.resolve() == packaged.resolve()
     assert {path.name for path in packaged.iterdir()} == {
         "model_card.md.jinja",

@@ -13,9 +13,9 @@ import saved_models
 import torch
 from transformers import AutoModelForSequenceClassification
 
-from hf_pacgen.bounds.certificate import Certificate
-from hf_pacgen.commands.certify import run as certify_command
-from hf_pacgen.inputs import InputError
+from hf_pacgen.certify.certify import Certificate
+from hf_pacgen.command_line.certify import run as certify_command
+from hf_pacgen.errors import InputError
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 Run = Callable[..., str]

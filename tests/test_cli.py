@@ -21,7 +21,7 @@ from PIL import Image
 from transformers import AutoModelForSequenceClassification, ViTImageProcessorPil
 
 from hf_pacgen import PACGenResult, ScoreConfig, __version__, pacgen
-from hf_pacgen.cli import COMMANDS, main
+from hf_pacgen.command_line.main import COMMANDS, main
 
 ROWS = [("good movie", 1), ("awful food was bad", 0), ("very fine", 1), ("not good", 0), ("a bad movie", 0)]
 QUICK = ["--no-progress", "--lipschitz-directions", "0"]
@@ -532,7 +532,7 @@ def test_too_little_memory(
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
     measure = {"score": "pacgen", "certify": "certify", "sharpness": "expected_sharpness", "compare": "measure_all"}
-    monkeypatch.setattr(f"hf_pacgen.commands.{command}.{measure[command]}", fail)
+    monkeypatch.setattr(f"hf_pacgen.command_line.{command}.{measure[command]}", fail)
     words = (command, models["classifier"], "--dataset", write_csv(tmp_path / "t.csv"), "--no-progress")
     prior = ("--prior", "zero") if command == "certify" else ()
     refused(run, "device is out of memory: take a smaller --batch-size or --max-length", *words, *prior)
@@ -554,7 +554,7 @@ def test_results_that_find_no_room(
     monkeypatch.setattr(Path, "write_text", full)
     few = ("--noise-scale", 0, "--eigenvalues", 0)
     refused(run, "r.json' could not be written: .*No space left", "sharpness", *words, *few, "--output", output)
-    monkeypatch.setattr("hf_pacgen.bounds.certificate.Certificate.save", full)
+    monkeypatch.setattr("hf_pacgen.certify.certify.Certificate.save", full)
     code, out, err = run("certify", *words, "--prior", "zero", "--draws", 2, "--output", output)
     assert code == 2 and "The certificate is vacuous" in out  # the work is not lost
     assert re.search("r.json' could not be written: .*No space left", err) and err.count("\n") == 1

@@ -15,8 +15,8 @@ import torch
 from transformers import AutoModelForSequenceClassification
 
 from hf_pacgen import SharpnessConfig, expected_sharpness
-from hf_pacgen.cli import main
-from hf_pacgen.commands.compare import correlations, short_names
+from hf_pacgen.command_line.compare import correlations, short_names
+from hf_pacgen.command_line.main import main
 
 ROWS = [("good movie", 1), ("awful food was bad", 0), ("very fine", 1), ("not good", 0), ("a bad movie", 0)]
 

@@ -10,8 +10,10 @@ import tiny
 import torch
 
 from hf_pacgen import SharpnessConfig, SpectrumConfig, expected_sharpness, hessian_spectrum, pacgen
-from hf_pacgen.comparison import MEASURES, measure_all, rank_correlation
-from hf_pacgen.landscape import mean_loss
+from hf_pacgen.maths.rank_correlation import rank_correlation
+from hf_pacgen.measures.comparison import measure_all
+from hf_pacgen.measures.landscape import mean_loss
+from hf_pacgen.results.measures import MEASURES
 
 
 def test_all_measures_are_those_of_the_functions() -> None:

@@ -10,7 +10,8 @@ import tiny
 import torch
 from torch import Tensor, nn
 
-from hf_pacgen.landscape import LossSlice, loss_slice, mean_loss
+from hf_pacgen.measures.landscape import loss_slice, mean_loss
+from hf_pacgen.results.landscape import LossSlice
 
 CURVATURE = torch.tensor([1.0, 4.0, 9.0], dtype=torch.float64)
 

@@ -12,11 +12,11 @@ import torch
 from matplotlib.axes import Axes
 from sample_results import sample_result
 
-from hf_pacgen.comparison import Measures
-from hf_pacgen.curvature.spectrum import Spectrum
-from hf_pacgen.landscape import LossSlice
-from hf_pacgen.plots import plot_gap, plot_loss_slice, plot_spectral_density, save_figure
-from hf_pacgen.sharpness import Sharpness
+from hf_pacgen.results.landscape import LossSlice
+from hf_pacgen.results.measures import Measures
+from hf_pacgen.results.sharpness import Sharpness
+from hf_pacgen.results.spectrum import Spectrum
+from hf_pacgen.show.plots import plot_gap, plot_loss_slice, plot_spectral_density, save_figure
 
 ROOT = Path(__file__).parents[1]
 STEPS = torch.linspace(-2, 2, 5, dtype=torch.float64)

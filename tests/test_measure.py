@@ -14,7 +14,7 @@ from launch import on_two_processes
 from torch import Tensor, nn
 
 from hf_pacgen import PACGenResult, ScoreConfig, hessian_diagonal, pacgen, pacgen_score
-from hf_pacgen.curvature.displacement import SavedWeights
+from hf_pacgen.model.displacement import SavedWeights
 
 
 def everything(model: nn.Module) -> list[Any]:
@@ -126,7 +126,7 @@ def test_status_sentences() -> None:
 
 
 def test_weights_come_back_bit_for_bit_however_they_were_displaced() -> None:
-    from hf_pacgen.curvature.displacement import RademacherDirection
+    from hf_pacgen.model.displacement import RademacherDirection
 
     torch.manual_seed(0)
     parameters = {"a": torch.randn(130, 64).bfloat16(), "b": torch.randn(7, 5).t(), "c": torch.randn(())}

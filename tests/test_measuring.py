@@ -23,7 +23,7 @@ from hf_pacgen import (
     pacgen,
     worst_case_sharpness,
 )
-from hf_pacgen.landscape import mean_loss
+from hf_pacgen.measures.landscape import mean_loss
 
 DATA = [tiny.examples("bert", 2)]
 CONFIGURED: dict[str, Callable[..., Any]] = {
@@ -75,7 +75,7 @@ def test_a_label_or_a_token_that_the_model_does_not_know_names_its_batch(estimat
 
 
 def test_the_bar_says_how_far_it_is(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("hf_pacgen.measuring.tqdm", partial(tqdm, mininterval=0, miniters=1))
+    monkeypatch.setattr("hf_pacgen.measures.session.tqdm", partial(tqdm, mininterval=0, miniters=1))
     model, batches = tiny.make("bert"), tiny.split(tiny.examples("bert", 6), 2, 2, 2)
     pacgen(model, batches, config=ScoreConfig(passes=2))
     shown = capsys.readouterr().err

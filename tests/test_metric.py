@@ -21,7 +21,7 @@ from transformers import AutoModelForSequenceClassification, Trainer, TrainingAr
 
 import hf_pacgen
 from hf_pacgen import PACGenResult, ScoreConfig, pacgen
-from hf_pacgen.curvature.batches import Batches
+from hf_pacgen.data.batches import Batches
 
 README = Path(hf_pacgen.metric_path()) / "README.md"
 KEYS = {

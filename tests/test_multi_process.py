@@ -17,7 +17,7 @@ from launch import on_two_processes
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from hf_pacgen import PACGenResult
-from hf_pacgen.cli import main
+from hf_pacgen.command_line.main import main
 
 TEXT = (Path(__file__).parents[1] / "examples" / "multi_process.md").read_text(encoding="utf-8")
 COMMANDS = [re.sub(r"\\\n\s*", "", block).strip() for block in re.findall(r"```sh\n(.*?)```", TEXT, re.DOTALL)]

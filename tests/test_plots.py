@@ -15,8 +15,8 @@ from matplotlib.patches import StepPatch
 from sample_results import module, sample_result
 
 from hf_pacgen.config import Estimator
-from hf_pacgen.curvature.diagonal import DiagonalEstimate
-from hf_pacgen.plots import plot_by_module, plot_hessian_diagonal, save_figure
+from hf_pacgen.results.diagonal import DiagonalEstimate
+from hf_pacgen.show.plots import plot_by_module, plot_hessian_diagonal, save_figure
 
 RESULT = sample_result()
 
@@ -98,7 +98,7 @@ def test_the_histogram_is_even_in_the_logarithm() -> None:
 
 def test_the_histogram_of_an_estimate_counts_every_entry(monkeypatch: pytest.MonkeyPatch) -> None:
     """In pieces, and in a range of bfloat16."""
-    monkeypatch.setattr("hf_pacgen.plots.score.CHUNK", 7)
+    monkeypatch.setattr("hf_pacgen.show.plots.score.CHUNK", 7)
     torch.manual_seed(0)
     values = {"a": torch.randn(10, 10).exp(), "b": torch.randn(33).bfloat16()}
     estimate = DiagonalEstimate(

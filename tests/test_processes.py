@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from hf_pacgen.processes import Processes
+from hf_pacgen.distributed.processes import Processes
 
 
 class Left(Processes):

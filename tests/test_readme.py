@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from hf_pacgen.cli import COMMANDS, main
+from hf_pacgen.command_line.main import COMMANDS, main
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

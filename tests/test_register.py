@@ -18,7 +18,7 @@ import evaluate
 import pytest
 
 import hf_pacgen
-from hf_pacgen.cli import main
+from hf_pacgen.command_line.main import main
 
 registration = importlib.import_module("hf_pacgen.register")  # the package has a function of this name
 SOURCE = Path(str(registration.__file__))

@@ -12,7 +12,7 @@ import pytest
 from rich.console import Console
 
 from hf_pacgen import PACGenResult
-from hf_pacgen.report import number, percent, print_report
+from hf_pacgen.show.tables import number, percent, print_report
 
 MODULE = {"score": 2.0, "kl_complexity": 8.0, "hessian_trace": 1.5, "num_parameters": 2, "active_fraction": 0.0}
 RESULT = PACGenResult(

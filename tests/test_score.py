@@ -13,7 +13,7 @@ import torch
 from sample_results import sample_result
 
 from hf_pacgen import PACGenResult, pacgen_score
-from hf_pacgen.score import ScoreTerms
+from hf_pacgen.maths.score import ScoreTerms
 
 
 def transcription(w: Any, h: Any, rho: float, gamma: float, epsilon: float, eta: float, m: int) -> ScoreTerms:

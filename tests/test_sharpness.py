@@ -14,9 +14,9 @@ from accelerate import debug_launcher
 from torch import Tensor, nn
 
 from hf_pacgen import SharpnessConfig, expected_sharpness, hessian_spectrum, worst_case_sharpness
-from hf_pacgen.landscape import mean_loss
-from hf_pacgen.sharpness import Sharpness
-from hf_pacgen.sharpness_config import SpectrumConfig
+from hf_pacgen.config import SpectrumConfig
+from hf_pacgen.measures.landscape import mean_loss
+from hf_pacgen.results.sharpness import Sharpness
 
 CURVATURE = torch.linspace(-1, 5, 40, dtype=torch.float64)
 SLOPE = torch.linspace(-1, 1, 40, dtype=torch.float64)

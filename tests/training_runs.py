@@ -21,7 +21,7 @@ from transformers import (
 )
 
 from hf_pacgen.config import NoiseConfig
-from hf_pacgen.training.callback import PACGenCallback
+from hf_pacgen.training.callback.callback import PACGenCallback
 from hf_pacgen.training.trainer import PACGenTrainer
 
 logging.set_verbosity_error()

@@ -24,8 +24,8 @@ from pyarrow import parquet
 from torch import Tensor, nn
 from torch.nn import functional
 
-from hf_pacgen.bounds.certificate import Certificate, certify
-from hf_pacgen.bounds.splits import train_prior
+from hf_pacgen.certify.certify import Certificate, certify
+from hf_pacgen.certify.splits import train_prior
 from hf_pacgen.config import CertificateConfig, PriorGroups
 
 DATA = Path(__file__).resolve().parents[3] / "shared" / "data"

@@ -27,7 +27,7 @@ from torch import nn
 from transformers import HfArgumentParser
 
 from hf_pacgen import SpectrumConfig, hessian_spectrum
-from hf_pacgen.curvature.spectrum import Spectrum
+from hf_pacgen.results.spectrum import Spectrum
 
 
 @dataclass

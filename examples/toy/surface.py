@@ -10,8 +10,8 @@ from torch.func import hessian, vmap
 from toy.network import Mixture, logits
 
 from hf_pacgen import pacgen_score
-from hf_pacgen.noise.scale import optimal_noise_scale
-from hf_pacgen.score import neighborhood
+from hf_pacgen.maths.noise_scale import optimal_noise_scale
+from hf_pacgen.maths.score import neighborhood
 
 WEST, EAST, SOUTH, NORTH = -10.0, 12.0, -5.0, 9.0
 

@@ -1,1 +1,1 @@
-"""Curvature of a model's loss: the objective, Hessian-vector products and what is made of them."""
+"""Hessian-vector products and what is estimated from them."""

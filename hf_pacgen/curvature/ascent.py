@@ -3,65 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from hf_pacgen.curvature.batches import count_examples
-from hf_pacgen.curvature.displacement import SavedWeights, TensorDirection
+from hf_pacgen.config import SharpnessConfig
+from hf_pacgen.curvature.diagonal_sums import zeros_like
 from hf_pacgen.curvature.hvp import take_gradients
-from hf_pacgen.curvature.losses import require_units
-from hf_pacgen.curvature.objective import Objective
-from hf_pacgen.curvature.sums import zeros_like
-from hf_pacgen.noise.random_bits import stream_key, uniform
-from hf_pacgen.score import neighborhood
-from hf_pacgen.sharpness_config import SharpnessConfig
+from hf_pacgen.data.collation import count_examples
+from hf_pacgen.data.losses import require_units
+from hf_pacgen.data.objective import Objective
+from hf_pacgen.maths.counter_rng import stream_key, uniform
+from hf_pacgen.maths.score import neighborhood
+from hf_pacgen.model.displacement import SavedWeights, TensorDirection
+from hf_pacgen.results.worst_case import WorstCaseSharpness
 
-__all__ = ["WorstCaseSharpness", "ascend", "coarse_weights"]
+__all__ = ["ARMIJO", "LONG", "SETTLED", "ascend", "coarse_weights"]
 
 ARMIJO = 1e-3
 """Part of the rise that the slope promises which a step must bring."""
+
+
 LONG = 1e3
 """First step, in boxes, of a coordinate with the mean slope: nearly all jump to the edge that the slope points to."""
+
+
 SETTLED = 1e-4
 """Relative gain of a step below which the ascent ends."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class WorstCaseSharpness:
-    """A lower estimate of the largest rise of the loss in a box around the weights.
-
-    Attributes:
-        value: max L̂(w + u) - L̂(w), in units of the loss; not negative.
-        relative: 100 value/(1 + L̂(w)), the sharpness of Keskar et al. 2017, in percent.
-        loss: L̂(w).
-        rises: of every start of the ascent.
-        steps: gradients of the whole loss, over all starts.
-        converged: whether the best ascent ended before its steps were used up.
-        num_examples, num_units: size of the data.
-        box: ε of the box ε(|w_i| + 1), None for half-widths by name.
-        status: what limits the numbers, in sentences.
-        config: the settings.
-    """
-
-    value: float
-    relative: float
-    loss: float
-    rises: tuple[float, ...]
-    steps: int
-    converged: bool
-    num_examples: int
-    num_units: float
-    box: float | None
-    status: tuple[str, ...]
-    config: dict[str, Any]
-
-    def to_dict(self) -> dict[str, Any]:
-        """All fields as JSON-able values."""
-        values = {name: getattr(self, name) for name in self.__dataclass_fields__}
-        return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
 
 def ascend(

@@ -24,10 +24,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from hf_pacgen.curvature.batches import Batches
-from hf_pacgen.curvature.identity import batch_checksum, differences
-from hf_pacgen.curvature.lipschitz import LipschitzEstimate
-from hf_pacgen.processes import Processes
+from hf_pacgen.curvature.run_identity import batch_checksum, differences
+from hf_pacgen.data.batches import Batches
+from hf_pacgen.distributed.processes import Processes
+from hf_pacgen.results.lipschitz import LipschitzEstimate
 
 __all__ = ["Checkpoint", "TERMINATED", "write_tensors"]
 
@@ -53,7 +53,7 @@ class Checkpoint:
 
     Args:
         folder: where the files are; all processes must see it, and it is made if need be.
-        identity: what the run is of; see :func:`~hf_pacgen.curvature.identity.identity`.
+        identity: what the run is of; see :func:`~hf_pacgen.curvature.run_identity.identity`.
         every: batches of a process after which its state is saved.
     """
 

@@ -7,61 +7,31 @@ averages as many independent off-diagonal noises as there are batches, at no cos
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from hf_pacgen.config import Estimator, HVPMethod, ScoreConfig
-from hf_pacgen.curvature.batches import count_examples
 from hf_pacgen.curvature.checkpoint import Checkpoint
-from hf_pacgen.curvature.displacement import RademacherDirection, SavedWeights, chunks
+from hf_pacgen.curvature.diagonal_sums import DiagonalSums, zeros_like
 from hf_pacgen.curvature.hvp import HessianProduct, batch_gradient
-from hf_pacgen.curvature.losses import BatchLoss, require_units
-from hf_pacgen.curvature.model_state import double_backward_attention, evaluation_mode
-from hf_pacgen.curvature.objective import Objective
-from hf_pacgen.curvature.sums import DiagonalSums, zeros_like
-from hf_pacgen.noise.random_bits import stream_key
+from hf_pacgen.data.collation import count_examples
+from hf_pacgen.data.losses import BatchLoss, require_units
+from hf_pacgen.data.objective import Objective
+from hf_pacgen.maths.counter_rng import stream_key
+from hf_pacgen.model.displacement import RademacherDirection, SavedWeights, chunks
+from hf_pacgen.model.state import double_backward_attention, evaluation_mode
+from hf_pacgen.results.diagonal import DiagonalEstimate
 
-__all__ = ["DiagonalEstimate", "EXACT_LIMIT", "estimate_diagonal"]
+__all__ = ["EXACT_LIMIT", "CAUTION", "estimate_diagonal"]
 
 EXACT_LIMIT = 20_000
 """Most parameters for which the exact diagonal (one backward pass a parameter and batch) is computed."""
+
+
 CAUTION = 2.0
 """By how many standard deviations of chance a Hutchinson estimate must differ before it counts in a blend."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class DiagonalEstimate:
-    """An estimate of diag ∇²L̂(w), L̂ the mean loss over all units of the data.
-
-    Attributes:
-        values: H_ii by parameter name, shaped like the parameters, at least float32.
-        stderr: standard error of every entry, from the spread between batches and passes, where asked for
-            (``standard_error=True``): of the Hutchinson part times its share for the blend, 0 for the exact one,
-            NaN where a single batch shows no spread.
-        trace, trace_stderr: Σ H_ii and its standard error (None where a single batch shows no spread).
-        loss: L̂(w).  num_units: loss units in the data.  num_examples: examples in it.
-        estimator: what was used in the end.  hvp_method: None where no product was needed.
-        num_hvps, num_gradients: Hessian-vector products, and gradients on sampled labels, of a batch.
-        blend: share of the Hutchinson estimate in each parameter tensor, for the blend.
-        notes: what a user should know, in sentences.
-    """
-
-    values: dict[str, Tensor]
-    stderr: dict[str, Tensor] | None
-    trace: float
-    trace_stderr: float | None
-    loss: float
-    num_units: float
-    num_examples: int
-    estimator: Estimator
-    hvp_method: HVPMethod | None
-    num_hvps: int
-    num_gradients: int
-    blend: dict[str, float] | None
-    notes: tuple[str, ...]
 
 
 class _Run:

@@ -13,18 +13,18 @@ import torch
 from torch import Tensor, nn
 
 from hf_pacgen.config import HVPMethod
-from hf_pacgen.curvature.displacement import Direction, RademacherDirection, Rows, SavedWeights, Terms, chunks
-from hf_pacgen.curvature.losses import BatchLoss
-from hf_pacgen.curvature.model_state import (
+from hf_pacgen.data.losses import BatchLoss
+from hf_pacgen.data.objective import Objective
+from hf_pacgen.distributed.shards import local
+from hf_pacgen.model.displacement import Direction, RademacherDirection, Rows, SavedWeights, Terms, chunks
+from hf_pacgen.model.parameters import dense, pick_rows
+from hf_pacgen.model.state import (
     double_backward_attention,
     evaluation_mode,
     full_precision,
     transformable,
     uses_reentrant_checkpointing,
 )
-from hf_pacgen.curvature.objective import Objective
-from hf_pacgen.curvature.parameters import dense, pick_rows
-from hf_pacgen.sharding import local
 
 __all__ = ["HessianProduct", "batch_gradient", "choose_method", "default_displacement", "take_gradients"]
 

@@ -5,14 +5,17 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from hf_pacgen.config import ScoreConfig
-from hf_pacgen.curvature.displacement import (
+from hf_pacgen.curvature.diagonal_sums import zeros_like
+from hf_pacgen.curvature.hvp import HessianProduct, take_gradients
+from hf_pacgen.data.objective import Objective
+from hf_pacgen.distributed.shards import Shards, local
+from hf_pacgen.model.displacement import (
     BoxDirection,
     Direction,
     RademacherDirection,
@@ -20,37 +23,13 @@ from hf_pacgen.curvature.displacement import (
     TensorDirection,
     chunks,
 )
-from hf_pacgen.curvature.hvp import HessianProduct, take_gradients
-from hf_pacgen.curvature.objective import Objective
-from hf_pacgen.curvature.parameters import dense
-from hf_pacgen.curvature.sums import zeros_like
-from hf_pacgen.sharding import Shards, local
+from hf_pacgen.model.parameters import dense
+from hf_pacgen.results.lipschitz import LipschitzEstimate
 
-__all__ = ["LipschitzEstimate", "estimate_lipschitz"]
+__all__ = ["TOLERANCE", "estimate_lipschitz"]
 
 TOLERANCE = 0.05
 """Relative change of the norm in the last Lanczos step below which it counts as converged."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class LipschitzEstimate:
-    """A lower estimate of ρ = sup ‖H(w+u) - H(w)‖/‖u‖ over u in the box |u_i| ≤ N_i.
-
-    Attributes:
-        value: the largest ratio found.
-        ratios: ‖H(w+u) - H(w)‖/‖u‖ of every displacement u tried.
-        iterations: Lanczos steps done for every one of them.
-        batches: number of batches whose mean loss was taken.
-        converged: whether the last step changed the norm of the largest by less than 5 %.
-        num_hvps: Hessian-vector products of a batch.
-    """
-
-    value: float
-    ratios: tuple[float, ...]
-    iterations: tuple[int, ...]
-    batches: int
-    converged: bool
-    num_hvps: int
 
 
 def estimate_lipschitz(

@@ -1,0 +1,1 @@
+"""Noise on a model's weights, and the curvature that shapes it."""

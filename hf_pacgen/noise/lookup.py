@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hf_pacgen.noise.random_bits import stream_key, uniform_rows
-from hf_pacgen.noise.twins import Perturbation
+from hf_pacgen.maths.counter_rng import stream_key, uniform_rows
+from hf_pacgen.noise.perturbation import Perturbation
 
 __all__ = ["LookupNoise", "worthwhile"]
 
@@ -29,7 +29,7 @@ class LookupNoise:
     """Uniform noise on the rows that one embedding reads while it is switched on.
 
     The noise of a row is a function of the key, the parameter's name and the row, the same as
-    :class:`~hf_pacgen.noise.twins.Perturbation` would give it.
+    :class:`~hf_pacgen.noise.perturbation.Perturbation` would give it.
 
     Args:
         name: of the weights.

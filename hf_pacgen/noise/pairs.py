@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from hf_pacgen.noise.layout import Block
-from hf_pacgen.noise.twins import Perturbation, ScaleFunction
+from hf_pacgen.noise.perturbation import Perturbation, ScaleFunction
 
 __all__ = ["PairedProducts", "single_products", "summed_products"]
 

@@ -1,170 +1,224 @@
-"""Noise of a given level on a model's weights, for the time of a ``with`` block."""
+"""Noise on the parameters of a model: every parameter has a twin that it can point to."""
 
 from __future__ import annotations
 
-import numbers
-import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Callable, Mapping
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from hf_pacgen.curvature.model_state import unwrap
-from hf_pacgen.noise.distributions import NoiseDistribution
-from hf_pacgen.noise.layout import Block
-from hf_pacgen.noise.twins import Perturbation, ScaleFunction
-from hf_pacgen.sharding import Shards, is_sharded, local, part_like
+from hf_pacgen.distributed.shards import Shards, is_sharded, local
+from hf_pacgen.maths.counter_rng import CenteredBytes, stream_key
+from hf_pacgen.maths.distributions import NoiseDistribution, make_noise
+from hf_pacgen.maths.score import neighborhood
+from hf_pacgen.noise.layout import Block, Layout
 
-__all__ = ["check_scale", "perturbed", "scaled_noise"]
+__all__ = ["Perturbation", "ScaleFunction"]
+
+ScaleFunction = Callable[[Block, Tensor], Tensor]
+"""(block, its weights) -> σ of the block, both flat and at least float32."""
 
 
-@contextmanager
-def perturbed(
-    model: nn.Module,
-    noise_scale: float | Mapping[str, Tensor | float],
-    *,
-    distribution: NoiseDistribution | str = NoiseDistribution.UNIFORM,
-    seed: int,
-    gamma: float = 0.1,
-    epsilon: float = 0.1,
-) -> Iterator[nn.Module]:
-    """The model with noise u on its trainable weights; on the way out they are what they were, bit for bit.
+class Perturbation:
+    """Noise on parameters, put on and taken off without ever writing to the weights.
+
+    Every parameter has a twin, into which w + u is written.  :meth:`apply` lets the parameters point to their
+    twins, :meth:`restore` lets them point back: it costs nothing, what already refers to the weights (a state
+    dict, say) keeps seeing them clean, and nothing that happens meanwhile can change a bit of them.
+
+    Where FSDP2 (``fully_shard``) shards the parameters, it gathers them out of storage of its own.  There w + u is
+    written into the shard itself, and a copy of the weights gives it back, bit for bit.  Each process draws its slice
+    of the noise of the whole parameter, so "uniform" noise is that of one process; the other distributions, which are
+    drawn piece by piece from a generator, have another draw of the same law.
 
     Args:
-        model: on its device; tied weights get one noise, frozen ones none.  Where it is sharded by ``fully_shard``
-            each process has its part of the noise, and all must be here together.
-        noise_scale: σ, for all weights or by parameter name, as a tensor of its shape or one number (then other
-            parameters stay as they are): the half-width of "uniform", the standard deviation before truncation of the
-            others.
-        distribution: "uniform" (256 levels), "truncated_normal" (to N_i = γ|w_i| + ε) or "normal".
-        seed: u is a function of the seed and of the parameters' names; no other random state is touched.
-        gamma, epsilon: of N_i.
+        parameters: by name, on one device each; sharded by ``fully_shard`` all of them or none.
+        distribution: of the noise.  σ is the half-width of "uniform" and the standard deviation (before the
+            truncation to N_i) of the others.
+        gamma, epsilon: of N_i = γ|w_i| + ε, at which "truncated_normal" is truncated.
+        block_size: elements treated at a time.
+        shards: the model's, if it is sharded.
 
     Raises:
-        ValueError: nothing to perturb, a σ that is negative or not finite, an unknown name, another shape, a seed that
-            is no integer, a box that is negative or (for truncated noise) empty, weights that are sharded otherwise
-            than by ``fully_shard``.
-
-    >>> layer = nn.Linear(2, 2)
-    >>> before = layer.weight.detach().clone()
-    >>> with perturbed(layer, 0.1, seed=0):
-    ...     print(0 < (layer.weight - before).abs().max().item() <= 0.1)
-    True
-    >>> bool((layer.weight == before).all())
-    True
+        ValueError: a parameter is sharded over processes in another way (tensor parallelism, DeepSpeed ZeRO-3), or
+            without ``shards``.
     """
-    if isinstance(seed, bool) or not isinstance(seed, numbers.Integral) or seed < 0:
-        raise ValueError(f"seed must be an integer of at least 0; got {seed!r}.")
-    check_scale("gamma", gamma, {})
-    check_scale("epsilon", epsilon, {})
-    if NoiseDistribution(distribution) is NoiseDistribution.TRUNCATED_NORMAL and gamma == 0 and epsilon == 0:
-        raise ValueError(
-            "gamma and epsilon are both 0, so truncated noise has no room; make at least one of them positive."
-        )
-    shards = Shards(unwrap(model))
-    parameters = {name: p for name, p in shards.model.named_parameters() if p.requires_grad}
-    if not parameters:
-        raise ValueError(
-            f"{type(model).__name__} has no trainable parameters, so there is nothing to perturb: expected at least "
-            "one with requires_grad=True."
-        )
-    noise, scale = scaled_noise(
-        parameters, noise_scale, distribution=distribution, gamma=gamma, epsilon=epsilon, shards=shards
-    )
-    noise.draw(scale, int(seed), "perturbed")
-    try:
-        noise.apply()
-        yield model
-    finally:
-        noise.restore()
 
-
-def scaled_noise(
-    parameters: Mapping[str, Tensor],
-    noise_scale: float | Mapping[str, Tensor | float],
-    *,
-    distribution: NoiseDistribution | str,
-    gamma: float,
-    epsilon: float,
-    shards: Shards | None = None,
-) -> tuple[Perturbation, ScaleFunction]:
-    """Noise on parameters, and the function that gives its level: a number for all, or tensors by name for some.
-
-    Raises:
-        ValueError: a level that is negative or not finite, an unknown name, another shape.
-    """
-    check_scale("noise_scale", noise_scale, parameters, shards)
-    scales: Mapping[str, Tensor] = {}
-    if isinstance(noise_scale, Mapping):
-        parameters = {name: p for name, p in parameters.items() if name in noise_scale}
-        offsets = shards.offsets if shards is not None else {}
-        scales = {
-            name: _level_here(torch.as_tensor(noise_scale[name]).detach().to(p.device), p, offsets.get(name, 0))
-            for name, p in parameters.items()
+    def __init__(
+        self,
+        parameters: Mapping[str, Tensor],
+        *,
+        distribution: NoiseDistribution | str = NoiseDistribution.UNIFORM,
+        gamma: float = 0.1,
+        epsilon: float = 0.1,
+        block_size: int | None = None,
+        shards: Shards | None = None,
+    ) -> None:
+        self.shards = shards if shards is not None and shards.active else None
+        offsets = self.shards.offsets if self.shards is not None else {}
+        for name, parameter in parameters.items():
+            if (is_sharded(parameter) and name not in offsets) or hasattr(parameter, "ds_id"):
+                raise ValueError(
+                    f"The parameter {name!r} is sharded over processes ({type(parameter).__name__}), and noise needs "
+                    "whole parameters, or shards of FSDP2 (fully_shard) that come with shards=Shards(model). Train "
+                    "with DistributedDataParallel or FSDP2 instead."
+                )
+        self.parameters = dict(parameters)
+        self.distribution = NoiseDistribution(distribution)
+        self.gamma, self.epsilon = gamma, epsilon
+        self.offsets = {name: offsets.get(name, 0) for name in parameters}
+        self.weights = {name: local(parameter).data for name, parameter in parameters.items()}
+        self.layout = Layout(self.weights, block_size=block_size, offsets=self.offsets)
+        self._buffers = self.layout.buffers()
+        self._twins = self.layout.views(self._buffers)
+        self._clean = self.layout.views(self.layout.buffers()) if self.shards is not None else {}
+        self._pieces: dict[int, Tensor] = {}
+        self._streams = {name: stream_key("parameter", name) for name in parameters}
+        self._bytes = {
+            device: CenteredBytes(max(b.size for b in self.layout.blocks if b.pool[0] == device), device=device)
+            for device in {block.pool[0] for block in self.layout.blocks}
         }
-    noise = Perturbation(parameters, distribution=distribution, gamma=gamma, epsilon=epsilon, shards=shards)
+        self._versions: dict[str, int] = {}
+        """How often each parameter had been written to when the noise was put on."""
+        self.applied = False
 
-    def scale(block: Block, weights: Tensor) -> Tensor:
-        if isinstance(noise_scale, Mapping):
-            return noise.layout.gather(block, scales, weights.dtype).clone()
-        return torch.full_like(weights, noise_scale)
+    @torch.no_grad()
+    def draw(self, scale: ScaleFunction, *key: str | int, factor: float = 1.0) -> None:
+        """Draw u at the level factor · σ, as a function of the key and the parameters' names, for the next apply.
 
-    return noise, scale
+        Raises:
+            RuntimeError: a parameter has another shape, dtype or device than at the start.
+        """
+        self.restore()
+        self._follow()
+        stream = stream_key(*key)
+        for block in self.layout.blocks:
+            weights, twin = self.weights_of(block), self._twin_of(block)
+            sigma = scale(block, weights)
+            if self.distribution is NoiseDistribution.UNIFORM and twin.dtype == weights.dtype:
+                torch.addcmul(weights, self._levels(block, stream), sigma, value=factor / 128, out=twin)
+            else:
+                twin.copy_(weights + self._noise(block, weights, sigma, stream, factor))
 
+    @torch.no_grad()
+    def redraw(self, scale: ScaleFunction, block: Block, *key: str | int, factor: float = 1.0) -> Tensor:
+        """The u of a block that :meth:`draw` gives for a key; flat, at least float32."""
+        weights = self.weights_of(block)
+        return self._noise(block, weights, scale(block, weights), stream_key(*key), factor)
 
-def _level_here(sigma: Tensor, parameter: Tensor, offset: int) -> Tensor:
-    """The part of a level that belongs to this process's part of a parameter."""
-    if sigma.numel() == 1 and not is_sharded(sigma):
-        return sigma.reshape(()).expand(local(parameter).shape)
-    return part_like(sigma, parameter, offset)
+    @torch.no_grad()
+    def mirror(self) -> None:
+        """Turn w + u into w - u."""
+        for block in self.layout.blocks:
+            twin = self._twin_of(block)
+            twin.neg_().add_(self.layout.gather(block, self.weights), alpha=2)
 
+    def noise(self, block: Block) -> Tensor:
+        """The u of the last draw in a block, as rounded in the weights; flat, at least float32."""
+        return self._twin_of(block).to(block.wide) - self.weights_of(block)
 
-def check_scale(
-    what: str,
-    value: float | Mapping[str, Tensor | float],
-    parameters: Mapping[str, Tensor],
-    shards: Shards | None = None,
-) -> None:
-    """Raise unless ``value`` is a finite number >= 0, or tensors of such numbers by the names of some parameters.
+    def weights_of(self, block: Block) -> Tensor:
+        """The weights of a block without noise (of shards: while they have none); flat, at least float32."""
+        piece = self._pieces.get(block.index)
+        if piece is None:
+            piece = self.layout.gather(block, self.weights, block.wide)
+            segment = block.only
+            if segment is not None and self.weights[segment.name].is_contiguous() and block.wide == block.pool[1]:
+                self._pieces[block.index] = piece  # no copy, but a view that lasts
+        return piece
 
-    With ``shards`` all processes raise if one has to.
-    """
-    # noise is made in float32 at least; a number its type cannot hold would be an infinite level
-    types = {torch.promote_types(p.dtype, torch.float32) for p in parameters.values()}
-    limit = min((torch.finfo(dtype).max for dtype in types), default=sys.float_info.max)
-    if not isinstance(value, Mapping):
-        if not _is_level(value, limit):
-            numbers_by_name = ", or tensors by name" if parameters else ""
-            raise ValueError(f"{what} must be a finite number >= 0{numbers_by_name}; got {value!r}.")
-        return
-    unknown = sorted(map(str, value.keys() - parameters.keys()))
-    if unknown or not value:
-        problem = f"names {unknown[:5]}, which are no trainable parameters" if unknown else "names no parameter"
-        raise ValueError(
-            f"{what} {problem}. Take the names from model.named_parameters(), where tied weights have one name."
-        )
-    for name, sigma in value.items():
-        if not isinstance(sigma, Tensor):
-            if not _is_level(sigma, limit):
-                raise ValueError(f"{what}[{name!r}] must be a tensor or a number, finite and >= 0; got {sigma!r}.")
-            continue
-        if sigma.numel() != 1 and sigma.shape != parameters[name].shape:
-            raise ValueError(
-                f"{what}[{name!r}] must have shape {tuple(parameters[name].shape)}, like the parameter, or one "
-                f"element; got {tuple(sigma.shape)}."
-            )
-        here = local(sigma)
-        bad = float(not bool((here.isfinite() & (here >= 0)).all()))
-        if (shards.sum(bad) if shards is not None else bad) > 0:
-            raise ValueError(f"{what}[{name!r}] must be finite and >= 0 everywhere.")
+    def second_moment(self, weights: Tensor, sigma: Tensor) -> Tensor:
+        """E u² at the level σ, which may be overwritten."""
+        if self.distribution is NoiseDistribution.UNIFORM:
+            return sigma.square_().div_(3)
+        box = neighborhood(weights, gamma=self.gamma, epsilon=self.epsilon)
+        return make_noise(self.distribution, sigma, box).second_moment().to(sigma.dtype)
 
+    def apply(self) -> None:
+        """Put the last draw on the parameters."""
+        if self.shards is not None:
+            return self._write(self.shards)
+        self._versions = {name: parameter._version for name, parameter in self.parameters.items()}
+        self.applied = True  # first, so that an interrupt between two parameters leaves something to restore
+        for name, parameter in self.parameters.items():
+            parameter.data = self._twins[name]
+        # autocast caches casts of the weights and would go on using the old ones
+        torch.clear_autocast_cache()
 
-def _is_level(value: Any, limit: float) -> bool:
-    if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        return False
-    try:
-        return 0 <= float(value) <= limit
-    except OverflowError:
-        return False  # an integer beyond every float
+    def restore(self, *, written: bool = False) -> None:
+        """Give the parameters their weights back; does nothing where they have them.
+
+        What other code did to a parameter meanwhile is kept where that can be told: a cast or a move, another tensor
+        in its place, and with ``written`` what was written to it in place (which is lost otherwise).
+        """
+        if self.applied and self.shards is not None:
+            self._write_back(self.shards)
+        elif self.applied:
+            for name, parameter in self.parameters.items():
+                here, twin, weights = parameter.data, self._twins[name], self.weights[name]
+                if (here.dtype, here.device) != (twin.dtype, twin.device):
+                    parameter.data = weights.to(here.device, here.dtype)
+                elif here.data_ptr() == twin.data_ptr():
+                    if written and parameter._version != self._versions[name]:
+                        weights.copy_(twin)
+                    parameter.data = weights
+            torch.clear_autocast_cache()
+            self.applied = False
+
+    @torch.no_grad()
+    def _write(self, shards: Shards) -> None:
+        """Put the last draw into the shards."""
+        self.restore()  # or the copy would be one of noise
+        for name, parameter in self.parameters.items():
+            self._clean[name].copy_(local(parameter))
+        self.applied = True
+        for name, parameter in self.parameters.items():
+            local(parameter).copy_(self._twins[name])
+        shards.reshard()
+        torch.clear_autocast_cache()
+
+    @torch.no_grad()
+    def _write_back(self, shards: Shards) -> None:
+        for name, parameter in self.parameters.items():
+            # looked up anew: FSDP2's first forward pass may give a shard other storage
+            local(parameter).copy_(self._clean[name])
+        self._follow()  # there, where what is left behind has noise
+        self.applied = False
+        shards.reshard()
+        shards.abandon()
+        torch.clear_autocast_cache()
+
+    def _twin_of(self, block: Block) -> Tensor:
+        return self._buffers[block.pool][block.begin : block.end]
+
+    def _levels(self, block: Block, stream: int) -> Tensor:
+        """128 times uniform numbers of (-1, 1), valid until the next call."""
+        streams = [(self._streams[s.name] ^ stream, self.offsets[s.name] + s.start, s.at) for s in block.segments]
+        return self._bytes[block.pool[0]](streams, block.size).to(block.wide)
+
+    def _noise(self, block: Block, weights: Tensor, sigma: Tensor, stream: int, factor: float) -> Tensor:
+        if self.distribution is NoiseDistribution.UNIFORM:
+            return self._levels(block, stream).mul(sigma).mul_(factor / 128)
+        box = neighborhood(weights, gamma=self.gamma, epsilon=self.epsilon)
+        generator = torch.Generator(weights.device)
+        noise = torch.zeros_like(weights)
+        for s in block.segments:
+            here = slice(s.at, s.at + s.count)
+            generator.manual_seed(stream_key(self._streams[s.name] ^ stream, self.offsets[s.name] + s.start))
+            noise[here] = make_noise(self.distribution, sigma[here] * factor, box[here]).sample(generator)
+        return noise
+
+    def _follow(self) -> None:
+        """Find the weights again where other code let the parameters point elsewhere."""
+        for name, parameter in self.parameters.items():
+            weights, here = self.weights[name], local(parameter).data
+            if here.data_ptr() == weights.data_ptr():
+                continue
+            if (here.shape, here.dtype, here.device) != (weights.shape, weights.dtype, weights.device):
+                raise RuntimeError(
+                    f"The parameter {name!r} was {tuple(weights.shape)} {weights.dtype} on {weights.device} when noise "
+                    f"was set up and is {tuple(here.shape)} {here.dtype} on {here.device} now. "
+                    "Move and cast the model before training starts."
+                )
+            self.weights[name] = here
+            self._pieces.clear()

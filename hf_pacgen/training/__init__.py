@@ -1,1 +1,1 @@
-"""Noise-shaped training and scores inside the Trainer of transformers."""
+"""Noise and scores inside the Trainer of transformers."""

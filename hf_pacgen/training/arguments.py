@@ -11,7 +11,7 @@ from typing import Any, ClassVar, TypeVar
 from transformers import TrainingArguments
 
 from hf_pacgen.config import NoiseConfig, ScoreConfig
-from hf_pacgen.settings import Config
+from hf_pacgen.config.settings import Config
 
 __all__ = ["PACGenTrainingArguments", "as_config"]
 

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hf_pacgen.curvature.parameters import dense
-from hf_pacgen.sharding import Shards, local
-from hf_pacgen.training.guard import Hook
+from hf_pacgen.distributed.shards import Shards, local
+from hf_pacgen.model.parameters import dense
+from hf_pacgen.training.callback.guard import Hook
 
 __all__ = ["GradientRescale", "loss_unscale"]
 

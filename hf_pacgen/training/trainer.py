@@ -14,13 +14,13 @@ from transformers import Trainer, TrainerCallback
 from transformers.trainer_utils import EvalLoopOutput, get_last_checkpoint
 
 from hf_pacgen.config import NoiseConfig, ScoreConfig
-from hf_pacgen.curvature.losses import count_units
-from hf_pacgen.curvature.objective import LossFunction
-from hf_pacgen.score import PACGenResult
+from hf_pacgen.data.losses import count_units
+from hf_pacgen.data.objective import LossFunction
+from hf_pacgen.results.pacgen import PACGenResult
 from hf_pacgen.training.arguments import PACGenTrainingArguments, as_config
-from hf_pacgen.training.callback import PACGenCallback
-from hf_pacgen.training.engine import NoiseEngine
-from hf_pacgen.training.setup import describe_run, refuse_unknown_metric, refuse_unsupported, score_on_training_data
+from hf_pacgen.training.callback.callback import PACGenCallback
+from hf_pacgen.training.noisy_step import NoiseEngine
+from hf_pacgen.training.run_facts import describe_run, refuse_unknown_metric, refuse_unsupported, score_on_training_data
 
 __all__ = ["PACGenTrainer"]
 
@@ -225,7 +225,9 @@ class PACGenTrainer(Trainer):
         """The card of transformers, with the last score in it (``push_to_hub`` goes through here)."""
         super().create_model_card(*args, **kwargs)
         if self.last_score is not None and self.is_world_process_zero() and self.args.output_dir:
-            from hf_pacgen.cards import update_model_card  # matplotlib, where it is there, takes a second to import
+            from hf_pacgen.show.cards.update import (
+                update_model_card,  # matplotlib, where it is there, takes a second to import
+            )
 
             update_model_card(self.args.output_dir, self.last_score)
 

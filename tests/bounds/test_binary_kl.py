@@ -6,7 +6,7 @@ import mpmath
 import pytest
 import torch
 
-from hf_pacgen.bounds.binary_kl import binary_kl, kl_inverse_lower, kl_inverse_upper
+from hf_pacgen.maths.binary_kl import binary_kl, kl_inverse_lower, kl_inverse_upper
 
 EPS = torch.finfo(torch.float64).eps
 FREQUENCIES = [0.0, 1e-12, 1e-6, 1e-3, 0.1, 0.5, 0.75, 1 - 1e-6, 1.0]

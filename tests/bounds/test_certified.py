@@ -5,8 +5,9 @@ import math
 import pytest
 import torch
 
-from hf_pacgen.bounds.certified import Bound, CertifiedBound, certified_bound
-from hf_pacgen.bounds.pac_bayes import (
+from hf_pacgen.maths.certified_bound import Bound, CertifiedBound, certified_bound
+from hf_pacgen.maths.distributions import Normal
+from hf_pacgen.maths.pac_bayes import (
     ARTICLE_CONSTANT,
     TIGHT_CONSTANT,
     eta_grid,
@@ -15,7 +16,6 @@ from hf_pacgen.bounds.pac_bayes import (
     kl_bound,
     monte_carlo_bound,
 )
-from hf_pacgen.noise.distributions import Normal
 
 PROBLEMS = 1000
 

@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from hf_pacgen.bounds.binary_kl import binary_kl
-from hf_pacgen.bounds.pac_bayes import (
+from hf_pacgen.maths.binary_kl import binary_kl
+from hf_pacgen.maths.pac_bayes import (
     ARTICLE_CONSTANT,
     TIGHT_CONSTANT,
     effective_draws,

@@ -177,7 +177,7 @@ def test_what_is_done_is_not_done_again(tmp_path: Path) -> None:
 def test_the_bar_goes_on_from_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     interrupted(tmp_path)
     done = batches_done(tmp_path)
-    with patch("hf_pacgen.measuring.tqdm", partial(tqdm, mininterval=0, miniters=1)):
+    with patch("hf_pacgen.measures.session.tqdm", partial(tqdm, mininterval=0, miniters=1)):
         pacgen(model(), PARTS, config=TWICE, checkpoint_dir=tmp_path, checkpoint_every=3)
     shown = capsys.readouterr().err
     assert done > 6 and "| 24/24 [" in shown
@@ -370,9 +370,15 @@ def _share(folder: Path, expected: dict[str, Any] | None, exact: bool, stop_at: 
     else:
         for key in SUMS if expected is not None else ():
             tolerance = 0.0 if exact else 1e-6
-            if abs(result[key] - expected[key]) > tolerance * abs(expected[key]):  # type: ignore[index]
+            if abs(result[key] - expected[key]) > tolerance * size(expected, key):  # type: ignore[arg-type,index]
                 raise ValueError(f"{key} is {result[key]}, not {expected[key]}")  # type: ignore[index]
     accelerator.wait_for_everyone()
+
+
+def size(expected: dict[str, Any], key: str) -> float:
+    """What rounding is measured by: the traces of batches cancel, so it is their spread that counts."""
+    spread = expected["hessian_trace_stderr"] if key == "hessian_trace" else 0.0
+    return max(abs(expected[key]), spread)
 
 
 def together(folder: Path, *args: Any) -> None:
@@ -384,7 +390,8 @@ def test_two_processes_go_on_as_two_or_as_one(tmp_path: Path, expected: dict[str
     done = batches_done(tmp_path)
     assert 0 < done < 24 and len(list(tmp_path.iterdir())) == 2
     result = score(tmp_path)
-    assert all(result[key] == pytest.approx(expected[key], rel=1e-6) for key in SUMS)
+    for key in SUMS:
+        assert result[key] == pytest.approx(expected[key], abs=1e-6 * size(expected, key)), key
     assert list(tmp_path.iterdir()) == []
     together(tmp_path, None, False, 40)
     together(tmp_path, expected, False)

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from hf_pacgen import ScoreConfig, hessian_diagonal
 from hf_pacgen.config import Estimator
 from hf_pacgen.curvature import diagonal as diagonal_module
-from hf_pacgen.curvature.displacement import RademacherDirection
-from hf_pacgen.curvature.sums import DiagonalSums
+from hf_pacgen.curvature.diagonal_sums import DiagonalSums
+from hf_pacgen.model.displacement import RademacherDirection
 
 
 def estimate(model: nn.Module, data: Any, **settings: Any) -> Any:
@@ -154,7 +154,7 @@ def test_only_touched_embedding_rows_get_probes_and_nothing_is_lost(monkeypatch:
     torch.manual_seed(0)
     model = tiny.bert(hidden_size=64).eval()  # rows start at words of the random stream
     parts = tiny.split(tiny.examples("bert", 7), 4, 3)
-    from hf_pacgen.curvature import objective
+    from hf_pacgen.data import objective
 
     with_rows = estimate(model, parts, passes=2)
     monkeypatch.setattr(objective, "lone_embeddings", lambda model, parameters: {})

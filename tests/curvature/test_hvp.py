@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from hf_pacgen import ScoreConfig, hessian_vector_product
-from hf_pacgen.curvature.displacement import RademacherDirection, SavedWeights
 from hf_pacgen.curvature.hvp import HessianProduct
+from hf_pacgen.model.displacement import RademacherDirection, SavedWeights
 
 # Causal-LM losses are computed in float32 whatever the weights' dtype, and so is rotary embedding;
 # the vision model's layer norms divide by little at this size
@@ -112,8 +112,8 @@ def test_the_vector_is_checked() -> None:
 
 
 def test_finite_differences_need_the_saved_weights() -> None:
-    from hf_pacgen.curvature.batches import Batches
-    from hf_pacgen.curvature.objective import Objective
+    from hf_pacgen.data.batches import Batches
+    from hf_pacgen.data.objective import Objective
 
     model, batch = tiny.make("bert", dtype=torch.float32), tiny.examples("bert", 2)
     objective = Objective(model, Batches([batch], model=model))

@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 
 from hf_pacgen import ScoreConfig, hessian_diagonal, hessian_vector_product
-from hf_pacgen.curvature.batches import Batches
-from hf_pacgen.curvature.losses import LossKind
-from hf_pacgen.curvature.model_state import preserved
-from hf_pacgen.curvature.objective import Objective
-from hf_pacgen.processes import Processes
+from hf_pacgen.data.batches import Batches
+from hf_pacgen.data.losses import LossKind
+from hf_pacgen.data.objective import Objective
+from hf_pacgen.distributed.processes import Processes
+from hf_pacgen.model.state import preserved
 
 NAMES = ["bert", "tokens", "gpt2", "llama", "vit"]
 
@@ -140,7 +140,7 @@ def test_every_kind_of_data_gives_the_same_numbers() -> None:
 
     loss, count, values = score(Rows(10))
     assert count == 10
-    from hf_pacgen.curvature.batches import collate
+    from hf_pacgen.data.collation import collate
 
     loader = DataLoader(Rows(10), batch_size=3, shuffle=True, collate_fn=lambda r: collate(r, model))
     for data in (hub, hub.to_iterable_dataset(), Stream(), loader, list(loader)):

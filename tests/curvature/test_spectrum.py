@@ -13,8 +13,8 @@ from accelerate import debug_launcher
 from torch import Tensor, nn
 
 from hf_pacgen import SpectrumConfig, hessian_spectrum
-from hf_pacgen.curvature.krylov import Basis
-from hf_pacgen.curvature.spectrum import Spectrum
+from hf_pacgen.maths.lanczos import Basis
+from hf_pacgen.results.spectrum import Spectrum
 
 
 class Weights(nn.Module):

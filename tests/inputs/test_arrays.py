@@ -6,8 +6,8 @@ import numpy
 import pytest
 import torch
 
-from hf_pacgen.inputs.arrays import to_number, to_tensors
-from hf_pacgen.inputs.errors import InputError
+from hf_pacgen.errors import InputError
+from hf_pacgen.maths.arrays import to_number, to_tensors
 
 
 def test_kinds_and_types() -> None:

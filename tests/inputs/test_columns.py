@@ -8,10 +8,10 @@ import datasets
 import pytest
 from transformers import BertConfig, GPT2Config, ViTConfig
 
-from hf_pacgen.inputs import InputError
-from hf_pacgen.inputs.columns import Columns, choose_columns, choose_task
-from hf_pacgen.inputs.models import Task
-from hf_pacgen.inputs.tables import DataArguments
+from hf_pacgen.command_line.inputs.columns import Columns, choose_columns, choose_task
+from hf_pacgen.command_line.inputs.models import Task
+from hf_pacgen.command_line.inputs.tables import DataArguments
+from hf_pacgen.errors import InputError
 
 TEXT, INT, CLASS, IMAGE = (
     datasets.Value("string"),

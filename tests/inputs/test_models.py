@@ -22,8 +22,8 @@ from transformers import (
     RobertaForMaskedLM,
 )
 
-from hf_pacgen.inputs import InputError
-from hf_pacgen.inputs.models import ModelArguments, Task, load_config, load_model
+from hf_pacgen.command_line.inputs.models import ModelArguments, Task, load_config, load_model
+from hf_pacgen.errors import InputError
 
 SIZES: dict[str, Any] = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 12}
 WIDE = SIZES | {"intermediate_size": 8, "max_position_embeddings": 16}

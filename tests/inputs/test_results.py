@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from sample_results import module, sample_result
 
-from hf_pacgen.inputs.errors import InputError
-from hf_pacgen.inputs.results import MAX_BYTES, parse_result, read_result
+from hf_pacgen.errors import InputError
+from hf_pacgen.results.reading import MAX_BYTES, parse_result, read_result
 
 RESULT = sample_result()
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy import integrate, stats
 
-from hf_pacgen.noise.distributions import (
+from hf_pacgen.maths.distributions import (
     NoiseDistribution,
     Normal,
     TruncatedNormal,

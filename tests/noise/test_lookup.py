@@ -12,7 +12,7 @@ from training_runs import difference, llama, same, trained, weights
 from hf_pacgen.config import NoiseConfig
 from hf_pacgen.noise import lookup
 from hf_pacgen.noise.lookup import LookupNoise, worthwhile
-from hf_pacgen.noise.twins import Perturbation
+from hf_pacgen.noise.perturbation import Perturbation
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from hf_pacgen.noise.perturbation import perturbed
-from hf_pacgen.noise.random_bits import stream_key, uniform
-from hf_pacgen.noise.twins import Perturbation
+from hf_pacgen.maths.counter_rng import stream_key, uniform
+from hf_pacgen.noise.perturbation import Perturbation
+from hf_pacgen.noise.perturbed import perturbed
 
 
 def network(dtype: torch.dtype = torch.float32) -> nn.Sequential:

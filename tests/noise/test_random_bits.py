@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from hf_pacgen.noise.random_bits import rademacher, rademacher_rows, stream_key, uniform, uniform_rows
+from hf_pacgen.maths.counter_rng import rademacher, rademacher_rows, stream_key, uniform, uniform_rows
 
 
 @pytest.mark.parametrize("draw", [rademacher, uniform])

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from hf_pacgen.noise.scale import article_noise_scale, optimal_noise_scale
+from hf_pacgen.maths.noise_scale import article_noise_scale, optimal_noise_scale
 
 
 def bound(sigma: torch.Tensor, w: torch.Tensor, h: torch.Tensor, rho: float, eta: float) -> torch.Tensor:

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from hf_pacgen.config import NoiseConfig
+from hf_pacgen.maths.noise_scale import article_noise_scale, optimal_noise_scale
+from hf_pacgen.noise.curvature_tracker import CurvatureTracker, RunningMean
 from hf_pacgen.noise.pairs import PairedProducts, single_products, summed_products
-from hf_pacgen.noise.scale import article_noise_scale, optimal_noise_scale
-from hf_pacgen.noise.tracker import CurvatureTracker, RunningMean
-from hf_pacgen.noise.twins import Perturbation
+from hf_pacgen.noise.perturbation import Perturbation
 
 SHAPES = {"first": (40, 30), "second": (17,), "third": (5, 5)}
 

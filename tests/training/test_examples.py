@@ -15,7 +15,7 @@ from datasets import Dataset
 from training_runs import llama, same, weights
 
 from hf_pacgen.config import NoiseConfig, ScoreConfig
-from hf_pacgen.training.callback import PACGenCallback
+from hf_pacgen.training.callback.callback import PACGenCallback
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 

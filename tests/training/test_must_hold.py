@@ -18,8 +18,8 @@ from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, Traini
 from transformers.trainer_jit_checkpoint import CheckpointManager
 
 from hf_pacgen.config import NoiseConfig
-from hf_pacgen.training.callback import PACGenCallback
-from hf_pacgen.training.engine import NoiseEngine
+from hf_pacgen.training.callback.callback import PACGenCallback
+from hf_pacgen.training.noisy_step import NoiseEngine
 from hf_pacgen.training.trainer import PACGenTrainer
 
 METHODS = ("trainer", "callback")

@@ -19,10 +19,10 @@ from torch.utils.data import Dataset, IterableDataset
 from transformers import HfArgumentParser, Trainer, TrainingArguments
 
 from hf_pacgen.config import NoiseConfig
-from hf_pacgen.noise.twins import Perturbation
-from hf_pacgen.training import setup
+from hf_pacgen.noise.perturbation import Perturbation
+from hf_pacgen.training import run_facts as setup
 from hf_pacgen.training.arguments import PACGenTrainingArguments, as_config
-from hf_pacgen.training.callback import PACGenCallback
+from hf_pacgen.training.callback.callback import PACGenCallback
 from hf_pacgen.training.trainer import PACGenTrainer
 
 METHODS = ("trainer", "callback")

@@ -14,7 +14,7 @@ from transformers import Trainer
 from hf_pacgen.config import NoiseConfig, ScoreConfig
 from hf_pacgen.training import trainer as trainer_module
 from hf_pacgen.training.arguments import PACGenTrainingArguments
-from hf_pacgen.training.callback import PACGenCallback
+from hf_pacgen.training.callback.callback import PACGenCallback
 from hf_pacgen.training.trainer import PACGenTrainer
 
 SCORE = ScoreConfig(max_examples=8, lipschitz_directions=0)

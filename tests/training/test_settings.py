@@ -11,7 +11,7 @@ from training_runs import SHELLS, Recorder, arguments, bert, difference, llama, 
 from transformers import Trainer, TrainerCallback
 
 from hf_pacgen.config import NoiseConfig
-from hf_pacgen.training.callback import PACGenCallback
+from hf_pacgen.training.callback.callback import PACGenCallback
 
 NOISE = NoiseConfig(draw="step", curvature_every=2)  # type: ignore[arg-type]
 

@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from transformers import LlamaForCausalLM, Trainer, TrainingArguments
 
-from hf_pacgen.sharding import is_sharded
-from hf_pacgen.training.callback import PACGenCallback
+from hf_pacgen.distributed.shards import is_sharded
+from hf_pacgen.training.callback.callback import PACGenCallback
 from hf_pacgen.training.trainer import PACGenTrainer
 
 

@@ -16,11 +16,11 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.utils.data import Dataset
 
 from hf_pacgen.config import NoiseConfig
-from hf_pacgen.noise.perturbation import perturbed
-from hf_pacgen.noise.twins import Perturbation
-from hf_pacgen.processes import Processes
-from hf_pacgen.sharding import is_sharded, local
-from hf_pacgen.training.engine import NOISE_FILE, NoiseEngine, Run
+from hf_pacgen.distributed.processes import Processes
+from hf_pacgen.distributed.shards import is_sharded, local
+from hf_pacgen.noise.perturbation import Perturbation
+from hf_pacgen.noise.perturbed import perturbed
+from hf_pacgen.training.noisy_step import NOISE_FILE, NoiseEngine, Run
 
 STEPS = 12
 BATCH = 8

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from hf_pacgen.config import NoiseConfig
-from hf_pacgen.processes import Processes
+from hf_pacgen.distributed.processes import Processes
 from hf_pacgen.training.clipping import GradientRescale, loss_unscale
-from hf_pacgen.training.engine import NOISE_FILE, NoiseEngine, Run
+from hf_pacgen.training.noisy_step import NOISE_FILE, NoiseEngine, Run
 
 
 class Network(nn.Module):

@@ -22,13 +22,13 @@ import gradio as gr
 from huggingface_hub import HfApi, hf_hub_download
 from huggingface_hub.repocard import REGEX_YAML_BLOCK
 
-from hf_pacgen.card_contents import limits
-from hf_pacgen.cards import NUMBERS
 from hf_pacgen.config import ScoreConfig
-from hf_pacgen.inputs.errors import InputError, describe
-from hf_pacgen.inputs.results import MAX_BYTES, parse_result, read_result
-from hf_pacgen.plots import plot_by_module
-from hf_pacgen.report import number, percent
+from hf_pacgen.errors import InputError, describe
+from hf_pacgen.results.reading import MAX_BYTES, parse_result, read_result
+from hf_pacgen.show.cards.contents import limits
+from hf_pacgen.show.cards.update import NUMBERS
+from hf_pacgen.show.plots import plot_by_module
+from hf_pacgen.show.tables import number, percent
 
 logger = logging.getLogger("hf_pacgen.app")
 
@@ -113,10 +113,10 @@ def measure(model, dataset, dataset_config, examples):
     """PACGen of a model on a random part of its training data, as ``hf-pacgen score`` does it."""
     import torch
 
-    from hf_pacgen.inputs.models import ModelArguments
-    from hf_pacgen.inputs.subject import load_subject
-    from hf_pacgen.inputs.tables import DataArguments
-    from hf_pacgen.measure import pacgen
+    from hf_pacgen.command_line.inputs.load import load_subject
+    from hf_pacgen.command_line.inputs.models import ModelArguments
+    from hf_pacgen.command_line.inputs.tables import DataArguments
+    from hf_pacgen.measures.pacgen import pacgen
 
     arguments = DataArguments(dataset=[dataset], dataset_config=dataset_config)
     subject = load_subject(model, ModelArguments(device="cpu"), arguments, device=torch.device("cpu"))

@@ -14,11 +14,11 @@ import datasets
 import evaluate
 
 from hf_pacgen.config import ScoreConfig
-from hf_pacgen.findings import SATURATED
-from hf_pacgen.inputs.arrays import to_number, to_tensors
-from hf_pacgen.inputs.errors import InputError
-from hf_pacgen.measure import pacgen
-from hf_pacgen.score import pacgen_score
+from hf_pacgen.errors import InputError
+from hf_pacgen.maths.arrays import to_number, to_tensors
+from hf_pacgen.maths.score import pacgen_score
+from hf_pacgen.measures.pacgen import pacgen
+from hf_pacgen.show.wording import SATURATED
 
 logger = logging.getLogger("hf_pacgen.evaluate_module")
 
@@ -181,7 +181,7 @@ class PACGen(evaluate.Metric):
             raise InputError(f"{missing}= is missing: a score needs a model and its training data.")
         notes = ()
         if isinstance(model, (str, os.PathLike)):
-            from hf_pacgen.inputs.named import load_named
+            from hf_pacgen.command_line.inputs.named import load_named
 
             model, data, notes = load_named(model, data, seed=config.seed)
         self.result = pacgen(

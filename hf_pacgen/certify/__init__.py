@@ -1,0 +1,1 @@
+"""Certificates: bounds on the error of the noisy model."""

@@ -1,0 +1,125 @@
+"""The bounded loss that is certified: one error in [0, 1] for every independent example."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from hf_pacgen.data.collation import count_examples
+from hf_pacgen.data.losses import IGNORED, LossKind
+from hf_pacgen.data.objective import Objective
+
+__all__ = ["ErrorFunction", "ErrorRate", "is_per_document"]
+
+ErrorFunction = Callable[[nn.Module, Any], Tensor]
+"""``error_fn(model, batch)`` -> one error in [0, 1] for each example of the batch, shape (examples,)."""
+
+
+class ErrorRate:
+    """Checked errors of a model's examples, (examples,), by the user's function or as the 0-1 error of its logits.
+
+    The 0-1 error of an example with several labels (a document of a language model, a text with tagged tokens) is the
+    fraction of its labels that is predicted wrongly: documents are independent of each other, tokens are not.
+
+    Args:
+        objective: an inspected objective, which knows whether labels are shifted.
+        error_fn: the user's function, if any.
+    """
+
+    def __init__(self, objective: Objective, error_fn: ErrorFunction | None = None) -> None:
+        self.objective, self.error_fn = objective, error_fn
+
+    @torch.no_grad()
+    def __call__(self, batch: Any, index: int) -> Tensor:
+        """The errors of one batch, float64 on the CPU.
+
+        Raises:
+            ValueError: not one finite error in [0, 1] for each example, or logits and labels that have no 0-1 error.
+        """
+        model = self.objective.model
+        if self.error_fn is not None:
+            errors = self.error_fn(model, batch)
+        else:
+            if not isinstance(batch, Mapping):
+                raise ValueError(
+                    f"The 0-1 error needs batches that are dicts with labels; got {type(batch).__name__}. "
+                    "Pass error_fn(model, batch) -> one error in [0, 1] for each example."
+                )
+            errors = _wrong_fraction(*self._scored(model(**batch), batch, index), index)
+        return _checked(errors, count_examples(batch), index)
+
+    def soft(self, batch: Any, index: int) -> Tensor | None:
+        """A smooth stand-in for the errors, differentiable: the probability 1 - p of not predicting the label.
+
+        Returns:
+            (examples,), or None where errors are the user's or have no logits.
+        """
+        if self.error_fn is not None or not isinstance(batch, Mapping):
+            return None
+        logits, labels = self._scored(self.objective.model(**batch), batch, index)
+        counted = labels != IGNORED
+        dtype = torch.promote_types(logits.dtype, torch.float32)
+        chosen = logits.to(dtype).softmax(-1).gather(-1, labels.clamp(min=0).unsqueeze(-1)).squeeze(-1)
+        wrong, counted = (t.reshape(len(labels), -1) for t in ((1 - chosen) * counted, counted))
+        return wrong.sum(1) / counted.sum(1)
+
+    def _scored(self, outputs: Any, batch: Mapping[str, Any], index: int) -> tuple[Tensor, Tensor]:
+        """Logits (examples, ..., classes) and their labels (examples, ...)."""
+        logits = outputs.get("logits") if isinstance(outputs, Mapping) else getattr(outputs, "logits", None)
+        labels = batch.get("labels", batch.get("label"))
+        kind = self.objective.kind
+        if isinstance(logits, Tensor) and isinstance(labels, Tensor) and not labels.is_floating_point():
+            if kind is LossKind.CAUSAL:
+                # virtual tokens of a prompt precede the labels
+                labels = functional.pad(labels, (logits.shape[1] - labels.shape[1], 0), value=IGNORED)[:, 1:]
+                logits = logits[:, :-1]
+            known = kind in (LossKind.CAUSAL, LossKind.ALIGNED) or labels.ndim == 1
+            if known and logits.shape[:-1] == labels.shape and logits.shape[-1] > 1:
+                return logits, labels.to(logits.device)
+        shapes = [tuple(t.shape) if isinstance(t, Tensor) else type(t).__name__ for t in (logits, labels)]
+        raise ValueError(
+            f"Batch {index} has no 0-1 error: expected logits (..., classes) and integer labels (...) of a "
+            f"cross-entropy; got {shapes[0]} and {shapes[1]}. "
+            "Pass error_fn(model, batch) -> one error in [0, 1] for each example."
+        )
+
+
+def _wrong_fraction(logits: Tensor, labels: Tensor, index: int) -> Tensor:
+    counted = labels != IGNORED
+    # a noisy model may overflow: what is not finite is wrong
+    wrong = (logits.argmax(-1) != labels) | ~logits.isfinite().all(-1)
+    wrong, counted = (t.reshape(len(labels), -1) for t in (wrong & counted, counted))
+    if not bool(counted.any(1).all()):
+        raise ValueError(
+            f"Batch {index} has an example without a label: all of its labels are {IGNORED}, or it has a single token. "
+            "Every example counts in a certificate; leave such examples out of the data."
+        )
+    return wrong.sum(1).double() / counted.sum(1)
+
+
+def _checked(errors: Any, examples: int, index: int) -> Tensor:
+    if not isinstance(errors, Tensor):
+        raise ValueError(f"error_fn must return a tensor with one error for each example; got {type(errors).__name__}.")
+    if errors.shape != (examples,):
+        raise ValueError(
+            f"error_fn must return one error for each independent example: expected shape ({examples},) for batch "
+            f"{index}, got {tuple(errors.shape)}. Tokens of a document depend on each other: average them over it."
+        )
+    values = errors.detach().double().cpu()
+    bad = ~((values >= 0) & (values <= 1))  # NaN fails every comparison
+    if bool(bad.any()):
+        raise ValueError(
+            f"error_fn must return errors in [0, 1]; batch {index} has {values[bad][0].item():g}. "
+            "A bound needs a bounded loss: use the 0-1 error, or clip and rescale."
+        )
+    return values
+
+
+def is_per_document(batch: Any) -> bool:
+    """Whether an example has several labels, so that it is a document."""
+    labels = batch.get("labels") if isinstance(batch, Mapping) else None
+    return isinstance(labels, Tensor) and not labels.is_floating_point() and labels.ndim > 1

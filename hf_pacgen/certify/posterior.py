@@ -1,0 +1,170 @@
+"""The noise around the certified weights: its shape, its KL to the prior and the price of the prior's scale.  Pure.
+
+The prior of a group of weights is a mixture over a grid of k scales, π = (1/k) Σ_j N(p, τ_j²), so that
+KL(Q‖π) ≤ min_j KL(Q‖N(p, τ_j²)) + log k: what a union bound over the grid costs, once for every group.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from hf_pacgen.maths.distributions import NoiseDistribution, make_noise, normal_prior_kl
+from hf_pacgen.maths.noise_base import Noise, difference
+from hf_pacgen.maths.score import neighborhood
+
+__all__ = ["DEFAULT_SCALES", "Posterior", "PriorFit", "PriorScales", "shaped_posterior"]
+
+DEFAULT_SCALES = [2.0 ** (j / 4) for j in range(-52, 15)]
+"""τ from 1.2e-4 to 11.3.  Ratio 2^(1/4): the nearest τ costs less than 0.01 nats for each weight that is not flat."""
+
+SHAPE_ITERATIONS = 12
+
+
+@dataclass(frozen=True, kw_only=True)
+class Posterior:
+    """Q: every weight is ``mean`` + u, u independent noise; tensors by parameter name.
+
+    Attributes:
+        means: the centers of the noise.
+        scales: s of normal and truncated normal noise, σ of uniform noise.
+        half_widths: the box of truncated normal noise, None for the others.
+        distribution: of u.
+    """
+
+    means: Mapping[str, Tensor]
+    scales: Mapping[str, Tensor]
+    half_widths: Mapping[str, Tensor] | None
+    distribution: NoiseDistribution
+
+    def noise(self, name: str) -> Noise:
+        """The distribution of u of one parameter tensor."""
+        box = None if self.half_widths is None else self.half_widths[name]
+        return make_noise(self.distribution, self.scales[name], box)
+
+    def rescaled(self, means: Mapping[str, Tensor], factors: Mapping[str, Tensor]) -> Posterior:
+        """Q around other means, with all noise scaled by factors (the box as well)."""
+        boxes = self.half_widths
+        return replace(
+            self,
+            means=means,
+            scales={name: scale * factors[name] for name, scale in self.scales.items()},
+            half_widths=None if boxes is None else {name: box * factors[name] for name, box in boxes.items()},
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PriorFit:
+    """The best scales of the prior for a posterior.
+
+    Attributes:
+        kl: KL(Q‖N(p, τ²)) in nats, at the best τ of each group.
+        price: what the choice of the τ costs, in nats, to be added to ``kl``.
+        scales: τ by parameter name.
+        kl_by_name: the parts of ``kl``.
+    """
+
+    kl: float
+    price: float
+    scales: dict[str, float]
+    kl_by_name: dict[str, float]
+
+
+class PriorScales:
+    """A prior N(p, τ²) whose τ is chosen from a grid after the data were seen, by group of parameters.
+
+    Args:
+        center: p by parameter name; 0 where a name is missing.
+        groups: for every parameter name the name of its group.
+        grid: the values of τ, fixed before the data.
+    """
+
+    def __init__(self, center: Mapping[str, Tensor], groups: Mapping[str, str], grid: Sequence[float]) -> None:
+        self.center, self.groups = center, groups
+        self.grid = torch.tensor(sorted(grid), dtype=torch.float64)
+        self.members: dict[str, list[str]] = {}
+        for name, group in groups.items():
+            self.members.setdefault(group, []).append(name)
+
+    @property
+    def price(self) -> float:
+        """G log k, in nats, for G groups and k scales."""
+        return len(self.members) * math.log(len(self.grid))
+
+    def fit(self, posterior: Posterior) -> PriorFit:
+        """The τ of each group at which the KL is smallest."""
+        sums = {name: self._sums(posterior, name) for name in self.groups}
+        scales: dict[str, float] = {}
+        parts: dict[str, float] = {}
+        for names in self.members.values():
+            entropy, spread, count = (sum(column) for column in zip(*(sums[name] for name in names), strict=True))
+            best = self.grid[normal_prior_kl(entropy, spread, self.grid, int(count)).argmin()]
+            for name in names:
+                scales[name] = best.item()
+                parts[name] = normal_prior_kl(sums[name][0], sums[name][1], best, int(sums[name][2])).item()
+        return PriorFit(kl=sum(parts.values()), price=self.price, scales=scales, kl_by_name=parts)
+
+    def nearest(self, value: float) -> float:
+        """The τ of the grid nearest to a value, in ratio."""
+        target = math.log(min(max(value, self.grid[0].item()), self.grid[-1].item()))
+        return self.grid[(self.grid.log() - target).abs().argmin()].item()
+
+    def _sums(self, posterior: Posterior, name: str) -> tuple[float, float, int]:
+        mean, noise = posterior.means[name], posterior.noise(name)
+        spread = noise.spread(mean, self.center_of(name, mean)).expand(mean.shape)
+        return noise.entropy().expand(mean.shape).sum().item(), spread.sum().item(), mean.numel()
+
+    def center_of(self, name: str, like: Tensor) -> Tensor:
+        """p of one parameter, on the device of ``like``."""
+        center = self.center.get(name)
+        return torch.zeros_like(like) if center is None else center.to(like.device)
+
+
+def shaped_posterior(
+    means: Mapping[str, Tensor],
+    curvature: Mapping[str, Tensor],
+    prior: PriorScales,
+    *,
+    eta: float,
+    distribution: NoiseDistribution,
+    gamma: float = 0.1,
+    epsilon: float = 0.1,
+) -> Posterior:
+    """Noise with E u_i² = 1/(η max(H_ii, 0) + 1/τ²), shaped by the Hessian's diagonal.
+
+    This minimizes η Σ H_ii E u_i²/2 + KL for normal noise, and for uniform noise, whose σ is √3 times as large.  τ is
+    the fixed point τ² = Σ(w - p)²/Σ(1 - s²/τ²) for each group of weights (MacKay 1992), on the prior's grid.
+    Uniform and truncated normal noise is cut to the box N_i = γ|w_i| + ε.
+
+    Args:
+        means, curvature: w and H_ii by parameter name.
+        prior: center, groups and grid of the prior.
+        eta: η > 0, the inverse temperature.
+        distribution, gamma, epsilon: of the noise.
+    """
+    scales: dict[str, Tensor] = {}
+    for names in prior.members.values():
+        moved = sum(difference(means[n], prior.center_of(n, means[n])).square().sum().item() for n in names)
+        felt = {n: curvature[n].to(means[n].device).double().clamp(min=0) * eta for n in names}
+        tau = prior.grid[-1].item()
+        for _ in range(SHAPE_ITERATIONS):
+            effective = sum((f / (f + tau**-2)).sum().item() for f in felt.values())
+            previous, tau = tau, prior.nearest(math.sqrt(moved / effective) if effective > 0 else math.inf)
+            if tau == previous:
+                break
+        scales |= {n: (f + tau**-2).rsqrt() for n, f in felt.items()}
+    boxes = {n: neighborhood(w.double(), gamma=gamma, epsilon=epsilon) for n, w in means.items()}
+    if distribution is NoiseDistribution.UNIFORM:
+        scales = {n: (math.sqrt(3) * s).minimum(boxes[n]) for n, s in scales.items()}
+    dtype = {n: torch.promote_types(w.dtype, torch.float32) for n, w in means.items()}
+    truncated = distribution is NoiseDistribution.TRUNCATED_NORMAL
+    return Posterior(
+        means={n: w.detach().clone() for n, w in means.items()},
+        scales={n: scales[n].to(dtype[n]) for n in means},
+        half_widths={n: boxes[n].to(dtype[n]) for n in means} if truncated else None,
+        distribution=distribution,
+    )

@@ -1,0 +1,227 @@
+"""The center of the prior, from what a user gives, and the checks that it did not see the data."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from hf_pacgen.certify.splits import HeldOutPrior
+from hf_pacgen.model.state import unwrap
+
+__all__ = ["Prior", "PriorLike", "resolve_prior"]
+
+PriorLike = Any
+"""``"zero"``, weights by name, a model, a folder, a :class:`HeldOutPrior` or a :class:`Prior`."""
+
+WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
+VOUCH = "CertificateConfig(assume_independent=True)"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prior:
+    """Where a prior is centered.
+
+    Attributes:
+        description: for people and for the certificate.
+        state: weights and buffers by name.
+        zeros: whether the center is 0 for certified weights that ``state`` lacks.
+        held_out: the split, where the prior was trained on a part of the data.
+        notes: what a user should know, in sentences.
+    """
+
+    description: str
+    state: Mapping[str, Tensor]
+    zeros: bool = False
+    held_out: HeldOutPrior | None = None
+    notes: tuple[str, ...] = ()
+
+    def check_unseen(self, fingerprints: Iterable[bytes]) -> None:
+        """Raise if some of the examples have trained the prior."""
+        used = 0 if self.held_out is None else self.held_out.count_used(fingerprints)
+        if used:
+            raise ValueError(
+                f"The prior was trained on {used:,} of these examples, so it may not be used to certify on them. "
+                "Certify on the other part: certify(model, held_out.certificate_data, prior=held_out)."
+            )
+
+
+def resolve_prior(
+    prior: PriorLike, model: nn.Module, parameters: Mapping[str, Tensor], *, assume_independent: bool = False
+) -> Prior:
+    """The prior for some parameters of a model.
+
+    Args:
+        prior: ``"zero"`` (N(0, τ²)); initial weights by name, as copied from the model before its training; a model
+            of the same names, or the folder of one (the pretrained weights; certified weights that the folder lacks,
+            such as a new head or an adapter, are centered on 0); what :func:`train_prior` returned.
+        model: the trained model.
+        parameters: its certified parameters.
+        assume_independent: accept a prior that equals the trained weights.
+
+    Raises:
+        ValueError: weights of other names or shapes, that share memory with the model or equal it, that are not
+            finite, or that differ in what is not certified; an unknown word or a folder without weights.
+        TypeError: another kind of object.
+    """
+    resolved = _read(prior, model)
+    center = {name: resolved.state[name] for name in parameters if name in resolved.state}
+    missing = [name for name in parameters if name not in center]
+    if missing and not resolved.zeros:
+        raise ValueError(
+            f"The prior lacks weights that are to be certified: {_listing(missing)}; it has "
+            f"{_listing(resolved.state) or 'none'}. Give the weights by the names of model.named_parameters()."
+        )
+    unknown = set(resolved.state) - {*model.state_dict(keep_vars=True), *dict(model.named_parameters())}
+    if unknown and not isinstance(prior, Prior):
+        raise ValueError(
+            f"The prior has weights that the model lacks: {_listing(sorted(unknown))}. Give a prior of the same "
+            "architecture, by the names of model.named_parameters()."
+        )
+    for name, value in center.items():
+        _check_center(name, value, parameters[name])
+    _check_rest(resolved, model, parameters)
+    if (
+        center
+        and resolved.held_out is None
+        and not assume_independent
+        and all(torch.equal(value.to(parameters[name]), parameters[name]) for name, value in center.items())
+        and not all(bool((value == 0).all()) for value in center.values())
+    ):
+        raise ValueError(
+            f"The prior ({resolved.description}) equals the trained weights, so it depends on the data they were "
+            "trained on. Give the weights from before the training, or 'zero'; a prior that was trained on other data "
+            f"comes from train_prior(). If these weights have never seen the data: {VOUCH}."
+        )
+    return resolved
+
+
+def _read(prior: PriorLike, model: nn.Module) -> Prior:
+    if isinstance(prior, Prior):
+        return prior
+    if isinstance(prior, HeldOutPrior):
+        count = f"{prior.num_prior_examples:,} {'batches' if isinstance(prior.prior_data, list) else 'examples'}"
+        return Prior(description=f"weights trained on {count} held out", state=prior.weights, held_out=prior)
+    if isinstance(prior, nn.Module):
+        other = unwrap(prior)
+        if other is model:
+            raise ValueError(
+                "The prior is the trained model itself, which depends on the data. Give the model it was before its "
+                "training, as a copy (copy.deepcopy) or a folder, or 'zero'."
+            )
+        return Prior(description=f"weights of a {type(other).__name__}", state=_state(other))
+    if isinstance(prior, Mapping):
+        wrong = [name for name, value in prior.items() if not isinstance(value, Tensor)]
+        if wrong or not prior:
+            raise ValueError(f"A prior by name must hold tensors; {_listing(wrong) or 'it is empty'}.")
+        return Prior(description="initial weights", state=prior)
+    if isinstance(prior, (str, os.PathLike)):
+        if prior == "zero":
+            return Prior(description="zero", state={}, zeros=True)
+        return _from_folder(Path(prior), model)
+    raise TypeError(
+        "prior must be 'zero', the initial weights by name, a model, its folder, or what train_prior() returned; "
+        f"got {type(prior).__name__}."
+    )
+
+
+def _from_folder(folder: Path, model: nn.Module) -> Prior:
+    if not folder.is_dir():
+        raise ValueError(
+            f"prior {str(folder)!r} is neither 'zero' nor a folder. "
+            "Give 'zero', a model, its folder, what train_prior() returned, or the initial weights themselves: a dict "
+            "of copies made before the training."
+        )
+    adapter = hasattr(model, "peft_config")
+    base: Any = model.get_base_model() if adapter else model  # type: ignore[operator]
+    if isinstance(base, PreTrainedModel) and (folder / "config.json").is_file():
+        state = _load_pretrained(folder, base)
+    else:
+        state = _load_file(folder)
+    if adapter:  # names of the adapted model, by those of its base
+        known = {_base_name(name): name for name in model.state_dict()}
+        state = {known[name]: value for name, value in state.items() if name in known}
+    own = dict(model.named_parameters())
+    new = [name for name, parameter in own.items() if parameter.requires_grad and name not in state]
+    if not adapter and not any(name in state for name in own):
+        raise ValueError(
+            f"The prior {str(folder)!r} has none of the model's weights, such as {_listing(own)}. "
+            "Give the folder of a model of the same architecture."
+        )
+    what = f"{_listing(new)} and are centered on 0" if new else ""
+    notes = (f"The prior's folder lacks the certified weights {what}.",) if new else ()
+    return Prior(description=f"pretrained weights of {folder.name}", state=state, zeros=True, notes=notes)
+
+
+def _load_pretrained(folder: Path, base: PreTrainedModel) -> dict[str, Tensor]:
+    with torch.random.fork_rng(devices=[]):
+        loaded, report = cast(Any, type(base)).from_pretrained(
+            folder, config=base.config, dtype=torch.float32, ignore_mismatched_sizes=True, output_loading_info=True
+        )
+    if report["mismatched_keys"]:
+        name, theirs, ours = sorted(report["mismatched_keys"])[0]
+        raise ValueError(
+            f"The prior's {name!r} must have shape {tuple(ours)}, like the model's; {folder.name} has {tuple(theirs)}."
+        )
+    absent = set(report["missing_keys"])
+    return {name: value for name, value in _state(loaded).items() if name not in absent}
+
+
+def _load_file(folder: Path) -> dict[str, Tensor]:
+    file = next((folder / name for name in WEIGHT_FILES if (folder / name).is_file()), None)
+    if file is None:
+        raise ValueError(f"The prior's folder {str(folder)!r} has no weights: expected {' or '.join(WEIGHT_FILES)}.")
+    if file.suffix == ".safetensors":
+        from safetensors.torch import load_file
+
+        return load_file(file)
+    return torch.load(file, map_location="cpu", weights_only=True)
+
+
+def _base_name(name: str) -> str:
+    return name.removeprefix("base_model.model.").replace(".base_layer.", ".").replace(".modules_to_save.default.", ".")
+
+
+def _state(model: nn.Module) -> dict[str, Tensor]:
+    return {**{name: p.detach() for name, p in model.named_parameters()}, **model.state_dict()}
+
+
+def _check_center(name: str, value: Tensor, parameter: Tensor) -> None:
+    if value.shape != parameter.shape:
+        raise ValueError(
+            f"The prior's {name!r} must have shape {tuple(parameter.shape)}, like the model's; "
+            f"got {tuple(value.shape)}."
+        )
+    if value.untyped_storage().data_ptr() == parameter.untyped_storage().data_ptr():
+        raise ValueError(
+            f"The prior's {name!r} shares its memory with the trained model, so it was trained with it. Copy the "
+            "initial weights before the training: {name: p.detach().clone() for name, p in model.named_parameters()}."
+        )
+    if not bool(value.isfinite().all()):
+        raise ValueError(f"The prior's {name!r} contains NaN or infinity: expected finite weights.")
+
+
+def _check_rest(prior: Prior, model: nn.Module, certified: Mapping[str, Tensor]) -> None:
+    """What is not certified is part of every classifier that the prior knows, so it must be the same in both."""
+    names = {id(tensor) for tensor in certified.values()}
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        theirs = prior.state.get(name)
+        if id(tensor) in names or theirs is None or theirs.shape != tensor.shape or not tensor.is_floating_point():
+            continue
+        if not torch.equal(theirs.to(tensor), tensor.detach()):
+            kind = "weights" if isinstance(tensor, nn.Parameter) else "statistics (a buffer)"
+            raise ValueError(
+                f"The {kind} {name!r} are not certified, and differ from the prior's: they were fitted to data. "
+                "Certify these weights too, or keep them as the prior has them while the others are trained."
+            )
+
+
+def _listing(names: Iterable[str]) -> str:
+    first = list(names)
+    return ", ".join(map(repr, first[:4])) + (f" and {len(first) - 4} more" if len(first) > 4 else "")

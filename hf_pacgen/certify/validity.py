@@ -1,0 +1,185 @@
+"""What would make a certificate invalid, as far as it can be seen: each is refused with its remedy."""
+
+from __future__ import annotations
+
+import fnmatch
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.data import DataLoader, RandomSampler, WeightedRandomSampler
+
+from hf_pacgen.certify.priors import Prior
+from hf_pacgen.data.losses import LossKind
+from hf_pacgen.data.objective import Objective
+
+__all__ = [
+    "certified_parameters",
+    "check_batch_norm",
+    "check_packing",
+    "check_repeats",
+    "check_sampling",
+    "doubt_pieces",
+    "doubts",
+    "unpadded_length",
+]
+
+SHORT_PIECE = 64
+"""Tokens in a row below which texts are not usually cut into pieces."""
+MOST_REPEATED = 0.05
+"""Share of examples that may equal another one exactly before they are taken for copies."""
+VOUCH = "CertificateConfig(assume_independent=True)"
+
+
+@contextmanager
+def certified_parameters(model: nn.Module, patterns: Sequence[str] | None) -> Iterator[dict[str, nn.Parameter]]:
+    """The trainable parameters that match a pattern, by name; the others are frozen meanwhile.
+
+    Args:
+        patterns: shell patterns of parameter names, or names of modules.  None takes all.
+
+    Raises:
+        ValueError: no trainable parameter at all, or a pattern that none matches.
+    """
+    own = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    if not own:
+        raise ValueError(
+            f"{type(model).__name__} has no trainable parameters to certify: expected some with requires_grad=True. "
+            "Unfreeze what was trained."
+        )
+    for pattern in patterns or ():
+        if not any(_matches(name, pattern) for name in own):
+            some = ", ".join(map(repr, list(own)[:4]))
+            raise ValueError(f"parameters={pattern!r} matches no trainable parameter; there are {some}, ...")
+    chosen = {n: p for n, p in own.items() if patterns is None or any(_matches(n, pattern) for pattern in patterns)}
+    try:
+        for name, parameter in own.items():
+            parameter.requires_grad_(name in chosen)
+        yield chosen
+    finally:
+        for parameter in own.values():
+            parameter.requires_grad_(True)
+
+
+def _matches(name: str, pattern: str) -> bool:
+    return fnmatch.fnmatchcase(name, pattern) or name.startswith(f"{pattern}.")
+
+
+def check_batch_norm(model: nn.Module) -> None:
+    """Refuse normalization by the statistics of a batch: an example's error would depend on the other ones.
+
+    Raises:
+        ValueError: batch-norm in train mode, or without running statistics.
+    """
+    for name, module in model.named_modules():
+        if isinstance(module, _BatchNorm) and (module.training or module.running_mean is None):
+            mode = "in train mode" if module.training else "without running statistics"
+            raise ValueError(
+                f"The batch-norm {name!r} is {mode}, so the error of an example depends on the others of its batch. "
+                "Call model.eval(), with running statistics that were not fitted to these examples (freeze them at "
+                "the prior's), or use another normalization."
+            )
+
+
+def check_sampling(data: Any) -> None:
+    """Refuse a loader that draws examples with replacement, or by weights."""
+    sampler = getattr(data, "sampler", None) if isinstance(data, DataLoader) else None
+    if isinstance(sampler, WeightedRandomSampler) or (isinstance(sampler, RandomSampler) and sampler.replacement):
+        raise ValueError(
+            f"The DataLoader draws examples with replacement or by weights ({type(sampler).__name__}), so they are not "
+            "independent examples of the distribution. Use a loader that goes over every example once."
+        )
+
+
+def check_repeats(fingerprints: Sequence[bytes], *, assume_independent: bool) -> str | None:
+    """Refuse data in which many examples are copies; a few may be draws that happen to be equal: a sentence then."""
+    repeated = len(fingerprints) - len(set(fingerprints))
+    if not repeated:
+        return None
+    if repeated > MOST_REPEATED * len(fingerprints) and not assume_independent:
+        raise ValueError(
+            f"{repeated:,} of the {len(fingerprints):,} examples equal an earlier one, so their number is not that of "
+            f"independent examples. Remove the copies; if equal examples were drawn independently: {VOUCH}."
+        )
+    return f"{repeated:,} of the examples equal an earlier one; they count as drawn independently."
+
+
+def check_packing(objective: Objective, batch: Any, index: int, *, assume_independent: bool) -> None:
+    """Refuse rows that hold several documents: the independent examples of a language model are documents.
+
+    Raises:
+        ValueError: positions that start anew within a row, or a token between others that ends a document.
+    """
+    if objective.kind is not LossKind.CAUSAL or not isinstance(batch, Mapping) or assume_independent:
+        return
+    tokens, mask = batch.get("input_ids"), batch.get("attention_mask")
+    if not isinstance(tokens, Tensor) or tokens.ndim != 2:
+        return
+    seen = mask.bool() if isinstance(mask, Tensor) and mask.shape == tokens.shape else torch.ones_like(tokens).bool()
+    positions = batch.get("position_ids")
+    packed = any(key in batch for key in ("seq_idx", "cu_seq_lens_q"))
+    if isinstance(positions, Tensor) and positions.shape == tokens.shape:
+        packed |= any(bool((row[keep].diff() < 0).any()) for row, keep in zip(positions, seen, strict=True))
+    ends = getattr(getattr(objective.model, "config", None), "eos_token_id", None)
+    ends = torch.tensor([e for e in (ends if isinstance(ends, (list, tuple)) else [ends]) if isinstance(e, int)])
+    for row, keep in zip(tokens, seen, strict=True):
+        if packed:
+            break
+        text = (~torch.isin(row[keep].cpu(), ends)).nonzero().flatten()
+        packed = len(text) > 0 and len(text) < int(text[-1] - text[0]) + 1
+    if packed:
+        raise ValueError(
+            f"Batch {index} has rows of several documents (positions start anew, or a token that ends a document "
+            "stands between others). Pieces of one document depend on each other: the independent examples of a "
+            f"language model are documents. Give one document a row; if rows are independent: {VOUCH}."
+        )
+
+
+def unpadded_length(objective: Objective, batch: Any) -> int | None:
+    """The common length of a causal language model's rows, or None where some are padded."""
+    tokens, mask = (
+        (batch.get(name) for name in ("input_ids", "attention_mask")) if isinstance(batch, Mapping) else (0, 0)
+    )
+    if objective.kind is not LossKind.CAUSAL or not isinstance(tokens, Tensor) or tokens.ndim != 2:
+        return None
+    return None if isinstance(mask, Tensor) and not bool(mask.all()) else tokens.shape[1]
+
+
+def doubt_pieces(lengths: Sequence[int | None]) -> str | None:
+    """A sentence, and a warning, where all rows of a language model have one length, as pieces of a long text have."""
+    first = lengths[0]
+    if first is None or first < SHORT_PIECE or any(length != first for length in lengths):
+        return None
+    sentence = (
+        f"All rows have exactly {first} tokens: if they are pieces of longer documents they depend on each other, and "
+        "the certificate is not valid. Give one document a row, cut at the end."
+    )
+    warnings.warn(sentence, stacklevel=3)
+    return sentence
+
+
+def doubts(model: nn.Module, trainable: Sequence[str], certified: Mapping[str, Tensor], prior: Prior) -> Iterator[str]:
+    """Sentences on what the certificate takes for granted because it cannot be seen."""
+    unknown = [name for name in trainable if name not in certified and name not in prior.state]
+    if unknown:
+        yield (
+            f"{len(unknown)} trainable parameters, such as {unknown[0]!r}, are not certified and not in the prior: "
+            "the certificate is valid only if they were not trained on these examples. Freeze what was not trained."
+        )
+    for name, module in model.named_modules():
+        tracked = getattr(module, "num_batches_tracked", None)
+        if (
+            isinstance(module, _BatchNorm)
+            and f"{name}.running_mean" not in prior.state
+            and tracked is not None
+            and tracked
+        ):
+            yield (
+                f"The prior does not hold the batch-norm statistics of {name!r}: the certificate is valid only if they "
+                "were not fitted to these examples. Give the prior as a model with its statistics."
+            )
+            break

@@ -1,0 +1,1 @@
+"""The command ``hf-pacgen``: one module a subcommand."""

@@ -1,0 +1,72 @@
+"""``hf-pacgen card``: write a result or a certificate into a model card."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from hf_pacgen.command_line.parser import CommandParser
+from hf_pacgen.config.settings import Config, option
+from hf_pacgen.errors import InputError
+from hf_pacgen.results.reading import read_json, read_result
+from hf_pacgen.show.cards.update import CARD, update_model_card
+
+__all__ = ["CardArguments", "run"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CardArguments(Config):
+    """Which card, and what it says about the data."""
+
+    _argument_group_name = "card"
+
+    model: str | None = option(None, "Folder of the saved model. Its README.md is changed, or made.")
+    certificate: str | None = option(None, "JSON file with a certificate, to be written into the card as well.")
+    model_name: str | None = option(None, "Name of the model. By default the card's, or the folder's.")
+    task: str | None = option(
+        None, "The hub's name of the task, such as 'text-classification'. By default read from the card or config.json."
+    )
+    dataset: str | None = option(
+        None, "Id of the training data on the hub, such as 'stanfordnlp/sst2'. By default the card's first."
+    )
+    dataset_name: str | None = option(None, "Name of the training data for people.")
+    split: str = option("train", "Split of the training data.")
+
+
+def run(argv: list[str]) -> None:
+    """Write into the card, and say what.
+
+    Raises:
+        InputError: a file or folder that is not there or not what it should be; nothing has been changed then.
+    """
+    parser = CommandParser(
+        (CardArguments,),
+        prog="hf-pacgen card",
+        usage="hf-pacgen card RESULT.json --model FOLDER [options]",
+        description="Write PACGen into the card of a model: into its metadata, which the hub reads, and into a section "
+        "for people. Everything else in the card stays as it is; doing it again changes nothing.",
+        epilog="Example: hf-pacgen card result.json --model ./my-model --dataset stanfordnlp/sst2",
+    )
+    parser.add_argument("result", metavar="RESULT.json", help="What 'hf-pacgen score --output' has written.")
+    args, positional = parser.settings(argv)
+    if args.model is None:
+        parser.error("--model is missing: the folder of the saved model")
+    if not Path(args.model).is_dir():
+        what = "is a file" if Path(args.model).exists() else "does not exist"
+        raise InputError(f"--model {args.model!r} {what}: expected the folder of a saved model.")
+    result = read_result(positional.result)
+    certificate = read_json(args.certificate) if args.certificate is not None else None
+    try:
+        update_model_card(
+            args.model,
+            result,
+            certificate,
+            model_name=args.model_name,
+            task_type=args.task,
+            dataset_type=args.dataset,
+            dataset_name=args.dataset_name,
+            dataset_split=args.split,
+        )
+    except OSError as error:
+        raise InputError(f"The card in {args.model!r} cannot be written: {error}.") from error
+    print(f"Written to {Path(args.model) / CARD}")

@@ -1,0 +1,153 @@
+"""Rows as the model's inputs, made when they are asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import datasets
+import numpy
+from torch.utils.data import Dataset
+
+from hf_pacgen.command_line.inputs.columns import Columns
+from hf_pacgen.command_line.inputs.labels import Labels, check_complete
+from hf_pacgen.errors import InputError, describe
+
+__all__ = ["Examples", "image_examples", "text_examples"]
+
+DEFAULT_MAX_LENGTH = 512
+UNLIMITED = 10**6
+"""Tokenizers without a limit of their own say 10^30."""
+Rows = dict[str, list[Any]]
+
+
+class Examples(Dataset):
+    """A map-style dataset of model inputs; only the rows that are scored are tokenized or decoded.
+
+    Attributes:
+        notes: what was done to the data that the user should know, in sentences.
+    """
+
+    def __init__(
+        self, table: datasets.Dataset, encode: Callable[[Rows], list[dict[str, Any]]], notes: tuple[str, ...] = ()
+    ) -> None:
+        self.table, self.encode, self.notes = table, encode, notes
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def __getitems__(self, rows: list[int]) -> list[dict[str, Any]]:
+        try:
+            columns = self.table[rows]
+        except Exception as error:  # an image that cannot be decoded
+            raise InputError(
+                f"Among the rows {rows[0]} to {rows[-1]} is one that cannot be read: {describe(error)}. "
+                "Repair or remove it."
+            ) from error
+        return self.encode(columns)
+
+    def __getitem__(self, row: int) -> dict[str, Any]:
+        return self.__getitems__([row])[0]
+
+
+def text_examples(
+    table: datasets.Dataset,
+    columns: Columns,
+    tokenizer: Any,
+    config: Any,
+    *,
+    labels: Labels | None,
+    max_length: int | None = None,
+) -> Examples:
+    """Tokenized texts with the encoded label, or with their own tokens as labels for a language model.
+
+    Raises:
+        InputError: a text is missing, all are empty, or ``max_length`` is more than the model can take.
+    """
+    text = str(columns.text)
+    for column in filter(None, (columns.text, columns.text_pair)):
+        check_complete(table, column, "a text")
+    limit = _token_limit(tokenizer, config, max_length)
+    notes: tuple[str, ...] = ()
+    if labels is None:
+        filled = [row for row, value in enumerate(table[text]) if value.strip()]
+        if not filled:
+            raise InputError(f"All texts in the column {text!r} are empty: there is no token to predict.")
+        if len(filled) < len(table):
+            notes = (f"{len(table) - len(filled):,} of {len(table):,} texts are empty and were left out.",)
+            table = table.select(filled)
+
+    def encode(rows: Rows) -> list[dict[str, Any]]:
+        pairs = [rows[columns.text_pair]] if columns.text_pair else []
+        encoded = tokenizer(rows[text], *pairs, truncation=True, max_length=limit)
+        examples = [{key: encoded[key][i] for key in encoded} for i in range(len(rows[text]))]
+        for i, example in enumerate(examples):
+            example["labels"] = list(example["input_ids"]) if labels is None else labels(rows[str(columns.label)][i])
+        return examples
+
+    return Examples(table, encode, notes)
+
+
+def _token_limit(tokenizer: Any, config: Any, asked: int | None) -> int:
+    limits = [tokenizer.model_max_length, getattr(config, "max_position_embeddings", None)]
+    known = [limit for limit in limits if isinstance(limit, int) and 0 < limit < UNLIMITED]
+    largest = min(known, default=UNLIMITED)
+    if asked is None:
+        return min(largest, DEFAULT_MAX_LENGTH)
+    if asked > largest:
+        raise InputError(f"--max-length {asked} is more than the {largest} tokens that the model can take.")
+    return asked
+
+
+def image_examples(
+    table: datasets.Dataset, columns: Columns, processor: Any, config: Any, *, labels: Labels
+) -> Examples:
+    """Images as the model's pixel values, with the encoded label.
+
+    Without an image processor they are resized to ``config.image_size`` and scaled to [-1, 1].
+
+    Raises:
+        InputError: an image is missing.
+    """
+    image, label = str(columns.image), str(columns.label)
+    check_complete(table, image, "an image")
+    if not isinstance(table.features[image], datasets.Image):
+        table = table.cast_column(image, datasets.Image())
+    channels = getattr(config, "num_channels", None) or 3
+    size = getattr(config, "image_size", None) or 224
+    height, width = (size, size) if isinstance(size, int) else tuple(size)
+    notes: tuple[str, ...] = ()
+    if processor is None:
+        notes = (
+            f"No image processor is saved with the model, so images were resized to {height} x {width} and scaled to "
+            "[-1, 1]. If it was trained on images made otherwise, save the processor in the model's folder.",
+        )
+
+    def encode(rows: Rows) -> list[dict[str, Any]]:
+        images = [picture.convert("L" if channels == 1 else "RGB") for picture in rows[image]]
+        if processor is None:
+            pixels = [_scaled(picture, height, width) for picture in images]
+        else:
+            try:
+                pixels = list(processor(images, return_tensors="np")["pixel_values"])
+            except ValueError as error:
+                raise InputError(
+                    f"The model's image processor refuses images of {channels} channels: {describe(error)}. "
+                    "Repair preprocessor_config.json in the model's folder."
+                ) from error
+            if getattr(config, "num_channels", None) not in (None, (made := len(pixels[0]))):
+                raise InputError(
+                    f"The model's image processor makes images of {made} channels, and the model takes {channels}. "
+                    "Repair preprocessor_config.json in the model's folder."
+                )
+        return [
+            {"pixel_values": values, "labels": labels(raw)} for values, raw in zip(pixels, rows[label], strict=True)
+        ]
+
+    return Examples(table, encode, notes)
+
+
+def _scaled(picture: Any, height: int, width: int) -> numpy.ndarray:
+    """Pixel values in [-1, 1], of shape (channels, height, width)."""
+    values = numpy.asarray(picture.resize((width, height)), dtype=numpy.float32) / 127.5 - 1
+    return values[None] if values.ndim == 2 else values.transpose(2, 0, 1)

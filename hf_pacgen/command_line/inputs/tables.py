@@ -1,0 +1,175 @@
+"""A data set by name: local files, a folder, or an id on the hub."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import datasets
+
+from hf_pacgen.command_line.quiet import quiet
+from hf_pacgen.config.settings import Config, check_number, option
+from hf_pacgen.errors import InputError, describe
+
+__all__ = ["DataArguments", "check_files", "load_table"]
+
+FORMATS = {".parquet": "parquet", ".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".ndjson": "json"}
+COMPRESSIONS = (".gz", ".bz2", ".xz", ".zip", ".zst")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataArguments(Config):
+    """Which data, and which of its columns."""
+
+    _argument_group_name = "data"
+
+    dataset: list[str] = field(
+        metadata={
+            "help": "The training data: an id on the Hugging Face hub, one or more parquet, csv, json or jsonl files, "
+            "or a folder of them."
+        }
+    )
+    dataset_config: str | None = option(
+        None, "Name of the data set's configuration on the hub, such as 'sst2' of glue."
+    )
+    split: str | None = option(
+        None, "Split to score, such as 'train' or 'train[:1000]'. By default 'train', or the only one there is."
+    )
+    text_column: str | None = option(
+        None, "Column with the text. By default a well-known name, or the only text column."
+    )
+    text_pair_column: str | None = option(None, "Column with the second text of a pair, for sequence classification.")
+    label_column: str | None = option(None, "Column with the label. By default a well-known name, such as 'label'.")
+    image_column: str | None = option(None, "Column with the image. By default the only image column.")
+    max_length: int | None = option(
+        None, "Cut texts after this many tokens. By default the most the model can take, and at most 512."
+    )
+
+    def __post_init__(self) -> None:
+        if self.max_length is not None:
+            check_number(self, "max_length", minimum=1, integer=True)
+
+
+def load_table(args: DataArguments) -> datasets.Dataset:
+    """The rows of one split.
+
+    Raises:
+        InputError: a file or folder is missing, empty or malformed, or there is no such split or data set.
+    """
+    check_files(args)
+    names = args.dataset
+    shown = names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
+    if len(names) == 1 and Path(names[0]).is_dir():
+        loaded = _load_folder(Path(names[0]), args.split)
+    elif any(_is_file_name(name) for name in names) or len(names) > 1:
+        loaded = _load_files(names, args.split)
+    else:
+        loaded = _load_from_hub(names[0], args)
+    table: datasets.Dataset = _choose_split(loaded, args.split, shown)
+    if len(table) == 0:
+        raise InputError(f"The data set {shown!r} has no rows: there is nothing to score. Give the training data.")
+    return table
+
+
+def _format_of(name: str) -> str | None:
+    path = Path(name)
+    suffixes = [s.lower() for s in path.suffixes]
+    if suffixes and suffixes[-1] in COMPRESSIONS:
+        suffixes.pop()
+    return FORMATS.get(suffixes[-1]) if suffixes else None
+
+
+def _is_file_name(name: str) -> bool:
+    return Path(name).exists() or _format_of(name) is not None or name.startswith((".", "/", "~"))
+
+
+def check_files(args: DataArguments) -> None:
+    """Raise an :class:`InputError` for a local file that is not there, before anything is downloaded."""
+    for name in args.dataset:
+        if "://" in name or not (_is_file_name(name) or len(args.dataset) > 1):
+            continue
+        if Path(name).is_dir() and len(args.dataset) == 1:
+            continue
+        if not Path(name).is_file():
+            what = (
+                "is a folder; give its files one by one, or that folder alone"
+                if Path(name).is_dir()
+                else "does not exist"
+            )
+            raise InputError(f"The data set file {name!r} {what}. Looked in {Path.cwd()}.")
+        if Path(name).stat().st_size == 0:
+            raise InputError(f"The data set file {name!r} is empty: expected rows with named columns.")
+
+
+def _load_files(names: list[str], split: str | None) -> Any:
+    formats = {name: _format_of(name) for name in names}
+    unknown = [name for name, kind in formats.items() if kind is None]
+    if unknown:
+        raise InputError(
+            f"Cannot tell the format of the data set file {unknown[0]!r} from its name: "
+            f"expected one that ends in {', '.join(sorted(FORMATS))}. Rename or convert it."
+        )
+    if len(set(formats.values())) > 1:
+        raise InputError(f"The data set files are of different formats ({', '.join(names)}): expected one format.")
+    kind = str(formats[names[0]])
+    options = {"sep": "\t"} if ".tsv" in Path(names[0]).suffixes else {}
+    with quiet():
+        try:
+            return datasets.load_dataset(kind, data_files=names, split=split or "train", **options)
+        except ValueError as error:
+            if "corresponds to no data" in str(error):  # a header without a row
+                raise InputError(f"The data set file {names[0]!r} has no rows: there is nothing to score.") from error
+            if split is not None and "split" in str(error).lower():
+                raise InputError(
+                    f"--split {split!r} is not a split of the files given: what files hold is called 'train', "
+                    f"of which a part is written as 'train[:1000]'. Leave --split out to score all of it."
+                ) from error
+            raise _malformed(names, kind, error) from error
+        except Exception as error:  # each reader has its own family of errors
+            raise _malformed(names, kind, error) from error
+
+
+def _malformed(names: list[str], kind: str, error: Exception) -> InputError:
+    several = "" if len(names) == 1 else f" (or one of the {len(names) - 1} others, or their columns differ)"
+    return InputError(
+        f"The data set file {names[0]!r}{several} could not be read as {kind}: {describe(error)}. "
+        f"Check the file, or convert it with datasets.Dataset.to_parquet()."
+    )
+
+
+def _load_folder(folder: Path, split: str | None) -> Any:
+    saved = any((folder / name).is_file() for name in ("state.json", "dataset_dict.json"))
+    with quiet():
+        try:
+            return datasets.load_from_disk(str(folder)) if saved else datasets.load_dataset(str(folder), split=split)
+        except Exception as error:
+            raise InputError(
+                f"The folder {str(folder)!r} could not be read as a data set: {describe(error)}. Expected one "
+                "written by save_to_disk(), or with parquet, csv or json files of the same columns; "
+                "or name the files themselves."
+            ) from error
+
+
+def _load_from_hub(name: str, args: DataArguments) -> Any:
+    with quiet(data_bars=True):
+        try:
+            return datasets.load_dataset(name, args.dataset_config, split=args.split)
+        except Exception as error:
+            raise InputError(
+                f"The data set {name!r} is no file or folder here, and could not be loaded from the Hugging Face hub: "
+                f"{describe(error)}. Check the name, --dataset-config, --split and the connection."
+            ) from error
+
+
+def _choose_split(loaded: Any, split: str | None, shown: str) -> Any:
+    if not isinstance(loaded, datasets.DatasetDict):
+        return loaded
+    names = list(loaded)
+    wanted = split or ("train" if "train" in names or len(names) != 1 else names[0])
+    if wanted not in names:
+        raise InputError(
+            f"The data set {shown!r} has no split {wanted!r}; it has {', '.join(names)}. "
+            "Choose the one the model was trained on with --split."
+        )
+    return loaded[wanted]

@@ -1,0 +1,112 @@
+"""The command-line parser that all subcommands share."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import Enum
+from typing import Any, NoReturn
+
+import torch
+from transformers import HfArgumentParser
+
+from hf_pacgen.errors import InputError
+
+__all__ = ["CommandParser"]
+
+
+class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Help with the default where it says something: not for flags, nor where nothing is the default."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        if action.default is None or isinstance(action.default, bool):
+            return action.help
+        return super()._get_help_string(action)
+
+
+class CommandParser(HfArgumentParser):
+    """Flags made from settings dataclasses, whose words are the help.
+
+    It differs from its base:
+
+    1. an error is one line, an :class:`InputError`;
+    2. ``eta`` takes a number or ``n`` (the base makes ``float`` of ``float | str``);
+    3. a bool is a flag without a value, so that ``--trust-remote-code MODEL`` is no error;
+    4. help shows ``--max-length`` alone, though ``--max_length`` works as well.
+    """
+
+    def __init__(self, dataclass_types: Any, *, group: str = "options", **kwargs: Any) -> None:
+        super().__init__(dataclass_types, allow_abbrev=False, formatter_class=_HelpFormatter, **kwargs)
+        self._optionals.title = group  # of settings that name none themselves
+        self._action_groups.append(self._action_groups.pop(1))  # after the model and the data
+        for action in self._actions:
+            if action.dest == "eta":
+                action.type = str  # checked, with a better message, where the settings are made
+            if isinstance(action.default, Enum):
+                action.default = action.default.value
+            action.option_strings = [flag for flag in action.option_strings if "_" not in flag]
+
+    @staticmethod
+    def _parse_dataclass_field(parser: Any, field: dataclasses.Field) -> None:
+        if field.type is not bool:
+            HfArgumentParser._parse_dataclass_field(parser, field)
+            return
+        flags = dict.fromkeys((f"--{field.name}", f"--{field.name.replace('_', '-')}"))
+        action: Any = argparse.BooleanOptionalAction if field.default else "store_true"
+        parser.add_argument(*flags, action=action, default=field.default, help=field.metadata.get("help"))
+
+    def error(self, message: str) -> NoReturn:
+        """Raise one line instead of printing the usage and leaving."""
+        usage = " ".join(self.format_usage().split()).removeprefix("usage: ")
+        raise InputError(f"{message[:1].upper()}{message[1:]}. Usage: {usage}; see '{self.prog} --help'.")
+
+    def settings(self, argv: list[str]) -> tuple[Any, ...]:
+        """The dataclasses, then the namespace of further arguments.
+
+        Raises:
+            InputError: an unknown flag, or a value that a dataclass refuses.
+        """
+        try:
+            *settings, rest = self.parse_args_into_dataclasses(
+                args=argv, look_for_args_file=False, return_remaining_strings=True
+            )
+        except InputError:
+            raise
+        except (ValueError, TypeError) as error:
+            raise InputError(self.in_flags(str(error))) from error
+        if rest:
+            self.error(f"unknown {'argument' if len(rest) == 1 else 'arguments'} {' '.join(rest)}")
+        return tuple(settings)
+
+    @contextmanager
+    def refusals(self) -> Iterator[None]:
+        """Turns what a measure refuses into the one line of a command."""
+        try:
+            yield
+        except InputError:
+            raise
+        except torch.OutOfMemoryError as error:
+            raise InputError("The device is out of memory: take a smaller --batch-size or --max-length.") from error
+        except (ValueError, TypeError) as error:
+            raise InputError(self.in_flags(str(error))) from error
+
+    def in_flags(self, text: str) -> str:
+        """A sentence of the library with its settings' names as the flags by which they are set here.
+
+        Only names of several words change, such as ``max_examples``; what stands in quotation marks is the user's.
+        """
+        named = {action.dest for action in self._actions if "_" in action.dest and action.option_strings}
+        names = "|".join(sorted(named, key=len, reverse=True))
+        setting = rf"(?<![\w'\"/.-])({names})(?![\w'\"(])(?:=(\w[\w.]*))?"
+        text = re.sub(rf"\w+Config\({setting}\)", self._as_flag, text)
+        return re.sub(setting, self._as_flag, text)
+
+    @staticmethod
+    def _as_flag(found: re.Match[str]) -> str:
+        name, value = found[1].replace("_", "-"), found[2]
+        if value in ("True", "False"):
+            return f"--{'no-' if value == 'False' else ''}{name}"
+        return f"--{name}" + (f" {value}" if value else "")

@@ -1,0 +1,33 @@
+"""Quiet libraries while the command line reads what it was given."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+import datasets
+from transformers.utils import logging as transformers_logging
+
+__all__ = ["quiet"]
+
+
+@contextmanager
+def quiet(*, data_bars: bool = False) -> Iterator[None]:
+    """Silence the libraries' own reports for a while: what matters of them is said in our words.
+
+    Args:
+        data_bars: keep the progress bars of ``datasets``, for data that is downloaded.
+    """
+    with ExitStack() as stack:
+        for name in ("transformers", "datasets", "huggingface_hub"):
+            logger = logging.getLogger(name)
+            stack.callback(logger.setLevel, logger.level)
+            logger.setLevel(logging.CRITICAL)
+        if transformers_logging.is_progress_bar_enabled():
+            stack.callback(transformers_logging.enable_progress_bar)
+            transformers_logging.disable_progress_bar()
+        if not data_bars and datasets.are_progress_bars_disabled() is False:
+            stack.callback(datasets.enable_progress_bars)
+            datasets.disable_progress_bars()
+        yield

@@ -1,0 +1,22 @@
+"""Settings: one frozen, keyword-only dataclass per concern, with every check in its ``__post_init__``."""
+
+from hf_pacgen.config.certificate import CertificateConfig, PriorGroups
+from hf_pacgen.config.noise import CurvatureSource, NoiseConfig, NoiseDraw, NoiseShape
+from hf_pacgen.config.score import Estimator, HVPMethod, ScoreConfig
+from hf_pacgen.config.sharpness import SharpnessConfig
+from hf_pacgen.config.spectrum import SpectrumConfig, SpectrumEnd
+
+__all__ = [
+    "CertificateConfig",
+    "CurvatureSource",
+    "Estimator",
+    "HVPMethod",
+    "NoiseConfig",
+    "NoiseDraw",
+    "NoiseShape",
+    "PriorGroups",
+    "ScoreConfig",
+    "SharpnessConfig",
+    "SpectrumConfig",
+    "SpectrumEnd",
+]

@@ -1,0 +1,1 @@
+"""Batches, the loss that is measured, and the objective made of both."""

@@ -1,0 +1,206 @@
+"""Data as re-iterable batches with stable numbers, whatever it came as."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, Dataset, IterableDataset
+
+from hf_pacgen.data.collation import _model_columns, _truncate, collate, count_examples
+from hf_pacgen.distributed.processes import Processes
+from hf_pacgen.model.state import seed_everything
+
+__all__ = ["Batches"]
+
+
+class Batches:
+    """The batches of a pass over the data, each with its index; every pass gives the same ones.
+
+    Random collators and shuffling loaders are reseeded, so that a batch is the same in every pass
+    (and, for a dataset, in every process).  A process gets the batches whose index it is due.
+
+    Args:
+        data: a DataLoader, a map-style or iterable dataset, or a re-iterable of batches.
+        model: whose ``forward`` says which columns of a dataset are used.
+        batch_size, collate_fn: for datasets; by default columns are stacked and ragged ones padded.
+        max_examples: a seeded random subset of a map-style dataset, the first of any other data.
+        seed: of the subset and of what the data draws at random.
+    """
+
+    def __init__(
+        self,
+        data: Any,
+        *,
+        model: nn.Module,
+        batch_size: int = 8,
+        collate_fn: Callable[[list[Any]], Any] | None = None,
+        max_examples: int | None = None,
+        seed: int = 0,
+        processes: Processes | None = None,
+    ) -> None:
+        if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+            raise ValueError(f"batch_size must be an integer of at least 1; got {batch_size!r}.")
+        self.processes = processes or Processes()
+        self.max_examples, self.seed, self.batch_size = max_examples, seed, batch_size
+        self.collate = collate_fn or (lambda rows: collate(rows, model))
+        self.indices: list[list[int]] | None = None
+        _refuse_single_use(data)
+        if isinstance(data, DataLoader):
+            _refuse_sharded_loader(data, self.processes)
+        elif collate_fn is None and hasattr(data, "column_names"):
+            data = _model_columns(data, model)
+        if _is_map_style(data):
+            self.indices = self._choose(len(data))
+        elif isinstance(data, IterableDataset) or _is_hub_stream(data):
+            data = DataLoader(data, batch_size=batch_size, collate_fn=self.collate)
+        self.data = data
+        self._generator_states = [(g, g.get_state()) for g in _generators(data)]
+        self.examples_per_pass: int | None = None
+        """Number of examples in one pass (before any share of a process), known after one."""
+
+    def __iter__(self) -> Iterator[tuple[int, Any]]:
+        """The batches of this process, with their indices among all batches."""
+        return self.without(frozenset())
+
+    def without(self, skipped: Container[int]) -> Iterator[tuple[int, Any]]:
+        """The batches of this process but for some, which are not even loaded where that is possible."""
+        size, rank = self.processes.size, self.processes.rank
+        return self.every(lambda index: index % size == rank and index not in skipped)
+
+    def share(self, indices: Collection[int]) -> int:
+        """How many of some batches are those of this process."""
+        return sum(index % self.processes.size == self.processes.rank for index in indices)
+
+    def only(self, wanted: Collection[int]) -> Iterator[tuple[int, Any]]:
+        """Some batches by their indices, the same in every process."""
+        left = len(set(wanted))
+        if left:
+            for index, batch in self.every(lambda index: index in wanted):
+                yield index, batch
+                left -= 1
+                if left == 0:
+                    return
+
+    def head(self, count: int) -> list[tuple[int, Any]]:
+        """The first ``count`` batches, the same in every process."""
+        first: list[tuple[int, Any]] = []
+        for index, batch in self.every():
+            first.append((index, batch))
+            if len(first) == count:
+                break
+        return first
+
+    def num_examples(self) -> int:
+        """Number of examples in the data given, before ``max_examples``."""
+        if self.indices is not None:
+            return len(self.data)
+        if isinstance(self.data, DataLoader) and not self.data.drop_last and _sized(self.data.dataset):
+            return len(self.data.dataset)  # type: ignore[arg-type]
+        return sum(count_examples(batch) for batch in self._reseeded())
+
+    def count(self) -> int | None:
+        """Number of batches that a pass of this process goes over, None where the data does not tell beforehand."""
+        if self.indices is None and (self.max_examples is not None or not _sized(self.data)):
+            return None
+        total = len(self.data if self.indices is None else self.indices)
+        return len(range(self.processes.rank, total, self.processes.size))
+
+    def length(self) -> int | None:
+        """Number of examples in the data given, of batches where it is a list of these, None for a stream."""
+        data: Any = self.data.dataset if isinstance(self.data, DataLoader) else self.data
+        return len(data) if _sized(data) else None
+
+    def _choose(self, size: int) -> list[list[int]]:
+        chosen: Sequence[int] = range(size)
+        if self.max_examples is not None and self.max_examples < size:
+            generator = torch.Generator().manual_seed(self.seed)
+            chosen = torch.randperm(size, generator=generator)[: self.max_examples].sort().values.tolist()
+        return [list(chosen[i : i + self.batch_size]) for i in range(0, len(chosen), self.batch_size)]
+
+    def every(self, due: Callable[[int], bool] = lambda index: True) -> Iterator[tuple[int, Any]]:
+        """All batches whose index is ``due``, with their indices."""
+        if self.indices is not None:
+            for index, rows in enumerate(self.indices):
+                if not due(index):
+                    continue
+                seed_everything(self.seed + index)  # a batch is the same whichever process draws it
+                fetch = getattr(self.data, "__getitems__", None)
+                examples = fetch(rows) if fetch is not None else [self.data[row] for row in rows]
+                yield index, self.collate(examples)
+            return
+        left = self.max_examples
+        for index, batch in enumerate(self._reseeded()):
+            if left is not None:
+                size = count_examples(batch)
+                if size > left:
+                    batch = _truncate(batch, left, size)
+                left -= min(size, left)
+            if due(index):
+                yield index, batch
+            if left == 0:
+                return
+
+    def _reseeded(self) -> Iterable[Any]:
+        seed_everything(self.seed)
+        for generator, state in self._generator_states:
+            generator.set_state(state)
+        return self.data
+
+    def close(self) -> None:
+        """Give back the state of the data's own random generators."""
+        for generator, state in self._generator_states:
+            generator.set_state(state)
+
+
+def _refuse_single_use(data: Any) -> None:
+    if isinstance(data, (str, bytes, Mapping)):
+        hint = "pick one of its splits" if hasattr(data, "column_names") else "wrap a single batch in a list: [batch]"
+        raise TypeError(
+            f"data must be a DataLoader, a dataset, or an iterable of batches; got {type(data).__name__}. "
+            f"{'If it is a batch or several splits, ' + hint if isinstance(data, Mapping) else 'Load it first'}."
+        )
+    if _is_map_style(data) or isinstance(data, (DataLoader, IterableDataset)):
+        return
+    if not isinstance(data, Iterable):
+        raise TypeError(f"data must be a DataLoader, a dataset, or an iterable of batches; got {type(data).__name__}.")
+    if iter(data) is data:
+        raise ValueError(
+            f"data is an iterator ({type(data).__name__}), which is exhausted after one pass, and several passes are "
+            "needed. Pass a list of batches, a DataLoader or a dataset."
+        )
+
+
+def _refuse_sharded_loader(loader: DataLoader[Any], processes: Processes) -> None:
+    # accelerate's prepared loaders give each process its share, and repeat examples to even them out
+    if processes.size > 1 and hasattr(loader, "total_dataset_length"):
+        raise ValueError(
+            "data is a DataLoader prepared by accelerate, which repeats examples so that all processes get equally "
+            "many. Pass the unprepared DataLoader or the dataset: the batches are shared out without repeats."
+        )
+
+
+def _is_map_style(data: Any) -> bool:
+    is_dataset = isinstance(data, Dataset) or hasattr(data, "column_names")
+    return is_dataset and hasattr(data, "__getitem__") and _sized(data) and not isinstance(data, IterableDataset)
+
+
+def _is_hub_stream(data: Any) -> bool:
+    return hasattr(data, "column_names") and not _sized(data)
+
+
+def _sized(data: Any) -> bool:
+    try:
+        len(data)
+    except TypeError:
+        return False
+    return True
+
+
+def _generators(data: Any) -> list[torch.Generator]:
+    owners = (data, getattr(data, "sampler", None), getattr(getattr(data, "batch_sampler", None), "sampler", None))
+    found = [getattr(owner, "generator", None) for owner in owners] if isinstance(data, DataLoader) else []
+    unique = {id(g): g for g in found if isinstance(g, torch.Generator)}
+    return list(unique.values())

@@ -1,0 +1,193 @@
+"""What the loss of a model on a batch is: its kind, its units, and the precision it is computed in."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any, SupportsFloat
+
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+from hf_pacgen.data.collation import count_examples
+from hf_pacgen.model.state import base_model
+
+__all__ = [
+    "IGNORED",
+    "BatchLoss",
+    "LossKind",
+    "LowPrecisionWatch",
+    "count_units",
+    "custom_loss",
+    "get_output",
+    "is_causal",
+    "known_indices",
+    "loss_of",
+    "needs_labels",
+    "no_loss",
+    "one_example",
+    "require_units",
+]
+
+IGNORED = -100
+"""The label of tokens that do not count."""
+
+
+class LossKind(str, Enum):
+    """What the model's loss turned out to be, by comparing it with a cross-entropy on its logits."""
+
+    CAUSAL = "cross-entropy of the next token"
+    ALIGNED = "cross-entropy"
+    OTHER = "a loss that is no cross-entropy on logits"
+    CUSTOM = "a loss function of the user's"
+
+    @property
+    def is_other(self) -> bool:
+        """Whether labels cannot be sampled from the model's own predictions."""
+        return self in (LossKind.OTHER, LossKind.CUSTOM)
+
+
+@dataclass(frozen=True)
+class BatchLoss:
+    """Sum of the loss over a batch's units (labeled tokens or examples), and their number."""
+
+    total: Tensor
+    units: float
+
+
+class LowPrecisionWatch(TorchDispatchMode):
+    """Notes whether any operation computes in less than float32 (autocast, or low-precision weights)."""
+
+    seen = False
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for tensor in out if isinstance(out, (tuple, list)) else (out,):
+            if isinstance(tensor, Tensor) and tensor.is_floating_point() and tensor.element_size() < 4:
+                self.seen = True
+        return out
+
+
+def one_example(batch: Mapping[str, Any], labels: Tensor) -> Mapping[str, Any]:
+    """The first example that has labels, if all tensors of the batch share their first dimension."""
+    size = len(labels)
+    if any(not isinstance(v, Tensor) or v.ndim == 0 or len(v) != size for v in batch.values()):
+        return batch
+    labeled = (labels != IGNORED).view(size, -1).any(dim=1)
+    first = int(labeled.nonzero()[0])
+    return {key: value[first : first + 1] for key, value in batch.items()}
+
+
+def count_units(model: nn.Module, batch: Any) -> int:
+    """Loss units of a batch by its labels alone: labeled tokens (after the shift of a causal model), or examples."""
+    labels = batch.get("labels") if isinstance(batch, Mapping) else None
+    if not isinstance(labels, Tensor) or labels.is_floating_point() or labels.ndim < 2:
+        return count_examples(batch)
+    return int(((labels[..., 1:] if is_causal(model) else labels) != IGNORED).sum())
+
+
+def needs_labels(model: nn.Module) -> bool:
+    """Whether the forward pass cannot do without labels: an encoder-decoder makes its inputs from them."""
+    if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
+        return True
+    labels = inspect.signature(base_model(model).forward).parameters.get("labels")
+    return labels is not None and labels.default is inspect.Parameter.empty
+
+
+def is_causal(model: nn.Module) -> bool:
+    """Whether a model predicts the next token, so that labels are shifted by one."""
+    base = base_model(model)
+    return type(base).__name__ in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
+
+
+def get_output(outputs: Any, name: str) -> Any:
+    """A field of a model's outputs, a mapping or an object; None where it has none."""
+    return outputs.get(name) if isinstance(outputs, Mapping) else getattr(outputs, name, None)
+
+
+def loss_of(outputs: Any, batch: Mapping[str, Any], index: int) -> Tensor:
+    """The mean loss among a model's outputs.
+
+    Raises:
+        ValueError: there is none; the message names the batch.
+    """
+    loss = get_output(outputs, "loss")
+    if not isinstance(loss, Tensor):
+        raise no_loss(batch, index)
+    return loss.mean()
+
+
+@contextmanager
+def known_indices(index: int) -> Iterator[None]:
+    """Names the batch whose labels or tokens a model looks up where there are none.
+
+    Raises:
+        ValueError: instead of an IndexError.
+    """
+    try:
+        yield
+    except IndexError as error:
+        raise ValueError(
+            f"Batch {index} has a label or an input that the model has no place for ({error}): expected labels from 0 "
+            "to num_labels - 1, or -100 for none, and token ids below the size of the vocabulary. Check how the data "
+            "was made, or load the model with as many labels."
+        ) from error
+
+
+def custom_loss(returned: Any) -> BatchLoss:
+    """What a user's ``loss_fn`` returned.
+
+    Raises:
+        TypeError: it is no pair of a scalar tensor and a number.
+        ValueError: the number is negative or not finite.
+    """
+    pair: Any = returned if isinstance(returned, (tuple, list)) and len(returned) == 2 else (None, None)
+    total, units = pair
+    if not (isinstance(total, Tensor) and total.numel() == 1 and _is_number(units)):
+        raise TypeError(
+            "loss_fn must return (loss_sum, num_units): the loss summed over units (not their mean) as a scalar "
+            f"tensor, and their number; got {_shape_in_words(returned)}. Return "
+            "(cross_entropy(..., reduction='sum'), len(labels)), for instance."
+        )
+    if not (math.isfinite(units) and units >= 0):
+        raise ValueError(
+            f"loss_fn must return (loss_sum, num_units) with a finite num_units >= 0; got {float(units)}. "
+            "Return the number of examples or tokens that loss_sum sums over."
+        )
+    return BatchLoss(total, float(units))
+
+
+def _is_number(value: Any) -> bool:
+    if isinstance(value, Tensor):
+        return value.numel() == 1
+    return isinstance(value, SupportsFloat) and not isinstance(value, str)
+
+
+def _shape_in_words(value: Any) -> str:
+    if isinstance(value, Tensor):
+        return f"a tensor of shape {tuple(value.shape)}"
+    if isinstance(value, (tuple, list)):
+        return f"a {type(value).__name__} of {', '.join(map(_shape_in_words, value)) or 'nothing'}"
+    return type(value).__name__
+
+
+def no_loss(batch: Mapping[str, Any], index: int) -> ValueError:
+    """The error of a batch without labels."""
+    return ValueError(
+        f"Batch {index} gave no loss: expected the model's output to have one, which it has when the batch has "
+        f"labels; the batch has {sorted(batch)}. Add labels, or pass loss_fn(model, batch) -> (loss_sum, num_units)."
+    )
+
+
+def require_units(units: float) -> None:
+    """Raise if there is nothing to average over."""
+    if units == 0:
+        raise ValueError(
+            "The data has no loss unit: expected at least one labeled token or example, got none. "
+            "Check the labels, or the number of units that loss_fn returns."
+        )

@@ -1,0 +1,83 @@
+"""The empirical loss of a model whose weights are sharded by FSDP2."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from hf_pacgen.data.collation import count_examples
+from hf_pacgen.data.losses import BatchLoss
+from hf_pacgen.data.objective import Objective
+from hf_pacgen.distributed.processes import send_to_device
+from hf_pacgen.distributed.shards import local
+from hf_pacgen.model.displacement import SavedWeights
+
+__all__ = ["ShardedObjective"]
+
+
+class ShardedObjective(Objective):
+    """An :class:`Objective` for all processes together: each computes its share of the examples of every batch.
+
+    All processes see the same batches, losses and units; gradients and displacements are those of their own shards.
+    """
+
+    def loss(self, batch: Any, index: int) -> BatchLoss:
+        """The summed loss of one batch, over the examples of all processes."""
+        rows, weight = self._share(batch)
+        self.shards.reshard()
+        mine = super().loss(_take(batch, rows), index)
+        result = BatchLoss(*self.shards.whole_loss(mine.total, mine.units, weight))
+        super()._check_finite(result, index)
+        return result
+
+    def sampled_loss(self, batch: Mapping[str, Any], index: int, key: int) -> tuple[Tensor, BatchLoss]:
+        """The summed loss on labels drawn from the model's predictions, the same as one process draws."""
+        batch = send_to_device(batch, self.device)
+        rows, weight = self._share(batch)
+        part = _take(batch, rows)
+        self.shards.reshard()
+        scores, labels = self._scores(part, index)
+        true = functional.cross_entropy(scores.detach(), labels, reduction="sum")
+        result = BatchLoss(*self.shards.whole_loss(true, float(labels.numel()), weight))
+        super()._check_finite(result, index)
+        generator = torch.Generator(device=scores.device).manual_seed(key)
+        first = self.units(_take(batch, list(range(rows[0])))) if rows[0] else 0
+        with torch.no_grad():
+            # what torch.multinomial does for one draw: a race of exponential clocks, here run for the whole batch
+            clocks = scores.new_empty((self.units(batch), scores.shape[-1])).exponential_(generator=generator)
+            drawn = (scores.softmax(-1) / clocks[first : first + len(scores)]).argmax(-1)
+        sampled = functional.cross_entropy(scores, drawn, reduction="sum")
+        return sampled * (weight * self.shards.processes.size), result
+
+    @contextmanager
+    def displaceable(self) -> Iterator[SavedWeights]:
+        """Weights that can be displaced: this process's shards."""
+        with SavedWeights({name: local(parameter) for name, parameter in self.parameters.items()}) as saved:
+            yield saved
+
+    def _share(self, batch: Any) -> tuple[list[int], float]:
+        count = count_examples(batch)
+        labels = batch.get("labels") if isinstance(batch, Mapping) else None
+        if self.loss_fn is not None or not isinstance(labels, Tensor) or len(labels) != count:
+            return self.shards.share([True] * count)
+        return self.shards.share([self.units({"labels": labels[i : i + 1]}) > 0 for i in range(count)])
+
+    def _check_finite(self, result: BatchLoss, index: int) -> None:
+        """Nothing: a share that one process alone refused would leave the others waiting."""
+
+
+def _take(batch: Any, rows: list[int], size: int | None = None) -> Any:
+    """Some examples of a batch, of whatever nesting."""
+    size = count_examples(batch) if size is None else size
+    if isinstance(batch, Tensor):
+        return batch[rows] if batch.ndim and len(batch) == size else batch
+    if isinstance(batch, Mapping):
+        return {key: _take(value, rows, size) for key, value in batch.items()}
+    if isinstance(batch, (list, tuple)):
+        return type(batch)(_take(item, rows, size) for item in batch)
+    return batch

@@ -1,0 +1,205 @@
+"""The loss around a solution: its mean, and slices through it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from hf_pacgen.config import ScoreConfig
+from hf_pacgen.curvature.diagonal_sums import zeros_like
+from hf_pacgen.data.losses import require_units
+from hf_pacgen.data.objective import LossFunction, Objective
+from hf_pacgen.maths.counter_rng import rademacher, stream_key
+from hf_pacgen.maths.score import neighborhood
+from hf_pacgen.measures.session import measuring, progress_bar, ticker
+from hf_pacgen.model.displacement import SavedWeights, TensorDirection
+from hf_pacgen.noise.perturbed import check_scale
+from hf_pacgen.results.landscape import LossSlice
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+__all__ = ["OUTLINE", "mean_loss", "loss_slice"]
+
+OUTLINE = 360
+"""Rays along which the outline of the noise box in a plane is found."""
+
+
+def mean_loss(
+    model: nn.Module,
+    data: Any,
+    *,
+    loss_fn: LossFunction | None = None,
+    collate_fn: Callable[[list[Any]], Any] | None = None,
+    batch_size: int = 8,
+    max_examples: int | None = None,
+    accelerator: Accelerator | None = None,
+    progress: bool = True,
+) -> float:
+    """L̂(w), the mean loss over all loss units of the data, without dropout.  Arguments are those of ``pacgen()``."""
+    scope = ScoreConfig(max_examples=max_examples)
+    with measuring(model, data, scope, loss_fn, collate_fn, batch_size, accelerator) as objective:
+        with progress_bar(objective, progress, "loss", passes=1) as bar:
+            return _mean(objective, ticker(objective, bar))
+
+
+def loss_slice(
+    model: nn.Module,
+    data: Any,
+    *,
+    directions: int | Sequence[Mapping[str, Tensor]] = 1,
+    points: int = 41,
+    reach: float = 2.0,
+    gamma: float = 0.1,
+    epsilon: float = 0.1,
+    half_widths: Mapping[str, Tensor] | None = None,
+    names: Sequence[str] = (),
+    seed: int = 0,
+    max_examples: int | None = None,
+    loss_fn: LossFunction | None = None,
+    collate_fn: Callable[[list[Any]], Any] | None = None,
+    batch_size: int = 8,
+    accelerator: Accelerator | None = None,
+    progress: bool = True,
+) -> LossSlice:
+    """The loss along a line or in a plane through the weights, and where it leaves the noise box |u_i| ≤ N_i.
+
+    Args:
+        model, data, loss_fn, collate_fn, batch_size, accelerator, progress: as for :func:`hf_pacgen.pacgen`.
+        directions: one or two vectors by parameter name (eigenvectors of :func:`hessian_spectrum`, a path between two
+            solutions), or 1 or 2 for random ones, N_i with random signs, which lead to corners of the box.
+        points: of each direction; odd, so that w is one of them.
+        reach: how far the slice goes, in multiples of the box.
+        gamma, epsilon: of the box N_i = γ|w_i| + ε.
+        half_widths: N_i by parameter name instead.
+        names: of the directions, for the picture.
+        seed: of random directions.
+        max_examples: as in :class:`~hf_pacgen.config.score.ScoreConfig`.
+
+    Raises:
+        ValueError: other than one or two directions, unknown names, other shapes, a direction of length 0, and what
+            :func:`hf_pacgen.pacgen` raises.
+
+    Source: Li, Xu, Taylor, Studer, Goldstein 2018, arXiv 1712.09913 (where directions are scaled by filters).
+    """
+    if isinstance(points, bool) or not isinstance(points, int) or points < 3 or points % 2 == 0:
+        raise ValueError(f"points must be an odd integer of at least 3, so that one is at the weights; got {points!r}.")
+    if not (math.isfinite(reach) and reach > 0):
+        raise ValueError(f"reach must be a finite number greater than 0; got {reach!r}.")
+    count = directions if isinstance(directions, int) else len(directions)
+    if count not in (1, 2) or isinstance(directions, bool):
+        raise ValueError(f"directions must be 1 or 2, or one or two vectors by parameter name; got {count}.")
+    if names and len(names) != count:
+        raise ValueError(
+            f"names must have one name for each of the {count} directions; got {len(names)}. Name them all."
+        )
+    scope = ScoreConfig(max_examples=max_examples, seed=seed, gamma=gamma, epsilon=epsilon)
+    with measuring(model, data, scope, loss_fn, collate_fn, batch_size, accelerator) as objective:
+        bar = progress_bar(objective, progress, "loss slice", passes=points**count)
+        with SavedWeights(objective.parameters) as saved, bar:
+            half = _half_widths(saved, scope, half_widths)
+            vectors = (
+                [_corner(half, seed, i) for i in range(count)]
+                if isinstance(directions, int)
+                else [_vector(saved, given) for given in directions]
+            )
+            box = _leaves(half, vectors)
+            far = _far(box, reach)
+            steps = tuple(torch.linspace(-f, f, points, dtype=torch.float64) for f in far)
+            losses = torch.zeros([points] * count, dtype=torch.float64)
+            for place in torch.cartesian_prod(*[torch.arange(points)] * count).view(-1, count).tolist():
+                terms = [(TensorDirection(v), s[i].item()) for v, s, i in zip(vectors, steps, place, strict=True)]
+                saved.displace(terms)
+                losses[tuple(place)] = _mean(objective, ticker(objective, bar))
+    labels = tuple(names) or tuple(
+        f"{'random ' if isinstance(directions, int) else ''}direction {i + 1}" for i in range(count)
+    )
+    return LossSlice(
+        steps=steps,
+        losses=losses,
+        loss=losses[tuple([points // 2] * count)].item(),
+        box=box,
+        names=labels,
+        num_parameters=objective.num_parameters,
+    )
+
+
+def _mean(objective: Objective, tick: Callable[[], Any]) -> float:
+    """The mean loss at the present weights."""
+    processes, sums = objective.batches.processes, torch.zeros(2, dtype=torch.float64)
+    with processes.together(), torch.no_grad():
+        for index, batch in objective.batches:
+            if objective.has_units(batch):
+                result = objective.loss(batch, index)
+                sums += torch.tensor([result.total.item(), result.units], dtype=torch.float64)
+            tick()
+    total, units = processes.sum_(sums).tolist()
+    require_units(units)
+    return total / units
+
+
+def _half_widths(saved: SavedWeights, config: ScoreConfig, given: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
+    if given is not None:
+        check_scale("half_widths", given, saved.parameters)
+        return {
+            name: given[name].to(zeros_like(w)).expand_as(w) if name in given else zeros_like(w)
+            for name, w in saved.copy.items()
+        }
+    return {
+        name: neighborhood(w.to(zeros_like(w)), gamma=config.gamma, epsilon=config.epsilon)
+        for name, w in saved.copy.items()
+    }
+
+
+def _corner(half: Mapping[str, Tensor], seed: int, number: int) -> dict[str, Tensor]:
+    return {
+        name: width
+        * rademacher(stream_key(seed, "slice", number, name), width.numel(), device=width.device).view_as(width)
+        for name, width in half.items()
+    }
+
+
+def _vector(saved: SavedWeights, given: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    check_scale("directions", {name: value.abs() for name, value in given.items()}, saved.parameters)
+    vector = {
+        name: given[name].to(zeros_like(w)).expand_as(w) if name in given else zeros_like(w)
+        for name, w in saved.copy.items()
+    }
+    if not any(bool(value.any()) for value in vector.values()):
+        raise ValueError("directions has a vector of length 0: expected one that leads somewhere. Leave it out.")
+    return vector
+
+
+def _leaves(half: Mapping[str, Tensor], vectors: Sequence[Mapping[str, Tensor]]) -> Tensor:
+    """Where a line (two ends) or a plane (an outline) leaves the box."""
+
+    def distance(*parts: float) -> float:
+        found = math.inf
+        for name, width in half.items():
+            along = sum(part * vector[name] for part, vector in zip(parts, vectors, strict=True)).abs()  # type: ignore[union-attr]
+            found = min(found, torch.where(along > 0, width / along, math.inf).min().item())
+        return found
+
+    if len(vectors) == 1:
+        end = distance(1.0)
+        return torch.tensor([-end, end], dtype=torch.float64)
+    # the two directions may be of very different lengths: turn in units of where each leaves the box by itself
+    units = [distance(*(float(i == j) for j in range(2))) for i in range(2)]
+    units = [unit if math.isfinite(unit) and unit > 0 else 1.0 for unit in units]
+    outline = []
+    for ray in range(OUTLINE + 1):
+        angle = 2 * math.pi * ray / OUTLINE
+        way = (units[0] * math.cos(angle), units[1] * math.sin(angle))
+        length = distance(*way)
+        outline.append([length * way[0], length * way[1]])
+    return torch.tensor(outline, dtype=torch.float64)
+
+
+def _far(box: Tensor, reach: float) -> list[float]:
+    """How far the slice goes along each direction: some multiple of the box, or of the direction if there is none."""
+    sizes = [box.abs().max().item()] if box.ndim == 1 else box.abs().amax(0).tolist()
+    return [reach * (size if math.isfinite(size) and size > 0 else 1.0) for size in sizes]

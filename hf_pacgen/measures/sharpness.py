@@ -1,0 +1,179 @@
+"""Expected sharpness: the mean rise of the loss under random noise on the weights."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from hf_pacgen.config import ScoreConfig, SharpnessConfig
+from hf_pacgen.curvature.ascent import coarse_weights
+from hf_pacgen.data.collation import count_examples
+from hf_pacgen.data.losses import require_units
+from hf_pacgen.data.objective import LossFunction, Objective
+from hf_pacgen.measures.session import check_arguments, measuring, progress_bar, ticker
+from hf_pacgen.noise.perturbation import Perturbation, ScaleFunction
+from hf_pacgen.noise.perturbed import scaled_noise
+from hf_pacgen.results.sharpness import Sharpness
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+__all__ = ["ENOUGH", "expected_sharpness"]
+
+ENOUGH = 8
+"""Degrees of freedom of a variance that is trusted to stop the drawing."""
+
+
+def expected_sharpness(
+    model: nn.Module,
+    data: Any,
+    *,
+    noise_scale: float | Mapping[str, Tensor],
+    config: SharpnessConfig = SharpnessConfig(),
+    loss_fn: LossFunction | None = None,
+    collate_fn: Callable[[list[Any]], Any] | None = None,
+    batch_size: int = 8,
+    accelerator: Accelerator | None = None,
+    progress: bool = True,
+) -> Sharpness:
+    """E_u L̂(w + u) - L̂(w), the rise of the mean loss over all loss units under random noise on the weights.
+
+    To second order it is Σ H_ii E u_i²/2: of normal noise of scale σ it is σ²/2 times the Hessian's trace.
+
+    Every batch has noise of its own in every draw, which estimates the same with far less variance than one u for the
+    whole data: E_u is taken of a sum over batches.  A draw costs two forward passes over the data if antithetic, else
+    one; the model's loss is evaluated without dropout.  The noise is a function of the seed, the draw, the batch's
+    number and the parameters' names, so it is the same on any number of processes.  The weights are never written
+    to: they come back bit for bit, after an exception too.
+
+    Args:
+        model, data, loss_fn, collate_fn, batch_size, accelerator, progress: as for :func:`hf_pacgen.pacgen`.
+        noise_scale: σ, for all trainable weights or by parameter name (the others then have no noise): the standard
+            deviation of normal noise, the half-width of uniform noise.
+        config: distribution, number of draws, tolerance.
+
+    Raises:
+        ValueError: a σ that is negative or not finite, an unknown name, another shape, a loss that is not finite with
+            the noise, and what :func:`hf_pacgen.pacgen` raises.
+
+    Source: Neyshabur, Bhojanapalli, McAllester, Srebro 2017, arXiv 1706.08947.
+    """
+    check_arguments(model, config, SharpnessConfig)
+    scope = ScoreConfig(max_examples=config.max_examples, seed=config.seed)
+    with measuring(model, data, scope, loss_fn, collate_fn, batch_size, accelerator) as objective:
+        noise, scale = scaled_noise(
+            objective.parameters,
+            noise_scale,
+            distribution=config.distribution,
+            gamma=config.gamma,
+            epsilon=config.epsilon,
+        )
+        with progress_bar(objective, progress, "expected sharpness") as bar:
+            try:
+                found = _Draws(objective, noise, scale, config, ticker(objective, bar)).run()
+            finally:
+                noise.restore()
+    return Sharpness(
+        **found,
+        noise_scale=None if isinstance(noise_scale, Mapping) else float(noise_scale),
+        config=config.to_dict(),
+    )
+
+
+class _Draws:
+    """The running mean and variance of each batch's rise, and what they come to over all batches."""
+
+    def __init__(
+        self,
+        objective: Objective,
+        noise: Perturbation,
+        scale: ScaleFunction,
+        config: SharpnessConfig,
+        tick: Callable[[], Any],
+    ) -> None:
+        self.objective, self.noise, self.scale, self.config, self.tick = objective, noise, scale, config, tick
+        self.base: dict[int, float] = {}
+        """Summed loss at w."""
+        self.units: dict[int, float] = {}
+        self.means: dict[int, float] = {}
+        self.squares: dict[int, float] = {}
+        """Σ (rise - mean)²."""
+        self.examples = self.forward = 0
+
+    def run(self) -> dict[str, Any]:
+        """Draw until the tolerance is met or the draws are used up."""
+        processes = self.objective.batches.processes
+        for draw in range(1, self.config.draws + 1):
+            with processes.together():
+                for index, batch in self.objective.batches:
+                    if self.objective.has_units(batch):
+                        self._add(draw, index, batch)
+                    self.tick()
+            sums = processes.sum_(self._sums(draw))
+            rise, variance, units, count, examples, loss, forward = sums.tolist()
+            require_units(units)
+            mean, stderr = rise / units, math.sqrt(variance) / units
+            known = draw > 1
+            met = known and (draw - 1) * count >= ENOUGH and stderr <= self.config.tolerance * abs(mean)
+            if met and (self.config.tolerance or stderr == 0):
+                break
+        return {
+            "mean": mean,
+            "stderr": stderr if known else None,
+            "draws": draw,
+            "converged": met,
+            "loss": loss / units,
+            "num_examples": int(examples),
+            "num_units": units,
+            "num_forward": int(forward),
+            "status": tuple(self._status(mean, stderr if known else None)),
+        }
+
+    def _add(self, draw: int, index: int, batch: Any) -> None:
+        if index not in self.base:
+            self.noise.restore()
+            self.base[index], self.units[index] = self._loss(batch, index)
+            self.means[index] = self.squares[index] = 0.0
+            self.examples += count_examples(batch)
+        if not self.units[index]:
+            return
+        self.noise.draw(self.scale, self.config.seed, "sharpness", draw, index)
+        self.noise.apply()
+        total, _ = self._loss(batch, index)
+        if self.config.antithetic:
+            self.noise.mirror()
+            self.noise.apply()
+            total = (total + self._loss(batch, index)[0]) / 2
+        rise = (total - self.base[index]) / self.units[index]
+        before = rise - self.means[index]
+        self.means[index] += before / draw
+        self.squares[index] += before * (rise - self.means[index])
+
+    def _loss(self, batch: Any, index: int) -> tuple[float, float]:
+        self.forward += 1
+        with torch.no_grad():
+            try:
+                result = self.objective.loss(batch, index)
+            except ValueError as error:
+                if self.noise.applied:
+                    raise ValueError(f"With the noise on the weights: {error} Or lower noise_scale.") from error
+                raise
+        return result.total.item(), result.units
+
+    def _sums(self, draws: int) -> Tensor:
+        """Σ n_b rise_b, its variance, Σ n_b, and the numbers of batches, examples, summed loss and forward passes."""
+        rise = sum(n * self.means[b] for b, n in self.units.items())
+        variance = sum(n**2 * self.squares[b] / max(draws - 1, 1) / draws for b, n in self.units.items())
+        counts = (sum(self.units.values()), len(self.units), self.examples, sum(self.base.values()), self.forward)
+        return torch.tensor([rise, variance, *counts], dtype=torch.float64)
+
+    def _status(self, mean: float, stderr: float | None) -> Iterator[str]:
+        yield from coarse_weights(self.objective)
+        if stderr is None:
+            yield "The standard error is unknown: a single draw shows no spread. Use more draws."
+        elif stderr > 0.5 * abs(mean):
+            yield f"The expected sharpness is noisy: {mean:.4g} ± {stderr:.2g}. Use more draws."

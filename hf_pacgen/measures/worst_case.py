@@ -1,0 +1,58 @@
+"""Worst-case sharpness: the largest rise of the loss in a box around the weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+
+from hf_pacgen.config import ScoreConfig, SharpnessConfig
+from hf_pacgen.curvature.ascent import ascend
+from hf_pacgen.data.objective import LossFunction
+from hf_pacgen.measures.session import check_arguments, measuring, progress_bar, ticker
+from hf_pacgen.model.displacement import SavedWeights
+from hf_pacgen.noise.perturbed import check_scale
+from hf_pacgen.results.worst_case import WorstCaseSharpness
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+__all__ = ["worst_case_sharpness"]
+
+
+def worst_case_sharpness(
+    model: nn.Module,
+    data: Any,
+    *,
+    box: float | Mapping[str, Tensor] = 1e-3,
+    config: SharpnessConfig = SharpnessConfig(),
+    loss_fn: LossFunction | None = None,
+    collate_fn: Callable[[list[Any]], Any] | None = None,
+    batch_size: int = 8,
+    accelerator: Accelerator | None = None,
+    progress: bool = True,
+) -> WorstCaseSharpness:
+    """max L̂(w + u) - L̂(w) over a box |u_i| ≤ b_i, by projected gradient ascent: a lower estimate of the maximum.
+
+    Keskar et al.'s measure is its ``relative``, 100 (max L̂(w + u) - L̂(w))/(1 + L̂(w)).  The ascent is on the mean loss
+    over all loss units of the data, in the coordinates u_i/b_i, with steps that are shortened until the loss rises
+    enough (Armijo).  It takes five vectors of the model's size.  The weights come back bit for bit.
+
+    Args:
+        model, data, loss_fn, collate_fn, batch_size, accelerator, progress: as for :func:`hf_pacgen.pacgen`.
+        box: ε of Keskar et al.'s box, b_i = ε(|w_i| + 1), or the half-widths b_i by parameter name (others stay).
+        config: number of starts and steps, seed.
+
+    Raises:
+        ValueError: a box that is negative or not finite, an unknown name, another shape, a loss that is not finite in
+            the box, and what :func:`hf_pacgen.pacgen` raises.
+
+    Source: Keskar, Mudigere, Nocedal, Smelyanskiy, Tang 2017, arXiv 1609.04836.
+    """
+    check_arguments(model, config, SharpnessConfig)
+    scope = ScoreConfig(max_examples=config.max_examples, seed=config.seed)
+    with measuring(model, data, scope, loss_fn, collate_fn, batch_size, accelerator) as objective:
+        check_scale("box", box, objective.parameters)
+        with SavedWeights(objective.parameters) as saved, progress_bar(objective, progress, "worst case") as bar:
+            return ascend(objective, box, config, saved=saved, tick=ticker(objective, bar))

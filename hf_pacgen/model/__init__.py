@@ -1,0 +1,1 @@
+"""What is done to a model: its state, its trainable weights, their displacement."""

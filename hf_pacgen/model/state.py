@@ -1,0 +1,174 @@
+"""Leave a model exactly as it was found: weights, gradients, modes, buffers and random state."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import numpy
+import torch
+from torch import Tensor, nn
+
+__all__ = [
+    "base_model",
+    "double_backward_attention",
+    "evaluation_mode",
+    "full_precision",
+    "preserved",
+    "seed_everything",
+    "transformable",
+    "unwrap",
+    "uses_checkpointing",
+    "uses_reentrant_checkpointing",
+]
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """The module inside DistributedDataParallel, DataParallel and torch.compile wrappers."""
+    while True:
+        if isinstance(model, (nn.parallel.DistributedDataParallel, nn.DataParallel)):
+            model = model.module
+        elif isinstance(getattr(model, "_orig_mod", None), nn.Module):
+            model = model._orig_mod  # type: ignore[assignment]
+        else:
+            return model
+
+
+def base_model(model: Any) -> nn.Module:
+    """The model that a PEFT adapter wraps, or the model itself."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+@contextmanager
+def preserved(model: nn.Module) -> Iterator[None]:
+    """Put gradients aside, and give back gradients, train/eval modes, buffers and random state at the end.
+
+    Weights are not copied here: what displaces them keeps its own copy
+    (:class:`~hf_pacgen.noise.perturbed.SavedWeights`).
+    """
+    modes = [(module, module.training) for module in model.modules()]
+    gradients = [(parameter, parameter.grad) for parameter in model.parameters()]
+    buffers = [
+        (module, name, buffer, None if buffer is None or buffer.is_meta else buffer.clone())
+        for module in model.modules()
+        for name, buffer in module._buffers.items()
+    ]
+    random_state = _random_state()
+    try:
+        for parameter, _ in gradients:
+            parameter.grad = None
+        yield
+    finally:
+        for parameter, gradient in gradients:
+            parameter.grad = gradient
+        for module, mode in modes:
+            module.training = mode
+        for module, name, buffer, copy in buffers:
+            if buffer is not None and copy is not None:
+                with torch.no_grad():
+                    buffer.copy_(copy)
+            module._buffers[name] = buffer
+        _set_random_state(random_state)
+
+
+def evaluation_mode(model: nn.Module, *, checkpointing: bool) -> None:
+    """Dropout off; with ``checkpointing``, modules that checkpoint their activations go on doing so.
+
+    transformers checkpoints a layer only while ``layer.training`` is set, so that flag alone is
+    kept on the layer itself, and not on what is in it.
+    """
+    model.eval()
+    if checkpointing:
+        for module in model.modules():
+            if getattr(module, "gradient_checkpointing", False) is True:
+                module.training = True
+
+
+def uses_checkpointing(model: nn.Module) -> bool:
+    """Whether the model recomputes activations in its backward pass."""
+    return any(getattr(module, "gradient_checkpointing", False) is True for module in model.modules())
+
+
+def uses_reentrant_checkpointing(model: nn.Module) -> bool:
+    """Whether it does so in the older, reentrant way, which only ``.backward()`` can go through."""
+    return any(
+        (getattr(getattr(module, "_gradient_checkpointing_func", None), "keywords", None) or {}).get(
+            "use_reentrant", False
+        )
+        for module in model.modules()
+    )
+
+
+@contextmanager
+def double_backward_attention(model: nn.Module) -> Iterator[None]:
+    """Attention that can be differentiated twice, whatever implementation the model was loaded with.
+
+    The fused kernels behind scaled-dot-product attention have no second derivative, its math
+    backend has.  Implementations outside torch (flash, flex) are swapped for sdpa meanwhile.
+    """
+    swapped: list[tuple[Any, str]] = []
+    for module in model.modules():
+        config = getattr(module, "config", None)
+        name = getattr(config, "_attn_implementation", None)
+        if isinstance(name, str) and name not in ("eager", "sdpa"):
+            swapped.append((config, name))
+            config._attn_implementation = "sdpa"  # type: ignore[union-attr]
+    try:
+        with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+            yield
+    finally:
+        for config, name in swapped:
+            config._attn_implementation = name
+
+
+@contextmanager
+def transformable(model: nn.Module) -> Iterator[None]:
+    """Without the hooks that make embeddings' outputs require gradients, which torch.func does not allow.
+
+    transformers and PEFT add them with gradient checkpointing, and this method goes without that.
+    """
+    removed = []
+    for module in model.modules():
+        for key, hook in list(module._forward_hooks.items()):
+            if getattr(hook, "__name__", "").startswith("make_inputs_require_grad"):
+                removed.append((module, dict(module._forward_hooks)))
+                del module._forward_hooks[key]
+    try:
+        yield
+    finally:
+        for module, hooks in reversed(removed):
+            module._forward_hooks.clear()
+            module._forward_hooks.update(hooks)
+
+
+@contextmanager
+def full_precision() -> Iterator[None]:
+    """TF32 off: a finite difference needs every bit of float32."""
+    with ExitStack() as stack:
+        backends: tuple[Any, ...] = (torch.backends.cuda.matmul, torch.backends.cudnn)
+        for backend in backends:
+            stack.callback(setattr, backend, "allow_tf32", backend.allow_tf32)
+            backend.allow_tf32 = False
+        yield
+
+
+def seed_everything(seed: int) -> None:
+    """Seed python, NumPy and torch, from which samplers and collators draw."""
+    random.seed(seed)
+    numpy.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+def _random_state() -> tuple[Any, Any, Tensor, list[Tensor]]:
+    on_devices = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    return random.getstate(), numpy.random.get_state(), torch.get_rng_state(), on_devices
+
+
+def _set_random_state(state: tuple[Any, Any, Tensor, list[Tensor]]) -> None:
+    random.setstate(state[0])
+    numpy.random.set_state(state[1])
+    torch.set_rng_state(state[2])
+    if state[3]:
+        torch.cuda.set_rng_state_all(state[3])

@@ -1,0 +1,1 @@
+"""What the measures return: one record a file."""

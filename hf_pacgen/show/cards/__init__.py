@@ -1,0 +1,1 @@
+"""PACGen on model cards."""

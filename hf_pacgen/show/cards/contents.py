@@ -1,0 +1,213 @@
+"""What PACGen has to say on a model card: entries of its ``model-index``, and sections of its text."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from huggingface_hub import EvalResult, ModelCardData
+from huggingface_hub.repocard_data import eval_results_to_model_index
+
+from hf_pacgen.results.pacgen import PACGenResult
+from hf_pacgen.results.reading import certificate_fields
+from hf_pacgen.show.tables import number, percent
+from hf_pacgen.show.wording import SATURATED
+
+__all__ = ["card_section", "certificate_section", "evaluation_results", "limits", "merged", "new_card"]
+
+METRIC_NAMES = {
+    "pacgen": "PACGen (Ψ, nats; lower is better)",
+    "pacgen_per_parameter": "PACGen per parameter (Ψ/m, nats)",
+    "pacgen_kl": "PAC-Bayes complexity (K(η), nats; lower is better)",
+    "pacgen_kl_per_parameter": "PAC-Bayes complexity per parameter (K(η)/m, nats)",
+    "pacgen_active_fraction": "Share of the weights in which PACGen feels the curvature",
+    "pacgen_kl_active_fraction": "Share of the weights in which K(η) feels the curvature",
+    "hessian_trace": "Trace of the Hessian of the training loss",
+    "hessian_lipschitz": "Lipschitz constant of the Hessian (ρ, lower estimate)",
+}
+CERTIFICATE = "pacgen_certificate"
+BOUND_NAMES = {
+    "kl": "PAC-Bayes-kl",
+    "hoeffding": "PAC-Bayes-Hoeffding",
+    "hoeffding_article": "PAC-Bayes-Hoeffding with the constant of the article",
+}
+
+TEMPLATES = jinja2.Environment(
+    loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
+    undefined=jinja2.StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+)
+
+
+def plain(value: Any) -> str:
+    """Text on one line which Markdown shows as it is: names and sentences come from files of others."""
+    text = " ".join(str(value).split())
+    return re.sub(r"([\\`*_\[\]|])", r"\\\1", text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;"))
+
+
+TEMPLATES.filters.update(plain=plain, number=number, percent=percent)
+
+
+def evaluation_results(
+    result: PACGenResult | None,
+    certificate: Mapping[str, Any] | None = None,
+    *,
+    task_type: str = "other",
+    dataset_type: str = "unknown",
+    dataset_name: str | None = None,
+    dataset_split: str = "train",
+) -> list[EvalResult]:
+    """The entries of a ``model-index``: the metrics of the result, with the settings as arguments, and the bound."""
+    common: dict[str, Any] = {
+        "task_type": task_type,
+        "dataset_type": dataset_type,
+        "dataset_name": dataset_name or (dataset_type if dataset_type != "unknown" else "training data"),
+        "dataset_split": dataset_split,
+    }
+    entries = []
+    if result is not None:
+        # K(η) with the η it was taken at, which "n" alone would not tell
+        arguments = {"pacgen": result.config, "pacgen_kl": {**result.config, "eta": result.eta}}
+        for key, value in result.metrics().items():
+            entries.append(
+                EvalResult(
+                    metric_type=key,
+                    metric_name=METRIC_NAMES[key],
+                    metric_value=value,
+                    metric_args=arguments.get(key),
+                    **common,
+                )
+            )
+    if certificate is not None:
+        settings = certificate.get("config")
+        proof = {key: certificate[key] for key in ("status", "empirical_error", "kl", "n", "delta")}
+        entries.append(
+            EvalResult(
+                metric_type=CERTIFICATE,
+                metric_name=f"Certified error ({_bound_name(certificate)}, δ = {number(certificate['delta'])})",
+                metric_value=certificate["bound"],
+                metric_args={**(settings if isinstance(settings, Mapping) else {}), **proof},
+                **common,
+            )
+        )
+    return entries
+
+
+def card_section(result: PACGenResult, *, chart: str | None = None, numbers: str | None = None) -> str:
+    """The section for people, in Markdown.
+
+    Args:
+        result: what it is about.
+        chart: address of the picture by module; None draws it in text.
+        numbers: address of the result's JSON, if it is there to link to.
+    """
+    settings = [
+        f"    {key}={json.dumps(value) if isinstance(value, str) else repr(value)},".replace("`", "'")
+        for key, value in result.config.items()
+        if value is not None
+    ]
+    template = TEMPLATES.get_template("pacgen_section.md.jinja")
+    bars = "" if chart else _text_bars(result)
+    return template.render(
+        result=result,
+        chart=chart,
+        numbers=numbers,
+        bars=bars,
+        limits=limits(result),
+        settings=settings,
+    )
+
+
+def limits(result: PACGenResult) -> list[str]:
+    """What limits the numbers, in sentences: the result's own, and that Ψ is saturated if it does not say so."""
+    sentences = list(result.status)
+    if result.active_fraction < SATURATED and not any("saturated" in sentence for sentence in sentences):
+        felt = f"{percent(result.active_fraction)} of the weights"
+        advice = "Judge by K(η)." if result.kl_active_fraction >= SATURATED else "So is K(η)."
+        sentences.insert(0, f"Ψ is saturated: it feels the curvature in {felt}. {advice}")
+    return sentences
+
+
+def certificate_section(certificate: Any) -> str:
+    """The section of a certificate, in Markdown."""
+    fields = certificate_fields(certificate)
+    unit, notes = fields.get("unit") or "example", fields.get("notes") or ()
+    error = f"{math.ceil(1e3 * fields['bound'] - 1e-9) / 10:g} %"  # a bound is rounded up
+    return TEMPLATES.get_template("certificate_section.md.jinja").render(
+        certificate=fields,
+        sentence=fields.get("sentence") or _sentence(fields, error),
+        error=error,
+        unit=unit,
+        notes=notes,
+        kind=_bound_name(fields),
+    )
+
+
+def _sentence(certificate: Mapping[str, Any], error: str) -> str:
+    """For a certificate that does not bring its own, such as one of another program."""
+    if certificate["status"] == "vacuous":
+        return f"The certificate is vacuous: an error of at most {error} proves nothing."
+    confidence = f"{math.floor(1e4 * (1 - certificate['delta']) + 1e-6) / 100:g} %"
+    return (
+        f"With probability ≥ {confidence} over the draw of the {int(certificate['n']):,} training examples, the noisy "
+        f"classifier errs on at most {error} of new ones."
+    )
+
+
+def new_card(model_name: str, task_type: str | None, library_name: str | None) -> str:
+    """A card for a model that has none."""
+    data = ModelCardData(library_name=library_name, pipeline_tag=task_type, tags=["pacgen"])
+    template = TEMPLATES.get_template("model_card.md.jinja")
+    return template.render(card_data=data.to_yaml(), model_name=plain(model_name)) + "\n"
+
+
+def _bound_name(certificate: Mapping[str, Any]) -> str:
+    settings = certificate.get("config")
+    kind = settings.get("bound") if isinstance(settings, Mapping) else None
+    return BOUND_NAMES.get(str(kind), "PAC-Bayes")
+
+
+def _text_bars(result: PACGenResult, count: int = 12, width: int = 32) -> str:
+    ranked = sorted(result.by_module.items(), key=lambda item: -item[1]["kl_complexity"])
+    rows = [(name, values["kl_complexity"]) for name, values in ranked[:count]]
+    if ranked[count:]:
+        rows.append((f"({len(ranked) - count} more)", sum(values["kl_complexity"] for _, values in ranked[count:])))
+    longest = max((value for _, value in rows), default=0.0) or 1.0
+    labels = [" ".join(name.split()).replace("`", "'") for name, _ in rows]
+    room = max(map(len, labels), default=0)
+    return "\n".join(
+        f"{label:<{room}}  {'█' * round(width * value / longest):<{width}}  {number(value)}"
+        for label, (_, value) in zip(labels, rows, strict=True)
+    )
+
+
+def merged(index: list[dict[str, Any]] | None, name: str, new: list[EvalResult]) -> list[dict[str, Any]]:
+    """The model-index with new entries instead of those of the same metric, task and data; all others as they were."""
+    models: list[dict[str, Any]] = copy.deepcopy(index) if index else []
+    (addition,) = eval_results_to_model_index(name, new)
+    model = next((entry for entry in models if entry["name"] == name), None)
+    if model is None:
+        return [*models, addition]
+    for group in addition["results"]:
+        same = next((known for known in model["results"] if _subject(known) == _subject(group)), None)
+        if same is None:
+            model["results"].append(group)
+            continue
+        ours = {metric["type"] for metric in group["metrics"]}
+        same["metrics"] = [m for m in same["metrics"] if m["type"] not in ours] + group["metrics"]
+    return models
+
+
+def _subject(group: Mapping[str, Any]) -> tuple[Any, ...]:
+    """What a group of metrics is about: as ``EvalResult.unique_identifier``, with the name for data without an id."""
+    data = group["dataset"]
+    return (group["task"]["type"], data["type"], data.get("config"), data.get("split"), data.get("revision")) + (
+        (data["name"],) if data["type"] == "unknown" else ()
+    )

@@ -1,0 +1,175 @@
+"""PACGen on model cards: in the ``model-index``, where the hub reads it, and in a section, where people do."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import ModelCard
+
+from hf_pacgen.errors import InputError
+from hf_pacgen.results.pacgen import PACGenResult
+from hf_pacgen.results.reading import certificate_fields
+from hf_pacgen.show.cards.contents import card_section, certificate_section, evaluation_results, merged, new_card
+from hf_pacgen.show.cards.document import Card, to_model_card
+
+__all__ = ["CARD", "CHART", "NUMBERS", "card_section", "certificate_section", "evaluation_results", "update_model_card"]
+
+CARD, CHART, NUMBERS = "README.md", "pacgen_by_module.png", "pacgen.json"
+"""Files in a model's folder."""
+
+
+def update_model_card(
+    card: str | os.PathLike[str] | ModelCard,
+    result: PACGenResult | None = None,
+    certificate: Any = None,
+    *,
+    model_name: str | None = None,
+    task_type: str | None = None,
+    dataset_type: str | None = None,
+    dataset_name: str | None = None,
+    dataset_split: str = "train",
+) -> ModelCard:
+    """Write a result, a certificate or both into a model card, and keep what else is there.
+
+    Doing it again changes nothing.  In a folder, the numbers (``pacgen.json``) and, where matplotlib is installed, the
+    chart by module go beside the card; without it the chart is drawn in text.  A result leaves the certificate that a
+    card has as it is, and the other way round.
+
+    Args:
+        card: the folder of a model, whose ``README.md`` is changed or made; or a card, which is changed in place.
+        result: of :func:`hf_pacgen.pacgen`.
+        certificate: of :func:`hf_pacgen.certify`, or its ``to_dict()``.
+        model_name: by default the one in the card's ``model-index``, or the folder's.
+        task_type: such as ``text-classification``; by default read from the card, or from the model's ``config.json``.
+        dataset_type, dataset_name, dataset_split: the training data, as the hub's id and as a name for people.  By
+            default the card's first entry under ``datasets``.
+
+    Raises:
+        InputError: nothing to write, no such folder, a card with a broken front matter or broken markers, or a
+            certificate that is none.  Nothing has been changed then.
+
+    Returns:
+        The card as ``huggingface_hub`` reads it.
+    """
+    if result is None and certificate is None:
+        raise InputError("There is nothing to write into the card: give a result, a certificate, or both.")
+    fields = None if certificate is None else certificate_fields(certificate)
+    file = None if isinstance(card, ModelCard) else _card_file(card)
+    folder = None if file is None else file.parent
+    document = Card(str(card), name="The card") if file is None else _open(file, model_name)
+    metadata = document.metadata
+    entries = evaluation_results(
+        result,
+        fields,
+        task_type=task_type or _task_type(metadata, folder) or "other",
+        dataset_type=dataset_type or _dataset_type(metadata),
+        dataset_name=dataset_name,
+        dataset_split=dataset_split,
+    )
+    index = metadata.get("model-index")
+    name = model_name or (str(index[0]["name"]) if index else _folder_name(folder))
+    document.set("model-index", merged(index, name, entries))
+    chart = None
+    if result is not None:
+        chart = CHART if folder and result.by_module and importlib.util.find_spec("matplotlib") else None
+        section = card_section(result, chart=chart, numbers=NUMBERS if folder else None)
+        document.put_section("score", section)
+    if fields is not None:
+        document.put_section("certificate", certificate_section(fields))
+    updated = to_model_card(str(document))
+    if isinstance(card, ModelCard):
+        card.content = str(document)
+        return card
+    if file is not None:
+        if result is not None:
+            _write_beside(file, result, chart)
+        _write(file, str(document))
+    return updated
+
+
+def _card_file(card: str | os.PathLike[str]) -> Path:
+    path = Path(card)
+    if path.is_dir():
+        return path / CARD
+    if path.is_file():
+        return path
+    raise InputError(f"The folder {os.fspath(card)!r} does not exist: expected the folder of a saved model.")
+
+
+def _open(file: Path, model_name: str | None) -> Card:
+    name = f"The card {file}"
+    if not file.exists():
+        folder = file.parent
+        library = "transformers" if (folder / "config.json").is_file() else None
+        return Card(new_card(model_name or _folder_name(folder), _task_type({}, folder), library), name=name)
+    try:
+        with file.open(encoding="utf-8", newline="") as stream:  # line breaks as they are
+            return Card(stream.read(), name=name)
+    except UnicodeDecodeError as error:
+        raise InputError(f"{name} is not UTF-8 text ({error}). Nothing was changed; convert it first.") from None
+
+
+def _write_beside(file: Path, result: PACGenResult, chart: str | None) -> None:
+    result.save(file.with_name(NUMBERS))
+    if chart is not None:
+        from hf_pacgen.show.plots import plot_by_module, save_figure
+
+        save_figure(plot_by_module(result), file.with_name(chart))
+
+
+def _write(file: Path, text: str) -> None:
+    """Write the card as a whole or not at all; a link and the file's permissions stay."""
+    target = file.resolve()
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_bytes(text.encode("utf-8"))
+        if target.exists():
+            shutil.copymode(target, temporary)
+        os.replace(temporary, target)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _folder_name(folder: Path | None) -> str:
+    return (folder.resolve().name if folder else "") or "model"
+
+
+def _task_type(metadata: Mapping[str, Any], folder: Path | None) -> str | None:
+    for entry in metadata.get("model-index") or []:
+        for group in entry["results"]:
+            return str(group["task"]["type"])
+    if isinstance(metadata.get("pipeline_tag"), str):
+        return str(metadata["pipeline_tag"])
+    return _trained_task(folder)
+
+
+def _trained_task(folder: Path | None) -> str | None:
+    """The hub's name of the task whose head the saved model has."""
+    if folder is None or not (folder / "config.json").is_file():
+        return None
+    from transformers.modelcard import TASK_MAPPING
+
+    mapping: Mapping[str, Any] = TASK_MAPPING
+
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        architectures = set(config.get("architectures") or [])
+    except (ValueError, AttributeError, TypeError):  # not a configuration: the card does not depend on it
+        return None
+    return next((task for task, names in mapping.items() if architectures & _flat(names.values())), None)
+
+
+def _flat(names: Any) -> set[str]:
+    return {single for name in names for single in (name if isinstance(name, (list, tuple)) else (name,))}
+
+
+def _dataset_type(metadata: Mapping[str, Any]) -> str:
+    datasets = metadata.get("datasets")
+    first = datasets[0] if isinstance(datasets, list) and datasets else datasets
+    return first if isinstance(first, str) and first else "unknown"

@@ -1,0 +1,96 @@
+"""Picture of a measure against the generalization gap."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from hf_pacgen.maths.rank_correlation import rank_correlation
+from hf_pacgen.results.measures import MEASURES, Measures
+from hf_pacgen.results.pacgen import PACGenResult
+from hf_pacgen.results.sharpness import Sharpness
+from hf_pacgen.results.spectrum import Spectrum
+from hf_pacgen.results.worst_case import WorstCaseSharpness
+from hf_pacgen.show.plots.style import BLUE, GRAY, compact, headline, new_axes, plain
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+__all__ = ["plot_gap"]
+
+Result = PACGenResult | Sharpness | WorstCaseSharpness | Spectrum | Measures
+DEFAULTS: dict[type, tuple[str, str]] = {
+    PACGenResult: ("kl_complexity_per_parameter", "K(η)/m"),
+    Measures: ("kl_complexity_per_parameter", "K(η)/m"),
+    Sharpness: ("mean", "expected sharpness"),
+    WorstCaseSharpness: ("relative", "worst-case sharpness, in %"),
+    Spectrum: ("largest", "λ_max of the Hessian"),
+}
+"""For every kind of result, the measure that is drawn, and its name for people."""
+
+
+def plot_gap(
+    results: Sequence[Result],
+    gaps: Sequence[float] | None = None,
+    *,
+    measure: str | None = None,
+    labels: Sequence[str] | None = None,
+    ax: Axes | None = None,
+) -> Axes:
+    """Scatter of the generalization gap against a measure, one point a model, with Spearman's rank correlation.
+
+    Args:
+        results: of models that differ in how they were trained: all of one kind.
+        gaps: test minus training loss of each; :class:`Measures` have their own.
+        measure: name of a field of the results; by default K(η)/m, the mean or relative sharpness, or λ_max.
+        labels: beside the points; :class:`Measures` have their names.
+        ax: where to draw; by default on a figure of its own.
+
+    Raises:
+        ValueError: fewer than two results, other numbers of gaps or labels, a gap or measure that is missing or not
+            finite, an unknown measure, results of several kinds.
+        ImportError: matplotlib is not installed.
+    """
+    if len(results) < 2:
+        raise ValueError(f"A scatter needs at least 2 results; got {len(results)}.")
+    kinds = {type(result) for result in results}
+    if len(kinds) > 1 or not kinds <= DEFAULTS.keys():
+        names = ", ".join(sorted(kind.__name__ for kind in kinds))
+        raise ValueError(f"results must all be of one kind that pacgen(), ..., measure_all() return; got {names}.")
+    default, title = DEFAULTS[kinds.pop()]
+    field = measure or default
+    x = [_value(result, field) for result in results]
+    heights = [r.gap for r in results if isinstance(r, Measures)] if gaps is None else list(gaps)
+    names_of = [r.name for r in results if isinstance(r, Measures)] if labels is None else list(labels)
+    for what, given in (("gaps", heights), ("labels", names_of)):
+        if len(given) != len(results) and (given or what == "gaps"):
+            raise ValueError(f"{what} must have one entry for each of the {len(results)} results; got {len(given)}.")
+    y = [float(gap) if gap is not None else math.nan for gap in heights]
+    if not all(map(math.isfinite, [*x, *y])):
+        raise ValueError(f"{field} and the gaps must be finite numbers; got {x} and {heights}. Measure these again.")
+    ax = ax or new_axes(4.6, width=6.4)
+    ax.scatter(x, y, s=52, color=BLUE, alpha=0.9, edgecolor="white", linewidth=0.8, zorder=3, label="one model each")
+    ranked = sorted(zip(x, y, names_of, strict=False))
+    for i, (across, up, name) in enumerate(ranked):  # in turn above and below, so that neighbors can be read
+        ax.annotate(name, (across, up), (7, -11 if i % 2 else 4), textcoords="offset points", fontsize=8, color=GRAY)
+    plain(ax, grid="y")
+    ax.margins(0.14, 0.12)
+    ax.xaxis.set_major_formatter(lambda value, _: compact(value))
+    ax.set_xlabel(title if field == default else MEASURES.get(field, field).strip())
+    ax.set_ylabel("gap: test minus training loss")
+    correlation = rank_correlation(x, y)
+    said = "is undefined" if math.isnan(correlation) else f"{correlation:+.2f}"
+    headline(ax, f"Generalization gap of {len(x)} models\nrank correlation (Spearman) {said}")
+    return ax
+
+
+def _value(result: Result, field: str) -> float:
+    value = (
+        max(result.eigenvalues) if isinstance(result, Spectrum) and field == "largest" else getattr(result, field, None)
+    )
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise ValueError(
+            f"{type(result).__name__} has no number {field!r} to draw. Give the name of one of its numbers."
+        )
+    return float(value)

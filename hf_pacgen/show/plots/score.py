@@ -1,0 +1,164 @@
+"""Pictures of the score: its modules, and the Hessian diagonal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from hf_pacgen.results.diagonal import DiagonalEstimate
+from hf_pacgen.results.pacgen import PACGenResult
+from hf_pacgen.show.plots.style import BLUE, ORANGE, compact, headline, new_axes, plain
+from hf_pacgen.show.tables import number, percent
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+__all__ = ["plot_by_module", "plot_hessian_diagonal"]
+
+MAX_LABEL = 44
+"""Characters of a module's name."""
+CHUNK = 1 << 22
+
+
+def plot_by_module(
+    result: PACGenResult, *, top_modules: int = 12, per_parameter: bool = False, ax: Axes | None = None
+) -> Axes:
+    """Horizontal bars of Ψ and K(η), in nats, of the modules with the largest share of K(η).
+
+    What the other modules have together is the last pair of bars, so that the bars add up to the score.
+
+    Args:
+        result: of :func:`hf_pacgen.pacgen`.
+        top_modules: how many modules have bars of their own, at least 1.
+        per_parameter: over the number of parameters of each module, in nats a parameter.
+        ax: where to draw; by default on a figure of its own, reached as ``.figure`` of what is returned.
+
+    Raises:
+        ValueError: ``top_modules`` is not positive, or the result has no modules.
+        ImportError: matplotlib is not installed.
+    """
+    if top_modules < 1:
+        raise ValueError(f"top_modules must be at least 1; got {top_modules}.")
+    if not result.by_module:
+        raise ValueError("The result lists no modules: expected one that pacgen() returned. Score the model again.")
+    names, rows = zip(*_ranked(result, top_modules, per_parameter), strict=True)
+    ax = ax or new_axes(1.5 + 0.4 * len(names))
+    series = (
+        ("Ψ, the published score", BLUE, [row[0] for row in rows], -0.2),
+        (f"K(η) at η = {number(result.eta)}", ORANGE, [row[1] for row in rows], 0.2),
+    )
+    longest = max(max(values) for _, _, values, _ in series)
+    for label, color, values, shift in series:
+        bars = ax.barh([i + shift for i in range(len(names))], values, height=0.36, color=color, label=label)
+        ax.bar_label(bars, [compact(value) for value in values], padding=3, fontsize=8, color="#333333")
+    ax.set_xlim(0, 1.14 * longest or 1.0)  # leaves room for the numbers beside the bars
+    ax.set_yticks(range(len(names)), [_shorten(name) for name in names], fontsize=8.5)
+    ax.set_ylim(len(names) - 0.4, -0.6)  # the largest on top
+    ax.set_xlabel("nats per parameter (lower is better)" if per_parameter else "nats (lower is better)")
+    headline(
+        ax,
+        f"PACGen by module\nΨ feels the curvature in {percent(result.active_fraction)} of the weights, "
+        f"K(η) in {percent(result.kl_active_fraction)}",
+    )
+    plain(ax, grid="x")
+    return ax
+
+
+def _ranked(result: PACGenResult, count: int, per_parameter: bool) -> Iterator[tuple[str, tuple[float, float]]]:
+    def heights(modules: list[Mapping[str, float]]) -> tuple[float, float]:
+        by = sum(module["num_parameters"] for module in modules) if per_parameter else 1
+        return sum(m["score"] for m in modules) / by, sum(m["kl_complexity"] for m in modules) / by
+
+    ranked = sorted(result.by_module.items(), key=lambda item: -item[1]["kl_complexity"])
+    for name, values in ranked[:count]:
+        yield name, heights([values])
+    rest: list[Mapping[str, float]] = [values for _, values in ranked[count:]]
+    if rest:
+        yield f"{len(rest)} other module{'s' if len(rest) > 1 else ''}", heights(rest)
+
+
+def plot_hessian_diagonal(
+    diagonal: DiagonalEstimate | Tensor | Mapping[str, Tensor], *, bins: int = 60, ax: Axes | None = None
+) -> Axes:
+    """Histogram of |H_ii| on a logarithmic axis, positive and negative curvature apart.
+
+    Curvatures span many powers of ten, so bins are equally wide in log10 |H_ii|; entries that are exactly 0 have no
+    place there and are counted in the title.
+
+    Args:
+        diagonal: of :func:`hf_pacgen.hessian_diagonal`, or tensors.
+        bins: number of bins.
+        ax: where to draw; by default on a figure of its own.
+
+    Raises:
+        ValueError: ``bins`` is not positive, there are no entries, or one is not finite.
+        ImportError: matplotlib is not installed.
+    """
+    if bins < 1:
+        raise ValueError(f"bins must be at least 1; got {bins}.")
+    values = diagonal.values if isinstance(diagonal, DiagonalEstimate) else diagonal
+    tensors = [values] if isinstance(values, Tensor) else list(values.values())
+    low, high, counts = _log_histogram(tensors, bins)
+    ax = ax or new_axes(4.2)
+    edges = [10 ** (low + (high - low) * i / bins) for i in range(bins + 1)]
+    total = int(sum(c.sum() for c in counts.values()))
+    for name, sign, color, filled in (("positive", 1, BLUE, True), ("negative", -1, ORANGE, False)):
+        heights = counts[sign]
+        label = f"{name} curvature: {_share(int(heights.sum()), total)}"
+        ax.stairs(heights.tolist(), edges, fill=filled, color=color, alpha=0.75 if filled else 1, lw=1.6, label=label)
+    zeros = int(counts[0].sum())
+    trace = sum(tensor.sum(dtype=torch.float64).item() for tensor in tensors)
+    ax.set_xscale("log")
+    ax.set_xlabel("|$H_{ii}$|, absolute curvature of the training loss along a weight")
+    ax.set_ylabel("weights in a bin")
+    undrawn = f"; {_share(zeros, total)} are exactly 0 and not drawn" if zeros else ""
+    headline(ax, f"Hessian diagonal of {total:,} weights\ntrace {number(trace)}{undrawn}")
+    plain(ax, grid="y")
+    return ax
+
+
+def _log_histogram(tensors: list[Tensor], bins: int) -> tuple[float, float, dict[int, Tensor]]:
+    """Range of log10 |H_ii|, and the numbers of entries in its bins by their sign (under 0: the zeros)."""
+    low, high, zeros, total = float("inf"), float("-inf"), 0, 0
+    for part in _parts(tensors):
+        if not bool(part.isfinite().all()):
+            raise ValueError(
+                "The Hessian diagonal contains NaN or infinity: expected finite numbers. Estimate it again."
+            )
+        size = part.abs()[part != 0]
+        zeros, total = zeros + part.numel() - size.numel(), total + part.numel()
+        if size.numel():
+            low, high = min(low, size.min().log10().item()), max(high, size.max().log10().item())
+    if total == 0:
+        raise ValueError("The Hessian diagonal has no entries: expected at least one tensor with numbers.")
+    if zeros == total:
+        low, high = -1.0, 1.0
+    if high - low < 1e-3:  # a single value is a bar of visible width
+        low, high = low - 0.5, high + 0.5
+    counts = {sign: torch.zeros(bins, dtype=torch.float64) for sign in (1, -1)}
+    for part in _parts(tensors):
+        for sign, count in counts.items():
+            exponents = (part[part.sign() == sign]).abs().log10_().clamp_(low, high)
+            count += torch.histc(exponents, bins=bins, min=low, max=high)
+    return low, high, {**counts, 0: torch.tensor([zeros])}
+
+
+def _parts(tensors: list[Tensor]) -> Iterator[Tensor]:
+    """A few million entries at a time, in float64, so that a large model costs no second copy."""
+    for tensor in tensors:
+        for part in tensor.detach().reshape(-1).split(CHUNK):
+            yield part.double().cpu()
+
+
+def _share(count: int, total: int) -> str:
+    return f"{count:,} ({percent(count / total)})"
+
+
+def _shorten(name: str) -> str:
+    """The last parts of a long name: they tell modules apart."""
+    if len(name) <= MAX_LABEL:
+        return name
+    return "..." + name[len(name) - MAX_LABEL + 3 :]

@@ -1,0 +1,196 @@
+"""Noise and scores in any Trainer."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from enum import Enum
+from typing import Any
+
+from torch import nn
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from hf_pacgen.config import NoiseConfig, ScoreConfig
+from hf_pacgen.config.settings import choice
+from hf_pacgen.results.pacgen import PACGenResult
+from hf_pacgen.training.arguments import as_config
+from hf_pacgen.training.noisy_step import NOISE_FILE, NoiseEngine
+from hf_pacgen.training.run_facts import describe_run, refuse_unsupported, score_on_training_data
+
+__all__ = ["PACGenCallback", "ScoreOn"]
+
+logger = logging.getLogger(__name__)
+
+
+class ScoreOn(str, Enum):
+    """When a callback scores the model."""
+
+    EVALUATE = "evaluate"
+    EPOCH = "epoch"
+    END = "end"
+
+
+class PACGenCallback(TrainerCallback):
+    """Train with noise, and score the model, in a Trainer that knows nothing of it.
+
+    The noise is drawn once for an optimizer step: it is on the weights from the step's beginning to just before the
+    optimizer, and off for every ``state_dict()`` and every evaluation in between.  After an exception the model
+    finds its clean weights when it is used (a forward pass, a save) or when training starts again; code that reads
+    the parameters themselves first has to use :class:`~hf_pacgen.training.trainer.PACGenTrainer`.
+
+    Scores are of the *training* data.  On an evaluation they join its metrics (``eval_pacgen``, ...), so they reach
+    what ``evaluate()`` returns and ``metric_for_best_model``; the Trainer has logged by then, so they get a line of
+    their own in ``log_history``, and no reporter sees them.  The PACGenTrainer's reach reporters too.
+
+    Args:
+        noise: settings of the noise, or None.
+        score: settings of the score, or None.
+        score_on: "evaluate", "epoch" or "end".
+
+    Raises:
+        ValueError: ``antithetic`` noise, which needs the PACGenTrainer; an unknown setting.
+    """
+
+    def __init__(
+        self,
+        noise: NoiseConfig | dict[str, Any] | None = None,
+        score: ScoreConfig | dict[str, Any] | None = None,
+        score_on: ScoreOn | str = ScoreOn.EVALUATE,
+    ) -> None:
+        self.noise = as_config(NoiseConfig, noise, "noise")
+        self.score = as_config(ScoreConfig, score, "score")
+        self.score_on = choice(ScoreOn, score_on, "score_on")
+        if self.noise is None and self.score is None:
+            logger.warning(
+                "This PACGenCallback does nothing: it has neither noise nor score. Pass noise=NoiseConfig(), "
+                "score=ScoreConfig(), or both, to an instance of it."
+            )
+        if self.noise is not None and self.noise.antithetic:
+            raise ValueError(
+                "antithetic noise takes two gradients of every batch, which a callback cannot ask for. "
+                "Use PACGenTrainer, or antithetic=False."
+            )
+        self.engine: NoiseEngine | None = None
+        self.last_score: PACGenResult | None = None
+
+    @property
+    def _has_noise(self) -> bool:
+        return self.noise is not None and not self.noise.is_silent
+
+    def on_init_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Refuse what cannot work before anything is set up."""
+        if self._has_noise:
+            refuse_unsupported(args)
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Set the noise up, and take over the state of a checkpoint."""
+        self._close()
+        if self.noise is None or not self._has_noise:
+            return
+        refuse_unsupported(args)
+        run = describe_run(
+            args,
+            kwargs["model"],
+            optimizer=kwargs["optimizer"],
+            train_dataloader=kwargs["train_dataloader"],
+            max_steps=state.max_steps,
+        )
+        self.engine = NoiseEngine(self.noise, run)
+        if state.global_step:
+            self.engine.load(_resumed_from(args, state.global_step))
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Put the step's noise on the weights."""
+        if self.engine is not None:
+            self.engine.enter(state.global_step, event=True)
+
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Take the noise off, and learn about the curvature."""
+        if self.engine is not None:
+            self.engine.before_optimizer_step(state.global_step)
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Write the noise state into the checkpoint."""
+        folder = _checkpoint(args, state.global_step)
+        if self.engine is not None:
+            self.engine.save(folder, writes=args.should_save and os.path.isdir(folder))
+
+    def on_evaluate(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        metrics: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Add the scores to the metrics of an evaluation."""
+        if self.score is not None and self.score_on is ScoreOn.EVALUATE:
+            metrics = {} if metrics is None else metrics
+            prefixes = [key.removesuffix("_runtime") for key in metrics if key.endswith("_runtime")]
+            metrics.update(self._scores(args, state, prefixes[0] if prefixes else "eval", **kwargs))
+
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Score at the end of an epoch."""
+        if self.score_on is ScoreOn.EPOCH:
+            self._scores(args, state, "train", **kwargs)
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Score at the end of the training, and take everything out of the model."""
+        if self.score_on is ScoreOn.END:
+            self._scores(args, state, "train", **kwargs)
+        self._close()
+
+    def _scores(self, args: TrainingArguments, state: TrainerState, prefix: str, **kwargs: Any) -> dict[str, float]:
+        model: nn.Module | None = kwargs.get("model")
+        loader = kwargs.get("train_dataloader")
+        if self.score is None or model is None:
+            return {}
+        if loader is None:
+            logger.warning("No PACGen score: the callback knows the training data only once training has begun.")
+            return {}
+        self.last_score = score_on_training_data(
+            args, model, self.score, dataset=loader.dataset, collate_fn=loader.collate_fn
+        )
+        scores = self.last_score.metrics(f"{prefix}_")
+        entry = {"epoch": state.epoch, **scores, "step": state.global_step}
+        state.log_history.append({key: value for key, value in entry.items() if value is not None})
+        return scores
+
+    def _close(self) -> None:
+        if self.engine is not None:
+            self.engine.close()
+        self.engine = None
+
+
+def _checkpoint(args: TrainingArguments, step: int) -> str:
+    return os.path.join(args.output_dir or "", f"checkpoint-{step}")
+
+
+def _resumed_from(args: TrainingArguments, step: int) -> str:
+    """The checkpoint a run goes on from.
+
+    Callbacks are not told, so it is read from the frame of the Trainer's ``train``, and where that has changed, looked
+    for where it should be.
+    """
+    frame = sys._getframe(1)
+    while frame is not None:
+        if frame.f_globals.get("__name__") == "transformers.trainer":
+            given = frame.f_locals.get("resume_from_checkpoint")
+            if isinstance(given, (str, os.PathLike)):
+                return os.fspath(given)
+        frame = frame.f_back  # type: ignore[assignment]
+    given = args.resume_from_checkpoint
+    if isinstance(given, str) and os.path.isfile(os.path.join(given, NOISE_FILE)):
+        return given
+    return _checkpoint(args, step)

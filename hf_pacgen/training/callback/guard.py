@@ -1,0 +1,203 @@
+"""Keep a model's noise inside the training step: saves and evaluations find clean weights, whatever happened.
+
+A callback hears nothing of an exception, so the noise of an interrupted step would stay on the weights.  Hooks on the
+model close that gap.  Every ``state_dict()`` and every copy is taken at clean weights, and a ``load_state_dict()`` goes
+to them; and every forward pass asks whether the training loop that began the step is still running (whether its frame
+is on the stack) and whether the model is in training mode: if the loop is gone, so is the noise.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping
+from types import FrameType
+from typing import Any
+from weakref import WeakSet
+
+import torch
+from torch import Tensor, nn
+
+from hf_pacgen.distributed.shards import is_sharded
+from hf_pacgen.noise.perturbation import Perturbation
+
+__all__ = ["Guard", "Hook", "release"]
+
+MACHINERY = ("hf_pacgen.training", "transformers.trainer_callback", "contextlib")
+"""Modules whose frames stand between the training loop and the noise."""
+WATCHED_DEPTH = 3
+"""How deep in the model a module may be called by itself and still find clean weights after an exception."""
+
+_GUARDS: WeakSet[Guard] = WeakSet()
+"""All that have hooks on a model."""
+
+
+def release(parameters: Mapping[str, Tensor]) -> None:
+    """Close what an interrupted run left on any of these parameters: its noise would pass for weights."""
+    ids = {id(parameter) for parameter in parameters.values()}
+    for guard in list(_GUARDS):
+        if any(id(parameter) in ids for parameter in guard.noise.parameters.values()):
+            guard.close()
+
+
+class Guard:
+    """Switches the noise of one model on for a training step and off for everything else.
+
+    Args:
+        model: the model as the training loop saves it (without DistributedDataParallel or torch.compile).
+        noise: what is switched.
+        watch_forward: whether to look at forward passes; not possible inside torch.compile.
+    """
+
+    def __init__(self, model: nn.Module, noise: Perturbation, *, watch_forward: bool = True) -> None:
+        self.model, self.noise = model, noise
+        self._loop: FrameType | None = None
+        self._in_state_dict = 0
+        self._resume = self._keeps_parameters = False
+        self.loaded = False
+        """Whether weights were loaded since the last :meth:`enter`, so that the rest of the step has no noise."""
+        self.also: list[Callable[[], None]] = []
+        """What else is to be undone by :meth:`close`."""
+        self._handles: list[Any] = []
+        for name, module in model.named_modules():
+            self._handles.append(module.register_state_dict_pre_hook(Hook(self._before_state_dict, self._before_copy)))
+            self._handles.append(module.register_state_dict_post_hook(Hook(self._after_state_dict)))
+            self._handles.append(module.register_load_state_dict_pre_hook(Hook(self._before_load)))
+            if watch_forward and name and name.count(".") < WATCHED_DEPTH:
+                # generate() of an adapter, for one, calls the model inside and not the one around it
+                self._handles.append(module.register_forward_pre_hook(Hook(self._before_part), prepend=True))
+        if watch_forward:
+            # before the hook with which FSDP2 gathers the weights
+            self._handles.append(model.register_forward_pre_hook(Hook(self._before_forward), prepend=True))
+            self._handles.append(model.register_forward_hook(Hook(self._after_forward), always_call=True))
+        _GUARDS.add(self)
+
+    def enter(self, *, event: bool = False) -> None:
+        """Put the noise on, until :meth:`leave` or until the caller's training loop is gone.
+
+        ``event`` says that the caller hears of the step by an event of the Trainer.
+        """
+        self._loop = _training_loop(event)
+        self._in_state_dict = 0
+        self._resume = self.loaded = False
+        self.noise.apply()
+
+    def leave(self) -> None:
+        """Take the noise off."""
+        self.noise.restore()
+        self._loop = None  # a frame keeps its variables alive
+
+    def close(self) -> None:
+        """Take the noise off for good, and the hooks with it."""
+        self._leave_to_others()
+        for handle in self._handles:
+            handle.remove()
+        for undo in self.also:
+            undo()
+        self._handles, self.also = [], []
+        _GUARDS.discard(self)
+
+    def _leave_to_others(self) -> None:
+        """Take the noise off after the loop is gone: what was written to the weights since then stays."""
+        self.noise.restore(written=self._loop is not None and not self._running())
+        self._loop = None
+
+    def _running(self) -> bool:
+        frame: FrameType | None = sys._getframe()
+        while frame is not None and self._loop is not None:
+            if frame is self._loop:
+                return True
+            frame = frame.f_back
+        return False
+
+    def _before_state_dict(self, module: nn.Module, prefix: str, keep_vars: bool) -> None:
+        if self._in_state_dict == 0:
+            self._resume, self._keeps_parameters = self.noise.applied, keep_vars
+        self._in_state_dict += 1
+        self.noise.restore()
+
+    def _after_state_dict(self, module: nn.Module, state_dict: Any, prefix: str, local_metadata: Any) -> None:
+        self._in_state_dict = max(self._in_state_dict - 1, 0)
+        if self._in_state_dict == 0 and self._resume:
+            self._resume = False
+            if self._running() and not self._keeps_parameters:
+                # the state dict refers to the clean weights themselves; noise writes to them if they are shards only
+                for key, value in list(state_dict.items()):
+                    if is_sharded(value):
+                        state_dict[key] = value.clone()
+                self.noise.apply()
+
+    def _before_forward(self, module: nn.Module, args: Any) -> None:
+        if self._loop is None or module is not self.model or torch.compiler.is_compiling():
+            return
+        if not self._running():
+            self._leave_to_others()
+        elif module.training and not self.noise.applied:
+            self.noise.apply()
+        elif not module.training and self.noise.applied:
+            self.noise.restore()
+            self._resume = True
+
+    def _before_part(self, module: nn.Module, args: Any) -> None:
+        if torch.compiler.is_compiling() or self._loop is None or not self.noise.applied:
+            return
+        if not self._running():
+            self._leave_to_others()
+        elif not self.model.training:
+            self.noise.restore()  # until the model's next forward pass in training
+
+    def _before_load(self, *args: Any) -> None:
+        if self._loop is not None:
+            self._leave_to_others()
+            self.loaded = True
+
+    def _before_copy(self) -> None:
+        if self._loop is not None and self._running():
+            self.noise.restore()  # until the model's next forward pass in training
+        elif self._loop is not None:
+            self._leave_to_others()
+
+    def _after_forward(self, module: nn.Module, args: Any, output: Any) -> None:
+        if self._resume and module is self.model and self._in_state_dict == 0:
+            self._resume = False
+            if self._running():
+                self.noise.apply()
+
+
+class Hook:
+    """A hook that a copied or pickled model leaves behind, after ``before_copy`` was called."""
+
+    def __init__(self, call: Any = None, before_copy: Callable[[], None] | None = None) -> None:
+        self._call, self._before_copy = call, before_copy
+
+    def __call__(self, *args: Any) -> Any:
+        return None if self._call is None else self._call(*args)
+
+    def __deepcopy__(self, memo: Any) -> Hook:
+        return self._copy()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        self._copy()
+        return Hook, ()
+
+    def _copy(self) -> Hook:
+        # a module's hooks are copied before the modules in it
+        if self._before_copy is not None:
+            self._before_copy()
+        return Hook()
+
+
+def _training_loop(event: bool) -> FrameType | None:
+    """The innermost frame that belongs to the training loop and not to the machinery of callbacks.
+
+    Of an event it is the one that called the handler of callbacks: a callback may be a subclass's, or inside another.
+    """
+    frame: FrameType | None = sys._getframe(1)
+    found, handled = None, False
+    while frame is not None:
+        ours = frame.f_globals.get("__name__", "").startswith(MACHINERY)
+        if not ours and (handled or not event):
+            return frame
+        found = frame if found is None and not ours else found
+        handled = handled or frame.f_code.co_name == "call_event"
+        frame = frame.f_back
+    return found

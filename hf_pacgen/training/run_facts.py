@@ -1,0 +1,162 @@
+"""What noise and scores need to know of a Trainer's run, read from its arguments and data."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from accelerate.state import AcceleratorState, PartialState
+from torch import nn
+from torch.utils.data import Dataset
+from transformers import TrainingArguments
+from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
+
+from hf_pacgen.config import ScoreConfig
+from hf_pacgen.data.objective import LossFunction
+from hf_pacgen.distributed.processes import Processes
+from hf_pacgen.measures.pacgen import pacgen
+from hf_pacgen.model.state import unwrap
+from hf_pacgen.results.pacgen import PACGenResult
+from hf_pacgen.training.noisy_step import Run
+
+__all__ = ["describe_run", "refuse_unsupported", "refuse_unknown_metric", "score_on_training_data"]
+
+
+def refuse_unsupported(args: TrainingArguments) -> None:
+    """Raise where noise cannot be taken off before the weights change, or they are partitioned other than by FSDP2.
+
+    Raises:
+        ValueError: DeepSpeed, or FSDP of another version than 2, is on; an optimizer that steps inside backward.
+    """
+    optimizer = str(getattr(optim := getattr(args, "optim", ""), "value", optim))
+    if optimizer.endswith(("lomo", "_layerwise")):
+        raise ValueError(
+            f"Noise is not supported with optim={optimizer!r}, which changes the weights during the backward pass, "
+            "while the noise is on them. Use an optimizer that steps after it, such as optim='adamw_torch', or train "
+            "without noise."
+        )
+    state = AcceleratorState() if AcceleratorState._shared_state else None
+    remedy = (
+        "Train with DistributedDataParallel (torchrun without a DeepSpeed or FSDP configuration), or without noise."
+    )
+    if is_deepspeed_zero3_enabled():
+        raise ValueError(f"Noise is not supported with DeepSpeed ZeRO-3, which shards the parameters. {remedy}")
+    if getattr(args, "deepspeed", None) or getattr(state, "deepspeed_plugin", None) is not None:
+        raise ValueError(
+            "Noise is not supported with DeepSpeed, which partitions gradients and optimizer states (and with ZeRO-3 "
+            f"the parameters). {remedy}"
+        )
+    if getattr(args, "fsdp", None) or getattr(state, "fsdp_plugin", None) is not None:
+        plugin = getattr(state, "fsdp_plugin", None)
+        version = getattr(plugin, "fsdp_version", None) or _fsdp_version(args)
+        if version != 2:
+            raise ValueError(
+                f"Noise is not supported with FSDP of version {version}, which flattens the parameters: expected "
+                f"version 2. Set fsdp_config={{'version': 2}} (fsdp_version: 2 in a configuration of accelerate). "
+                f"{remedy}"
+            )
+
+
+def _fsdp_version(args: TrainingArguments) -> int:
+    """The version that the arguments ask for; 1 where they say nothing, as accelerate has it."""
+    given = getattr(args, "fsdp_plugin_args", None) or {}
+    return int(given.get("fsdp_version") or 1)
+
+
+def refuse_unknown_metric(args: TrainingArguments) -> None:
+    """Raise where the best model is to be chosen by a score, and there will be none.
+
+    Raises:
+        ValueError: ``metric_for_best_model`` is one of PACGen's.
+    """
+    metric = args.metric_for_best_model or ""
+    if "pacgen" in metric or metric.removeprefix("eval_").startswith("hessian_"):
+        raise ValueError(
+            f"metric_for_best_model={metric!r} is a score, and this PACGenTrainer computes none. Pass "
+            "score=ScoreConfig(max_examples=512), for instance, or choose by another metric."
+        )
+
+
+def describe_run(
+    args: TrainingArguments,
+    model: nn.Module,
+    *,
+    optimizer: Any,
+    train_dataloader: Any,
+    max_steps: int,
+    loss_fn: LossFunction | None = None,
+) -> Run:
+    """The facts about a run that is about to begin."""
+    dataset = getattr(train_dataloader, "dataset", None)
+    dataset = getattr(dataset, "dataset", dataset) if type(dataset).__name__ == "IterableDatasetShard" else dataset
+    dataset = _of_examples(dataset)
+    return Run(
+        model=unwrap(model),
+        optimizer=optimizer,
+        dataset=dataset,
+        collate_fn=getattr(train_dataloader, "collate_fn", None),
+        batch_size=args.per_device_train_batch_size,
+        num_examples=_length(dataset),
+        examples_per_step=args.train_batch_size * args.gradient_accumulation_steps * args.world_size,
+        max_steps=max_steps,
+        processes=_processes(args),
+        clips=args.max_grad_norm is not None and args.max_grad_norm > 0,
+        compiled=bool(args.torch_compile),
+        loss_fn=loss_fn,
+    )
+
+
+def score_on_training_data(
+    args: TrainingArguments,
+    model: nn.Module,
+    config: ScoreConfig,
+    *,
+    dataset: Any,
+    collate_fn: Any,
+    accelerator: Any = None,
+    loss_fn: LossFunction | None = None,
+) -> PACGenResult:
+    """PACGen of a model on the data it is trained on, with the processes of the run."""
+    with torch.enable_grad():
+        return pacgen(
+            unwrap(model),
+            _of_examples(dataset),
+            config=config,
+            loss_fn=loss_fn,
+            collate_fn=collate_fn,
+            batch_size=args.per_device_eval_batch_size,
+            accelerator=accelerator or _state(args),
+            progress=False,
+        )
+
+
+class _Examples(Dataset[Any]):
+    def __init__(self, examples: Any) -> None:
+        self.examples = examples
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def __getitem__(self, index: int) -> Any:
+        return self.examples[index]
+
+
+def _of_examples(dataset: Any) -> Any:
+    """A Trainer takes a list for a dataset of examples; elsewhere a list is one of batches."""
+    return _Examples(dataset) if isinstance(dataset, (list, tuple)) else dataset
+
+
+def _state(args: TrainingArguments) -> Any:
+    # a second Accelerator would change the settings of the run's; its process state is all that is needed
+    return PartialState() if args.world_size > 1 else None
+
+
+def _processes(args: TrainingArguments) -> Processes:
+    return Processes(_state(args))
+
+
+def _length(dataset: Any) -> int | None:
+    try:
+        return len(dataset)
+    except TypeError:
+        return None
