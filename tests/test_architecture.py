@@ -18,9 +18,11 @@ FLOORS: dict[str, str] = {
     "show": "cards.contents cards.document cards.update plots.gap plots.landscape plots.score plots.spectrum "
     "plots.style tables wording",
     "distributed": "processes shards",
-    "model": "displacement parameters state",
+    "model": "embeddings parameters precision state",
     "data": "batches collation losses objective sharded_objective",
-    "curvature": "ascent checkpoint diagonal diagonal_sums hvp lipschitz run_identity spectrum",
+    "curvature": "ascent checkpoint diagonal.blend diagonal.estimate diagonal.exact diagonal.gauss_newton "
+    "diagonal.hutchinson diagonal.sums displacement hvp lipschitz operators run_identity spectrum "
+    "weight_space",
     "noise": "curvature_tracker layout lookup pairs perturbation perturbed",
     "measures": "comparison hessian landscape pacgen session sharpness spectrum worst_case",
     "certify": "certify draws error_rate posterior priors refinement search splits validity",

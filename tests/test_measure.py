@@ -14,7 +14,6 @@ from launch import on_two_processes
 from torch import Tensor, nn
 
 from hf_pacgen import PACGenResult, ScoreConfig, hessian_diagonal, pacgen, pacgen_score
-from hf_pacgen.model.displacement import SavedWeights
 
 
 def everything(model: nn.Module) -> list[Any]:
@@ -123,35 +122,6 @@ def test_status_sentences() -> None:
         model, parts * 4, config=ScoreConfig(estimator="exact", lipschitz_directions=0, rho=0.05, epsilon=1.0)
     )
     assert clean.status == ()
-
-
-def test_weights_come_back_bit_for_bit_however_they_were_displaced() -> None:
-    from hf_pacgen.model.displacement import RademacherDirection
-
-    torch.manual_seed(0)
-    parameters = {"a": torch.randn(130, 64).bfloat16(), "b": torch.randn(7, 5).t(), "c": torch.randn(())}
-    before = {n: p.clone() for n, p in parameters.items()}
-    with SavedWeights(parameters, by_rows=["a"]) as saved:
-        assert "a" not in saved.copy
-        for i in range(5):
-            saved.displace([(RademacherDirection(i), 0.1), (RademacherDirection(9), 0.2)])
-            assert parameters["a"].equal(before["a"]) and not parameters["b"].equal(before["b"])
-            saved.look_up("a", torch.tensor([77, 3, 3]))
-            once = parameters["a"].clone()
-            saved.look_up("a", torch.tensor([[5, 77]]))  # a second reading displaces only what is new
-            assert not parameters["a"][5].equal(before["a"][5]) and parameters["a"][77].equal(once[77])
-            assert parameters["a"][4].equal(before["a"][4]) and not once[3].equal(before["a"][3])
-            saved.displace([(RademacherDirection(i), 0.1)])
-            assert parameters["a"].equal(before["a"])
-            saved.displace([(RademacherDirection(i), 0.1), (RademacherDirection(9), 0.2)], whole=True)
-            assert parameters["a"][[3, 77]].equal(once[[3, 77]]) and not parameters["a"][4].equal(before["a"][4])
-            saved.look_up("a", torch.tensor([3]))
-            assert parameters["a"][3].equal(once[3])
-            if i % 2:
-                saved.restore()
-                saved.look_up("a", torch.tensor([3]))
-                assert parameters["a"].equal(before["a"])
-    assert all(p.equal(before[n]) for n, p in parameters.items())
 
 
 # ------------------------------------------------------------------------------------------ two processes

@@ -28,11 +28,11 @@ from hf_pacgen.certify.validity import (
     unpadded_length,
 )
 from hf_pacgen.config import CertificateConfig, PriorGroups, ScoreConfig
+from hf_pacgen.curvature.displacement import SavedWeights
 from hf_pacgen.data.collation import count_examples
 from hf_pacgen.data.objective import LossFunction, Objective
 from hf_pacgen.measures.hessian import hessian_diagonal
 from hf_pacgen.measures.session import check_arguments, measuring
-from hf_pacgen.model.displacement import SavedWeights
 from hf_pacgen.model.state import unwrap
 from hf_pacgen.results.certificate import Certificate
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from hf_pacgen.certify.draws import NoiseStream, NoisyErrors
 from hf_pacgen.certify.posterior import Posterior, PriorScales
-from hf_pacgen.curvature.diagonal_sums import zeros_like
+from hf_pacgen.curvature.weight_space import zeros_like
 from hf_pacgen.distributed.processes import send_to_device
 from hf_pacgen.maths.pac_bayes import kl_bound
 

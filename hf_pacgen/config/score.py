@@ -25,6 +25,11 @@ class Estimator(str, Enum):
     GAUSS_NEWTON = "gauss_newton"
     EXACT = "exact"
 
+    @property
+    def samples_labels(self) -> bool:
+        """Whether labels are drawn from the model's own predictions."""
+        return self in (Estimator.BLEND, Estimator.GAUSS_NEWTON)
+
 
 class HVPMethod(str, Enum):
     """How a Hessian-vector product is computed."""

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
 from hf_pacgen.config import SharpnessConfig
-from hf_pacgen.curvature.diagonal_sums import zeros_like
-from hf_pacgen.curvature.hvp import take_gradients
-from hf_pacgen.data.collation import count_examples
-from hf_pacgen.data.losses import require_units
+from hf_pacgen.curvature.displacement import TensorDirection
+from hf_pacgen.curvature.operators import MeanGradient, Tick, no_tick
+from hf_pacgen.curvature.weight_space import WeightSpace
 from hf_pacgen.data.objective import Objective
 from hf_pacgen.maths.counter_rng import stream_key, uniform
 from hf_pacgen.maths.score import neighborhood
-from hf_pacgen.model.displacement import SavedWeights, TensorDirection
+from hf_pacgen.model.precision import wide
 from hf_pacgen.results.worst_case import WorstCaseSharpness
 
 __all__ = ["ARMIJO", "LONG", "SETTLED", "ascend", "coarse_weights"]
@@ -34,23 +32,17 @@ SETTLED = 1e-4
 
 
 def ascend(
-    objective: Objective,
-    box: float | Mapping[str, Tensor],
-    config: SharpnessConfig,
-    *,
-    saved: SavedWeights,
-    tick: Callable[[], Any] = lambda: None,
+    space: WeightSpace, box: float | Mapping[str, Tensor], config: SharpnessConfig, *, tick: Tick = no_tick
 ) -> WorstCaseSharpness:
     """Projected ascent from w and from random places in the box, on all processes alike.
 
     Args:
-        objective: an inspected objective.
+        space: the weights, which are left as found.
         box: ε of ε(|w_i| + 1), or half-widths by parameter name.
         config: starts, steps and seed.
-        saved: a copy of the weights.
         tick: called after every batch.
     """
-    ascent = _Ascent(objective, box, saved, tick)
+    ascent = _Ascent(space, box, tick)
     rises, settled, base = [], [], 0.0
     for start in range(config.ascent_starts):
         loss, height, converged = ascent.climb(ascent.start(start, config.seed), config.ascent_steps)
@@ -60,7 +52,7 @@ def ascend(
         settled.append(converged)
     best = max(range(len(rises)), key=rises.__getitem__)
     value, converged = max(rises[best], 0.0), settled[best]
-    status = coarse_weights(objective)
+    status = coarse_weights(space.objective)
     if not converged:
         status.append(f"The ascent did not settle in {config.ascent_steps} steps. Use more ascent_steps.")
     return WorstCaseSharpness(
@@ -70,8 +62,8 @@ def ascend(
         rises=tuple(rises),
         steps=ascent.steps,
         converged=converged,
-        num_examples=ascent.examples,
-        num_units=ascent.units,
+        num_examples=ascent.gradient.examples,
+        num_units=ascent.gradient.units,
         box=None if isinstance(box, Mapping) else float(box),
         status=tuple(status),
         config=config.to_dict(),
@@ -89,22 +81,15 @@ def coarse_weights(objective: Objective) -> list[str]:
 
 
 class _Ascent:
-    def __init__(
-        self,
-        objective: Objective,
-        box: float | Mapping[str, Tensor],
-        saved: SavedWeights,
-        tick: Callable[[], Any],
-    ) -> None:
-        self.objective, self.saved, self.tick = objective, saved, tick
-        self.steps, self.units, self.examples = 0, 0.0, 0
+    def __init__(self, space: WeightSpace, box: float | Mapping[str, Tensor], tick: Tick) -> None:
+        self.gradient, self.steps = MeanGradient(space, tick), 0
         self.box: dict[str, Tensor] = {}
-        for name, weights in saved.copy.items():
-            wide = weights.to(zeros_like(weights))
+        for name, weights in space.weights.items():
+            w = weights.detach().to(wide(weights))
             if not isinstance(box, Mapping):
-                self.box[name] = neighborhood(wide, gamma=box, epsilon=box)
+                self.box[name] = neighborhood(w, gamma=box, epsilon=box)
             elif name in box:
-                self.box[name] = box[name].detach().to(wide).expand_as(wide)
+                self.box[name] = box[name].detach().to(w).expand_as(w)
 
     def start(self, number: int, seed: int) -> dict[str, Tensor]:
         """0, then places that are uniform in the box."""
@@ -149,35 +134,13 @@ class _Ascent:
 
     def _evaluate(self, place: dict[str, Tensor]) -> tuple[float, dict[str, Tensor]]:
         """The mean loss and its gradient at w + u."""
-        objective, processes = self.objective, self.objective.batches.processes
-        sums = torch.zeros(3, dtype=torch.float64)
-        direction = TensorDirection({n: place.get(n, torch.zeros_like(w)) for n, w in self.saved.copy.items()})
-        with processes.together():
-            self.saved.displace([(direction, 1.0)])
-            for index, batch in objective.batches:
-                if objective.has_units(batch):
-                    total, units = self._loss(batch, index)
-                    if total.requires_grad:
-                        total.backward()
-                    sums += torch.tensor([total.item(), units, count_examples(batch)], dtype=torch.float64)
-                self.tick()
-            found = take_gradients(objective)
-        processes.sum_(sums)
-        loss, self.units, self.examples = sums[0].item(), sums[1].item(), int(sums[2])
-        require_units(self.units)
-        slope = {}
-        for name, half in self.box.items():
-            gradient = found.pop(name, None)
-            slope[name] = torch.zeros_like(half) if gradient is None else gradient.to(half.dtype).contiguous()
-            processes.sum_(slope[name]).div_(self.units)
-        self.steps += 1
-        return loss / self.units, slope
-
-    def _loss(self, batch: Any, index: int) -> tuple[Tensor, float]:
+        weights = self.gradient.space.weights
+        everywhere = {name: place[name] if name in place else torch.zeros_like(w) for name, w in weights.items()}
         try:
-            result = self.objective.loss(batch, index)
+            loss, slope = self.gradient.at([(TensorDirection(everywhere), 1.0)])
         except ValueError as error:
             if self.steps:
                 raise ValueError(f"In the box around the weights: {error} Or take a smaller box.") from error
             raise
-        return result.total, result.units
+        self.steps += 1
+        return loss, {name: slope[name] for name in self.box}

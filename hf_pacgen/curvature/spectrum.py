@@ -14,23 +14,16 @@ It differs from the usual in two ways:
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from hf_pacgen.config import SpectrumConfig, SpectrumEnd
-from hf_pacgen.curvature.diagonal_sums import zeros_like
 from hf_pacgen.curvature.hvp import HessianProduct
-from hf_pacgen.data.collation import count_examples
-from hf_pacgen.data.losses import require_units
-from hf_pacgen.data.objective import Objective
-from hf_pacgen.maths.counter_rng import stream_key
-from hf_pacgen.maths.lanczos import Basis, Krylov, Vector, lanczos
-from hf_pacgen.model.displacement import SavedWeights, TensorDirection
-from hf_pacgen.model.parameters import dense
+from hf_pacgen.curvature.operators import MeanHessian, Tick, no_tick
+from hf_pacgen.curvature.weight_space import WeightSpace
+from hf_pacgen.maths.lanczos import Basis, Krylov, lanczos
 from hf_pacgen.results.spectrum import Spectrum
 
 __all__ = ["MOST_ITERATIONS", "BASIS_BYTES", "FLOOR", "NOISY", "PATIENCE", "estimate_spectrum"]
@@ -54,55 +47,62 @@ PATIENCE = 10
 """Steps after a restart in which a second copy of a top eigenvalue shows."""
 
 
-def estimate_spectrum(
-    objective: Objective,
-    config: SpectrumConfig,
-    *,
-    k: int,
-    saved: SavedWeights,
-    tick: Callable[[], Any] = lambda: None,
-) -> Spectrum:
+def estimate_spectrum(space: WeightSpace, config: SpectrumConfig, *, k: int, tick: Tick = no_tick) -> Spectrum:
     """The spectrum of an inspected objective's Hessian.
 
     Every process runs the same Lanczos process on products that are summed over all of them.
 
     Args:
-        objective: the loss, at weights that are left as found.
+        space: the weights, which are left as found.
         config: settings.
         k: how many eigenvalues.
-        saved: a copy of the weights.
         tick: called after every batch.
+
+    Raises:
+        ValueError: a product is not finite.
     """
-    hessian = _PooledHessian(objective, config, saved, tick)
-    m = objective.num_parameters
+    hessian = MeanHessian(HessianProduct(space, config.hvp, displacement=config.displacement), tick)
+    try:
+        return _spectrum(space, hessian, config, k)
+    except FloatingPointError as error:
+        raise ValueError(
+            "The product of the Hessian with a vector is not finite. Look at the data and the weights, or use "
+            "wider weights (float32 instead of float16)."
+        ) from error
+
+
+def _spectrum(space: WeightSpace, hessian: MeanHessian, config: SpectrumConfig, k: int) -> Spectrum:
+    m = space.num_parameters
     wanted = min(k, m)
-    most = min(m, config.iterations or _most_iterations(objective, k))
+    most = min(m, config.iterations or _most_iterations(space, k))
     search = _Search(config, wanted, m)
+    start = space.gaussian(config.seed, "lanczos", 0)
     krylov = lanczos(
-        hessian,
-        _gaussian(objective, config.seed, 0),
+        lambda vector, out: hessian @ vector,
+        start,
+        basis=Basis(start, space),
         iterations=most,
         dimension=m,
-        fresh=lambda number: _gaussian(objective, config.seed, number),
+        fresh=lambda number: space.gaussian(config.seed, "lanczos", number),
         stop=search.finished,
     )
+    basis: Basis = krylov.basis  # type: ignore[assignment]
     values, vectors = krylov.pairs()
     chosen = search.top(values)
     remaining, noise = krylov.residuals(vectors)
-    complete = len(krylov.basis) == m
+    complete = len(basis) == m
     converged = search.converged(krylov, chosen)
     nodes, weights = values.tolist(), [1 / m] * m
     trace: float | None = values.sum().item()
     stderr: float | None = 0.0
     if not complete:
-        sample = _sample(objective, hessian, config, krylov.basis) if config.probes else None
+        sample = _sample(space, hessian, config, basis) if config.probes else None
         if sample is None:
             nodes, weights, trace, stderr = [], [], None, None
         else:
             nodes, weights, trace, stderr = sample.merge(values, m)
             converged &= ~search.missed(values[chosen], sample, noise.max().item())
     residuals = (remaining[chosen].square() + noise[chosen].square()).sqrt()
-    units, examples, num_hvps = hessian.counts()
     return Spectrum(
         eigenvalues=tuple(values[chosen].tolist()),
         residuals=tuple(residuals.tolist()),
@@ -111,60 +111,17 @@ def estimate_spectrum(
         trace_stderr=stderr,
         nodes=tuple(nodes),
         weights=tuple(weights),
-        eigenvectors=tuple(map(krylov.basis.combine, vectors[:, chosen].t())) if config.keep_vectors else None,
+        eigenvectors=tuple(map(basis.combine, vectors[:, chosen].t())) if config.keep_vectors else None,
         num_parameters=m,
-        num_examples=examples,
-        num_units=units,
-        iterations=len(krylov.basis),
+        num_examples=hessian.examples,
+        num_units=hessian.units,
+        iterations=len(basis),
         probes=0 if complete else config.probes,
-        num_hvps=num_hvps,
+        num_hvps=hessian.batches_of_all(),
         hvp_method=hessian.product.method.value,
-        status=tuple(_status(k, m, len(krylov.basis), converged, noise[chosen], values, stderr, trace)),
+        status=tuple(_status(k, m, len(basis), converged, noise[chosen], values, stderr, trace)),
         config=config.to_dict(),
     )
-
-
-class _PooledHessian:
-    """v -> H v for the mean loss over all batches and processes."""
-
-    def __init__(
-        self, objective: Objective, config: SpectrumConfig, saved: SavedWeights, tick: Callable[[], Any]
-    ) -> None:
-        self.objective, self.tick = objective, tick
-        self.product = HessianProduct(objective, config.hvp, saved=saved, displacement=config.displacement, sparse=True)
-        self.size = torch.zeros(2, dtype=torch.float64)
-        """Units and examples, known after the first product."""
-        self.num_hvps = torch.zeros(1, dtype=torch.float64)
-
-    def __call__(self, vector: Vector) -> Vector:
-        out: Vector = {}
-        processes = self.objective.batches.processes
-        size = torch.zeros(2, dtype=torch.float64)
-        with processes.together():
-            for index, batch in self.objective.batches:
-                if self.objective.has_units(batch):
-                    values, units = self.product(batch, index, TensorDirection(vector), norm=1.0)
-                    size += torch.tensor([units, count_examples(batch)], dtype=torch.float64)
-                    self.num_hvps += 1
-                    for name, value in values.items():
-                        if name in out:
-                            out[name].add_(value)
-                        else:  # the first product's buffers are ours to keep
-                            out[name] = dense(value).to(vector[name].dtype).contiguous()
-                    del values  # not beside the next product
-                self.tick()
-        if self.size[0] == 0:
-            self.size = processes.sum_(size)
-            require_units(self.size[0].item())
-        out = {name: out[name] if name in out else torch.zeros_like(v) for name, v in vector.items()}
-        for value in out.values():
-            processes.sum_(value).div_(self.size[0].item())
-        return out
-
-    def counts(self) -> tuple[float, int, int]:
-        """Units, examples, and products of a batch, over all processes."""
-        hvps = self.objective.batches.processes.sum_(self.num_hvps)
-        return self.size[0].item(), int(self.size[1]), int(hvps)
 
 
 class _Search:
@@ -239,14 +196,16 @@ class _Sample:
         return nodes, weights, float(found.sum() + forms.mean()), stderr
 
 
-def _sample(objective: Objective, hessian: _PooledHessian, config: SpectrumConfig, kept: Basis) -> _Sample:
+def _sample(space: WeightSpace, hessian: MeanHessian, config: SpectrumConfig, kept: Basis) -> _Sample:
     sample = _Sample([], [])
     for probe in range(config.probes):
+        start = space.gaussian(config.seed, "lanczos", -1 - probe)
         krylov = lanczos(
-            hessian,
-            _gaussian(objective, config.seed, -1 - probe),
+            lambda vector, out: hessian @ vector,
+            start,
+            basis=Basis(start, space),
             iterations=config.density_iterations,
-            dimension=objective.num_parameters - len(kept),
+            dimension=space.num_parameters - len(kept),
             deflated=kept,
         )
         values, vectors = krylov.pairs()
@@ -255,17 +214,8 @@ def _sample(objective: Objective, hessian: _PooledHessian, config: SpectrumConfi
     return sample
 
 
-def _gaussian(objective: Objective, seed: int, number: int) -> Vector:
-    """A random start, the same on every process and device and in every precision."""
-    start = {name: zeros_like(p) for name, p in objective.parameters.items()}
-    for name, value in start.items():
-        generator = torch.Generator().manual_seed(stream_key(seed, "lanczos", number, name) & (2**63 - 1))
-        value.copy_(torch.randn(value.shape, generator=generator, dtype=torch.float32))
-    return start
-
-
-def _most_iterations(objective: Objective, k: int) -> int:
-    size = sum(p.numel() * max(p.element_size(), 4) for p in objective.parameters.values())
+def _most_iterations(space: WeightSpace, k: int) -> int:
+    size = sum(w.numel() * max(w.element_size(), 4) for w in space.weights.values())
     return max(2 * k + 20, min(MOST_ITERATIONS, BASIS_BYTES // size))
 
 

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any, SupportsFloat
 
+import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.nn import functional
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from hf_pacgen.data.collation import count_examples
@@ -20,8 +21,8 @@ from hf_pacgen.model.state import base_model
 __all__ = [
     "IGNORED",
     "BatchLoss",
+    "LossFunction",
     "LossKind",
-    "LowPrecisionWatch",
     "count_units",
     "custom_loss",
     "get_output",
@@ -32,8 +33,11 @@ __all__ = [
     "no_loss",
     "one_example",
     "require_units",
+    "scored_units",
 ]
 
+LossFunction = Callable[[nn.Module, Any], tuple[Tensor, Any]]
+"""``loss_fn(model, batch) -> (loss_sum, num_units)``."""
 IGNORED = -100
 """The label of tokens that do not count."""
 
@@ -58,19 +62,6 @@ class BatchLoss:
 
     total: Tensor
     units: float
-
-
-class LowPrecisionWatch(TorchDispatchMode):
-    """Notes whether any operation computes in less than float32 (autocast, or low-precision weights)."""
-
-    seen = False
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        for tensor in out if isinstance(out, (tuple, list)) else (out,):
-            if isinstance(tensor, Tensor) and tensor.is_floating_point() and tensor.element_size() < 4:
-                self.seen = True
-        return out
 
 
 def one_example(batch: Mapping[str, Any], labels: Tensor) -> Mapping[str, Any]:
@@ -182,6 +173,23 @@ def no_loss(batch: Mapping[str, Any], index: int) -> ValueError:
         f"Batch {index} gave no loss: expected the model's output to have one, which it has when the batch has "
         f"labels; the batch has {sorted(batch)}. Add labels, or pass loss_fn(model, batch) -> (loss_sum, num_units)."
     )
+
+
+def scored_units(logits: Tensor, labels: Tensor, kind: LossKind) -> tuple[Tensor, Tensor] | None:
+    """Logits (units, classes) and labels (units,) of the units of a cross-entropy; None if shapes do not fit."""
+    if kind is LossKind.CAUSAL:
+        missing = logits.shape[1] - labels.shape[1] if logits.ndim == 3 and labels.ndim == 2 else -1
+        if missing < 0:
+            return None
+        labels = functional.pad(labels, (missing, 0), value=IGNORED)[:, 1:]
+        logits = logits[:, :-1]
+    elif kind is not LossKind.ALIGNED:
+        raise ValueError(f"Only a cross-entropy has scored units; got {kind!r}. Pass a member that says which labels.")
+    if logits.shape[:-1] != labels.shape:
+        return None
+    valid = labels != IGNORED
+    dtype = torch.promote_types(logits.dtype, torch.float32)
+    return logits[valid].to(dtype), labels[valid].to(logits.device)
 
 
 def require_units(units: float) -> None:

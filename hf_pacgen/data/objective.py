@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -15,8 +14,8 @@ from hf_pacgen.data.batches import Batches
 from hf_pacgen.data.losses import (
     IGNORED,
     BatchLoss,
+    LossFunction,
     LossKind,
-    LowPrecisionWatch,
     count_units,
     custom_loss,
     get_output,
@@ -26,36 +25,34 @@ from hf_pacgen.data.losses import (
     needs_labels,
     no_loss,
     one_example,
+    scored_units,
 )
 from hf_pacgen.distributed.processes import send_to_device
 from hf_pacgen.distributed.shards import Shards
-from hf_pacgen.model.displacement import SavedWeights
-from hf_pacgen.model.parameters import (
-    embeddings_of,
-    lone_embeddings,
-    only_looked_up,
-    reaches_beyond,
-    trainable_parameters,
-)
+from hf_pacgen.model.embeddings import EmbeddingRows
+from hf_pacgen.model.parameters import trainable_parameters
+from hf_pacgen.model.precision import LowPrecisionWatch
 from hf_pacgen.model.state import evaluation_mode, uses_checkpointing
 
 __all__ = ["LossFunction", "Objective"]
 
-LossFunction = Callable[[nn.Module, Any], tuple[Tensor, Any]]
-
 
 class Objective:
-    """L̂(w) = Σ_b loss_b / Σ_b units_b over all batches, with gradients by parameter name.
+    """L̂(w) = Σ_b loss_b / Σ_b units_b over all batches.
 
     A unit is a labeled token (label ≠ -100; after the shift, for causal language models) where the
     loss is a cross-entropy on per-token logits, and an example otherwise.  The pooled mean is what
     ``Trainer`` optimizes, and does not depend on how the data is cut into batches.
 
     Args:
-        model: any module; wrappers of DDP and torch.compile are looked through.
+        model: any module, without wrappers.
         batches: the data.
         loss_fn: ``loss_fn(model, batch) -> (loss_sum, num_units)``, instead of the model's own loss: a sum over the
             batch's units, not their mean.
+
+    Attributes:
+        parameters: the trainable ones, by name.  rows: which rows of its embeddings the model reads.
+        kind, low_precision, checkpointing: what :meth:`inspect` found.
 
     Raises:
         ValueError: no trainable or no floating-point trainable parameters, non-finite weights.
@@ -65,73 +62,12 @@ class Objective:
         self.model, self.batches, self.loss_fn = model, batches, loss_fn
         self.shards = Shards(model)
         self.parameters = trainable_parameters(model, self.shards)
-        self.kind = LossKind.CUSTOM if loss_fn is not None else LossKind.OTHER
-        self.low_precision = False
-        self.checkpointing = False
+        self.num_parameters = sum(parameter.numel() for parameter in self.parameters.values())
         self.device = next(iter(self.parameters.values())).device
-        self.embeddings = lone_embeddings(model, self.parameters)
-        self._lookups = embeddings_of(model)
-        self._touched: dict[str, list[Tensor]] = {}
-        self._rows: dict[str, Tensor] = {}
-        self._rows_of: int | None = None
-        self._saved: SavedWeights | None = None
+        self.kind = LossKind.CUSTOM if loss_fn is not None else LossKind.OTHER
+        self.low_precision = self.checkpointing = False
+        self.rows = EmbeddingRows(model, self.parameters)
         self._example: tuple[int, Any, float] | None = None
-
-    @property
-    def num_parameters(self) -> int:
-        """m, the number of trainable weights; tied ones count once."""
-        return sum(parameter.numel() for parameter in self.parameters.values())
-
-    def rows(self, index: int) -> dict[str, Tensor]:
-        """Of embedding matrices, the rows (ascending) that batch ``index`` reads, if it was the last in the model.
-
-        The loss of the batch does not depend on the other rows, so they need neither displacement nor probe.
-        """
-        return self._rows if self._rows_of == index else {}
-
-    @contextmanager
-    def watching(self) -> Iterator[None]:
-        """Note which embedding rows are read, while inside."""
-
-        def note(name: str) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
-            def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-                indices = (args[0] if args else kwargs["input"]).detach()
-                self._touched.setdefault(name, []).append(indices)
-                if self._saved is not None:
-                    self._saved.look_up(name, indices)
-
-            return hook
-
-        handles = [
-            module.register_forward_pre_hook(note(name), with_kwargs=True) for name, module in self.embeddings.items()
-        ]
-        try:
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
-
-    @contextmanager
-    def displaceable(self) -> Iterator[SavedWeights]:
-        """Inside ``watching()``: weights that can be displaced, of embeddings just the rows that are read."""
-        with SavedWeights(self.parameters, by_rows=self.embeddings, lazily=True) as saved:
-            self._saved = saved
-            try:
-                yield saved
-            finally:
-                self._saved = None
-
-    @contextmanager
-    def sparse_embeddings(self) -> Iterator[None]:
-        """Losses taken inside have sparse gradients for embeddings: no time and memory for rows that are not read."""
-        before = [(module, module.sparse) for module in self._lookups]
-        try:
-            for module in self._lookups:
-                module.sparse = True
-            yield
-        finally:
-            for module, sparse in before:
-                module.sparse = sparse
 
     def inspect(self, *, confirm: bool = True) -> None:
         """Look at an example: which loss it is, in which precision, and which embeddings are only looked up.
@@ -146,7 +82,19 @@ class Objective:
         self.checkpointing = uses_checkpointing(self.model)
         evaluation_mode(self.model, checkpointing=self.checkpointing)
         index, batch = self._first_with_labels()
-        self._example = (index, batch, self._look(index, batch))
+        precision = LowPrecisionWatch()
+        on_device = send_to_device(batch, self.device)
+        with torch.enable_grad(), self.rows.watching(), self.rows.sparse_gradients():
+            with precision:
+                value, units, outputs = self._example_loss(index, on_device)
+            if self.loss_fn is None:
+                self._check_finite(BatchLoss(value, 1), index)
+                with torch.no_grad():
+                    self.kind = self._recognize(value, outputs, on_device.get("labels"))
+            # the graph does not show what is inside a checkpoint
+            self.rows.keep_alone(value, self.parameters, by_gradient=self.checkpointing)
+        self.low_precision = precision.seen
+        self._example = (index, batch, value.item() / units)
         if confirm or self.checkpointing:
             self.confirm_deterministic()
 
@@ -182,9 +130,8 @@ class Objective:
         """
         batch = send_to_device(batch, self.device)
         if self.loss_fn is not None:
-            self._touched.clear()
-            result = custom_loss(self.loss_fn(self.model, batch))
-            self._note_rows(index)
+            with self.rows.reading(index):
+                result = custom_loss(self.loss_fn(self.model, batch))
         else:
             loss = loss_of(self._forward(batch, index), batch, index)
             units = self.units(batch)
@@ -231,6 +178,13 @@ class Objective:
 
     # ------------------------------------------------------------------------------------------ internals
 
+    _prefix = 0
+    """1 where virtual tokens precede the labels, so that even the first label is predicted."""
+
+    def _forward(self, batch: Mapping[str, Any], index: int) -> Any:
+        with self.rows.reading(index), known_indices(index):
+            return self.model(**batch)
+
     def _scores(self, batch: Mapping[str, Any], index: int) -> tuple[Tensor, Tensor]:
         """Logits and labels of a batch's units."""
         inputs: Mapping[str, Any] = batch
@@ -238,33 +192,24 @@ class Objective:
             inputs = {key: value for key, value in batch.items() if key != "labels"}
         if "labels" not in batch:
             raise no_loss(batch, index)
-        return self._scored(get_output(self._forward(inputs, index), "logits"), batch["labels"], self.kind)
-
-    _prefix = 0
-    """1 where virtual tokens precede the labels, so that even the first label is predicted."""
-
-    def _forward(self, batch: Mapping[str, Any], index: int) -> Any:
-        self._touched.clear()
-        with known_indices(index):
-            outputs = self.model(**batch)
-        self._note_rows(index)
-        return outputs
-
-    def _note_rows(self, index: int) -> None:
-        self._rows = {name: torch.cat([t.reshape(-1) for t in read]).unique() for name, read in self._touched.items()}
-        self._rows_of = index
+        scored = scored_units(get_output(self._forward(inputs, index), "logits"), batch["labels"], self.kind)
+        if scored is None:
+            raise ValueError(
+                f"Batch {index} has other shapes than the first one: its logits and labels do not belong together. "
+                "Give every batch labels of the same form."
+            )
+        return scored
 
     def _loss_per_unit(self, index: int, batch: Any) -> float:
-        batch = send_to_device(batch, self.device)
         with torch.enable_grad():  # as in the first look: without, other kernels may be chosen
-            value, units, _ = self._example_loss(index, batch)
-        self._rows_of = None  # an example is not the batch
+            value, units, _ = self._example_loss(index, send_to_device(batch, self.device))
         return value.item() / units
 
     def _example_loss(self, index: int, batch: Any) -> tuple[Tensor, float, Any]:
         """The loss as the model or the user gives it, what to divide it by, and the model's outputs."""
         if self.loss_fn is not None:
             result = self.loss(batch, index)
+            self.rows.forget()  # an example is not the batch
             return result.total, max(result.units, 1), None
         if not isinstance(batch, Mapping):
             raise TypeError(
@@ -272,31 +217,8 @@ class Objective:
                 "Pass loss_fn(model, batch) -> (loss_sum, num_units) for other batches."
             )
         outputs = self._forward(batch, index)
+        self.rows.forget()
         return loss_of(outputs, batch, index), 1, outputs
-
-    def _keep_lone_embeddings(self, total: Tensor, index: int) -> None:
-        """Treat by rows only embeddings whose matrix nothing else reads."""
-        if self.checkpointing:  # the graph does not show what is inside a checkpoint
-            alone = self._alone_by_gradient(total, index)
-        else:
-            rows = self.rows(index)
-            alone = {n for n, m in self.embeddings.items() if n in rows and only_looked_up(m.weight, total)}
-        for name in self.embeddings.keys() - alone:
-            del self.embeddings[name]
-        self._rows_of = None
-
-    def _alone_by_gradient(self, total: Tensor, index: int) -> set[str]:
-        """Embeddings whose gradient vanishes outside the rows that are read."""
-        if total.requires_grad:
-            total.backward()
-        alone = set()
-        for name, rows in self.rows(index).items():
-            gradient = self.parameters[name].grad
-            if gradient is None or not reaches_beyond(gradient, rows):
-                alone.add(name)
-        for parameter in self.parameters.values():
-            parameter.grad = None
-        return alone
 
     def _first_with_labels(self) -> tuple[int, Any]:
         empty = True
@@ -316,21 +238,6 @@ class Objective:
             "Check how the labels were made."
         )
 
-    def _look(self, index: int, batch: Any) -> float:
-        precision = LowPrecisionWatch()
-        batch = send_to_device(batch, self.device)
-        with torch.enable_grad(), self.watching(), self.sparse_embeddings():
-            with precision:
-                value, units, outputs = self._example_loss(index, batch)
-            if self.loss_fn is None:
-                self._check_finite(BatchLoss(value, 1), index)
-                with torch.no_grad():
-                    self.kind = self._recognize(value, outputs, batch.get("labels"))
-            if self.embeddings:
-                self._keep_lone_embeddings(value, index)
-        self.low_precision = precision.seen
-        return value.item() / units
-
     def _recognize(self, loss: Tensor, outputs: Any, labels: Any) -> LossKind:
         logits = get_output(outputs, "logits")
         if not isinstance(logits, Tensor) or not isinstance(labels, Tensor) or labels.is_floating_point():
@@ -339,7 +246,7 @@ class Objective:
         # a head that predicts uniformly has both losses equal, so the likelier reading comes first
         kinds = (LossKind.CAUSAL, LossKind.ALIGNED)
         for kind in kinds if is_causal(self.model) else reversed(kinds):
-            scored = self._scored(logits, labels, kind)
+            scored = scored_units(logits, labels, kind)
             if scored is None or scored[1].numel() == 0 or int(scored[1].max()) >= scored[0].shape[-1]:
                 continue
             entropy = functional.cross_entropy(*scored)
@@ -347,20 +254,6 @@ class Objective:
                 self._prefix = int(kind is LossKind.CAUSAL and logits.shape[1] > labels.shape[1])
                 return kind
         return LossKind.OTHER
-
-    def _scored(self, logits: Tensor, labels: Tensor, kind: LossKind) -> Any:
-        """Logits (units, classes) and labels (units,) of the units of a cross-entropy; None if shapes do not fit."""
-        if kind is LossKind.CAUSAL:
-            missing = logits.shape[1] - labels.shape[1] if logits.ndim == 3 and labels.ndim == 2 else -1
-            if missing < 0:
-                return None
-            labels = functional.pad(labels, (missing, 0), value=IGNORED)[:, 1:]
-            logits = logits[:, :-1]
-        if logits.shape[:-1] != labels.shape:
-            return None
-        valid = labels != IGNORED
-        dtype = torch.promote_types(logits.dtype, torch.float32)
-        return logits[valid].to(dtype), labels[valid].to(logits.device)
 
     def _same(self, first: float, second: float) -> bool:
         dtype = next(iter(self.parameters.values())).dtype

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -14,8 +13,6 @@ from hf_pacgen.data.collation import count_examples
 from hf_pacgen.data.losses import BatchLoss
 from hf_pacgen.data.objective import Objective
 from hf_pacgen.distributed.processes import send_to_device
-from hf_pacgen.distributed.shards import local
-from hf_pacgen.model.displacement import SavedWeights
 
 __all__ = ["ShardedObjective"]
 
@@ -53,12 +50,6 @@ class ShardedObjective(Objective):
             drawn = (scores.softmax(-1) / clocks[first : first + len(scores)]).argmax(-1)
         sampled = functional.cross_entropy(scores, drawn, reduction="sum")
         return sampled * (weight * self.shards.processes.size), result
-
-    @contextmanager
-    def displaceable(self) -> Iterator[SavedWeights]:
-        """Weights that can be displaced: this process's shards."""
-        with SavedWeights({name: local(parameter) for name, parameter in self.parameters.items()}) as saved:
-            yield saved
 
     def _share(self, batch: Any) -> tuple[list[int], float]:
         count = count_examples(batch)

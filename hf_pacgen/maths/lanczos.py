@@ -1,32 +1,110 @@
-"""Lanczos with full reorthogonalization, for vectors that are tensors by parameter name."""
+"""Lanczos for vectors that are tensors by parameter name: one process, over all earlier vectors or the last two."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-__all__ = ["Basis", "Krylov", "lanczos", "norm"]
+__all__ = ["Basis", "Krylov", "Recent", "lanczos"]
 
 Vector = dict[str, Tensor]
+Operator = Callable[[Vector, Vector], Vector]
+"""(v, out) -> out + H v, in buffers that the caller may change; an empty ``out`` is 0."""
 BLOCK = 8
 """Vectors that are stored together, so that a projection is a few matrix products and not a loop of dots."""
 BREAKDOWN = {torch.float64: 1e-11, torch.float32: 1e-6}
-"""Relative size below which what is left of H q after reorthogonalization is rounding."""
+"""Relative size below which what is left of H q after orthogonalization is rounding."""
+CHUNK = 1 << 20
+"""Elements of a dot product at a time: float32 sums of more lose digits."""
+
+
+class Space(Protocol):
+    """What the process has to know of the space its vectors live in."""
+
+    def total(self, tensor: Tensor) -> Tensor:
+        """A sum over the elements that are here, added up over all parts of the vectors."""
+        ...
+
+
+class Whole:
+    """A space whose vectors are all here."""
+
+    def total(self, tensor: Tensor) -> Tensor:
+        """The sum itself."""
+        return tensor
+
+
+def dot(a: Mapping[str, Tensor], b: Mapping[str, Tensor], space: Space) -> float:
+    """Inner product over all tensors; partial sums add in float64."""
+    found = 0.0
+    for name, x in a.items():
+        for u, v in zip(x.reshape(-1).split(CHUNK), b[name].reshape(-1).split(CHUNK), strict=True):
+            found += torch.dot(u, v).item()
+    return float(space.total(torch.tensor(found, dtype=torch.float64)))
+
+
+class Recent:
+    """The last two of the vectors: all that exact arithmetic needs, and enough for extreme eigenvalues.
+
+    The buffers of the one before are used for the next product, so there are three vectors in all.
+    """
+
+    def __init__(self, space: Space | None = None) -> None:
+        self.space = space or Whole()
+        self.size = 0
+        self.last: Vector = {}
+        self._before: Vector | None = None
+        self._link = 0.0
+
+    def __len__(self) -> int:
+        return self.size
+
+    def append(self, vector: Vector) -> Vector:
+        """Keep a unit vector."""
+        self._before, self.last = self.last or None, vector
+        self.size += 1
+        return vector
+
+    def begin(self) -> Vector:
+        """-β times the vector before the last, to which the product is added."""
+        if self._before is None:
+            return {name: torch.zeros_like(value) for name, value in self.last.items()}
+        for value in self._before.values():
+            value.mul_(-self._link)
+        return self._before
+
+    def project_out(self, image: Vector) -> Tensor:
+        """Take the last vector out of an image that has none of the one before; returns the coefficients."""
+        alpha = dot(self.last, image, self.space)
+        for name, value in image.items():
+            value.add_(self.last[name], alpha=-alpha)
+        coefficients = torch.zeros(self.size, dtype=torch.float64)
+        coefficients[-1] = alpha
+        if self.size > 1:
+            coefficients[-2] = self._link
+        return coefficients
+
+    def norm(self, vector: Vector) -> float:
+        """Euclidean norm, remembered as β of the next step."""
+        self._link = math.sqrt(dot(vector, vector, self.space))
+        return self._link
 
 
 class Basis:
-    """Orthonormal vectors; those of one parameter are the rows of matrices, ``BLOCK`` rows at a time.
+    """All orthonormal vectors; those of one parameter are the rows of matrices, ``BLOCK`` rows at a time.
 
     Args:
         like: tensors with the names, shapes, dtypes and devices of the vectors.
+        space: in which they live.
     """
 
-    def __init__(self, like: Mapping[str, Tensor]) -> None:
-        self.like = dict(like)
+    def __init__(self, like: Mapping[str, Tensor], space: Space | None = None) -> None:
+        self.like, self.space = dict(like), space or Whole()
         self.blocks: list[Vector] = []
         self.size = 0
 
@@ -44,6 +122,10 @@ class Basis:
         self.size += 1
         return stored
 
+    def begin(self) -> Vector:
+        """Nothing to add a product to: all earlier vectors are taken out afterwards."""
+        return {}
+
     def project_out(self, vector: Vector) -> Tensor:
         """Make a vector orthogonal to all stored ones, in place; returns the coefficients, shape (size,), float64.
 
@@ -52,6 +134,7 @@ class Basis:
         total = torch.zeros(self.size, dtype=torch.float64)
         for _ in range(2):
             coefficients = torch.cat([total.new_zeros(0), *(self._dots(vector, block) for block in self._filled())])
+            coefficients = self.space.total(coefficients)
             for start, block in zip(range(0, self.size, BLOCK), self._filled(), strict=True):
                 part = coefficients[start : start + BLOCK]
                 for name, rows in block.items():
@@ -67,6 +150,11 @@ class Basis:
             for name, rows in block.items():
                 out[name].view(-1).addmv_(rows.t(), coefficients[start : start + BLOCK].to(rows))
         return out
+
+    def norm(self, vector: Mapping[str, Tensor]) -> float:
+        """Euclidean norm over all tensors."""
+        squares = sum(torch.linalg.vector_norm(v).item() ** 2 for v in vector.values())
+        return math.sqrt(float(self.space.total(torch.tensor(squares, dtype=torch.float64))))
 
     def _filled(self) -> Iterator[Vector]:
         for start, block in zip(range(0, self.size, BLOCK), self.blocks, strict=True):
@@ -88,13 +176,17 @@ class Krylov:
         beta: norm of what is left of the last product; 0 where the space is exhausted.
     """
 
-    basis: Basis
+    basis: Basis | Recent
     h: Tensor
     beta: float
 
     def pairs(self) -> tuple[Tensor, Tensor]:
         """Ritz values in ascending order, and the coefficients of their unit vectors, one a column."""
         return torch.linalg.eigh((self.h + self.h.t()) / 2)
+
+    def norm(self) -> float:
+        """The largest |Ritz value|, which bounds ‖H‖ from below."""
+        return torch.linalg.eigvalsh(self.h).abs().max().item()
 
     def residuals(self, coefficients: Tensor) -> tuple[Tensor, Tensor]:
         """‖H y - θ y‖ of Ritz vectors: the part that more steps remove, and the part that is noise of the products.
@@ -107,44 +199,47 @@ class Krylov:
 
 
 def lanczos(
-    operator: Callable[[Vector], Vector],
+    operator: Operator,
     start: Vector,
     *,
+    basis: Basis | Recent,
     iterations: int,
     dimension: int,
     fresh: Callable[[int], Vector] | None = None,
     stop: Callable[[Krylov, bool], bool] = lambda krylov, exhausted: False,
     deflated: Basis | None = None,
 ) -> Krylov:
-    """Lanczos from a vector, with every product made orthogonal to all that came before.
+    """Lanczos from a vector.
 
     Args:
-        operator: v -> H v in buffers of its own, for a unit v.
+        operator: H; called with unit vectors.
         start: need not be normalized; is overwritten.
+        basis: an empty :class:`Basis`, which keeps every product orthogonal to all that came before (eigenvectors,
+            quadratures), or an empty :class:`Recent`, which holds three vectors in all (a norm in a few steps).
         iterations: most steps.
         dimension: of the space; after as many steps all is known.
         fresh: a new start by number, for where the Krylov space is exhausted: a multiple eigenvalue has one copy in
             each Krylov space.  Without it the process ends there.
         stop: asked after every step, with whether the step exhausted the space.
         deflated: vectors to which everything is kept orthogonal.
+
+    Raises:
+        FloatingPointError: a product is not finite.
     """
-    basis, krylov = Basis(start), Krylov(Basis(start), torch.zeros(0, 0, dtype=torch.float64), 0.0)
+    krylov = Krylov(basis, torch.zeros(0, 0, dtype=torch.float64), 0.0)
     columns: list[Tensor] = []
     vector: Vector | None = _unit(start, basis, deflated)
     links: list[float] = []
     while vector is not None:
         vector = basis.append(vector)
-        image = operator(vector)
+        image = operator(vector, basis.begin())
         if deflated is not None:
             deflated.project_out(image)
         columns.append(basis.project_out(image))
         h = _assemble(columns, links)
-        left, scale = norm(image), h.abs().max().item()
+        left, scale = basis.norm(image), h.abs().max().item()
         if not math.isfinite(left + scale):
-            raise ValueError(
-                "The product of the Hessian with a vector is not finite. Look at the data and the weights, or use "
-                "wider weights (float32 instead of float16)."
-            )
+            raise FloatingPointError(f"The product in Lanczos step {len(basis)} is not finite.")
         # what is left of inexact products is never 0: their noise shows in the part of h that should vanish
         noise = torch.linalg.matrix_norm(h - h.t(), 2).item()
         exhausted = left <= max(_rounding(image) * scale, noise) or len(basis) == dimension
@@ -156,11 +251,6 @@ def lanczos(
     return krylov
 
 
-def norm(vector: Mapping[str, Tensor]) -> float:
-    """Euclidean norm over all tensors."""
-    return math.sqrt(sum(torch.linalg.vector_norm(v).item() ** 2 for v in vector.values()))
-
-
 def _assemble(columns: list[Tensor], links: list[float]) -> Tensor:
     h = torch.zeros(len(columns), len(columns), dtype=torch.float64)
     for j, column in enumerate(columns):
@@ -170,19 +260,19 @@ def _assemble(columns: list[Tensor], links: list[float]) -> Tensor:
     return h
 
 
-def _unit(vector: Vector, basis: Basis, deflated: Basis | None) -> Vector | None:
+def _unit(vector: Vector, basis: Basis | Recent, deflated: Basis | None) -> Vector | None:
     """A unit vector orthogonal to what there is; None where nothing is left."""
-    before = norm(vector)
+    before = basis.norm(vector)
     for others in (deflated, basis):
         if others is not None and len(others):
             others.project_out(vector)
-    after = norm(vector)
+    after = basis.norm(vector)
     return _scaled(vector, after) if after > 1e3 * _rounding(vector) * before else None
 
 
 def _scaled(vector: Vector, by: float) -> Vector:
     for value in vector.values():
-        value.div_(by)
+        value.mul_(1 / by)
     return vector
 
 

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from hf_pacgen.config import ScoreConfig
-from hf_pacgen.curvature.diagonal_sums import zeros_like
-from hf_pacgen.data.losses import require_units
-from hf_pacgen.data.objective import LossFunction, Objective
+from hf_pacgen.curvature.displacement import SavedWeights, TensorDirection
+from hf_pacgen.curvature.operators import MeanLoss
+from hf_pacgen.curvature.weight_space import zeros_like
+from hf_pacgen.data.objective import LossFunction
 from hf_pacgen.maths.counter_rng import rademacher, stream_key
 from hf_pacgen.maths.score import neighborhood
 from hf_pacgen.measures.session import measuring, progress_bar, ticker
-from hf_pacgen.model.displacement import SavedWeights, TensorDirection
 from hf_pacgen.noise.perturbed import check_scale
 from hf_pacgen.results.landscape import LossSlice
 
@@ -44,7 +44,7 @@ def mean_loss(
     scope = ScoreConfig(max_examples=max_examples)
     with measuring(model, data, scope, loss_fn, collate_fn, batch_size, accelerator) as objective:
         with progress_bar(objective, progress, "loss", passes=1) as bar:
-            return _mean(objective, ticker(objective, bar))
+            return MeanLoss(objective, ticker(objective, bar))()
 
 
 def loss_slice(
@@ -111,10 +111,11 @@ def loss_slice(
             far = _far(box, reach)
             steps = tuple(torch.linspace(-f, f, points, dtype=torch.float64) for f in far)
             losses = torch.zeros([points] * count, dtype=torch.float64)
+            mean = MeanLoss(objective, ticker(objective, bar))
             for place in torch.cartesian_prod(*[torch.arange(points)] * count).view(-1, count).tolist():
                 terms = [(TensorDirection(v), s[i].item()) for v, s, i in zip(vectors, steps, place, strict=True)]
                 saved.displace(terms)
-                losses[tuple(place)] = _mean(objective, ticker(objective, bar))
+                losses[tuple(place)] = mean()
     labels = tuple(names) or tuple(
         f"{'random ' if isinstance(directions, int) else ''}direction {i + 1}" for i in range(count)
     )
@@ -126,20 +127,6 @@ def loss_slice(
         names=labels,
         num_parameters=objective.num_parameters,
     )
-
-
-def _mean(objective: Objective, tick: Callable[[], Any]) -> float:
-    """The mean loss at the present weights."""
-    processes, sums = objective.batches.processes, torch.zeros(2, dtype=torch.float64)
-    with processes.together(), torch.no_grad():
-        for index, batch in objective.batches:
-            if objective.has_units(batch):
-                result = objective.loss(batch, index)
-                sums += torch.tensor([result.total.item(), result.units], dtype=torch.float64)
-            tick()
-    total, units = processes.sum_(sums).tolist()
-    require_units(units)
-    return total / units
 
 
 def _half_widths(saved: SavedWeights, config: ScoreConfig, given: Mapping[str, Tensor] | None) -> dict[str, Tensor]:

@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from hf_pacgen.config import Estimator, ScoreConfig
+from hf_pacgen.config import ScoreConfig
 from hf_pacgen.curvature.checkpoint import Checkpoint
 from hf_pacgen.curvature.diagonal import estimate_diagonal
 from hf_pacgen.curvature.hvp import choose_method
 from hf_pacgen.curvature.lipschitz import estimate_lipschitz
 from hf_pacgen.curvature.run_identity import identity
+from hf_pacgen.curvature.weight_space import WeightSpace
 from hf_pacgen.data.objective import LossFunction, Objective
-from hf_pacgen.distributed.shards import local
 from hf_pacgen.maths.score import ScoreTerms, pacgen_score
 from hf_pacgen.measures.session import measuring, next_stage, progress_bar, ticker
 from hf_pacgen.results.diagonal import DiagonalEstimate
@@ -84,50 +84,48 @@ def pacgen(
         with ExitStack() as stack:
             checkpoint = _checkpoint(objective, config, checkpoint_dir, checkpoint_every)
             bar = stack.enter_context(progress_bar(objective, progress))
-            saved = stack.enter_context(objective.displaceable()) if _displaces(objective, config) else None
+            space = stack.enter_context(WeightSpace(objective))
             smoothness, tick = None, ticker(objective, bar, checkpoint)
             if checkpoint is not None:
                 stack.enter_context(checkpoint.watching())
                 smoothness = checkpoint.lipschitz
-            if smoothness is None and config.lipschitz_directions and saved is not None:
+            if smoothness is None and config.lipschitz_directions:
                 next_stage(bar, objective, "ρ")
-                smoothness = estimate_lipschitz(objective, config, saved=saved, tick=tick)
+                smoothness = estimate_lipschitz(space, config, tick=tick)
             if checkpoint is not None:
                 checkpoint.lipschitz = smoothness
             next_stage(bar, objective, "Hessian diagonal", passes=config.passes)
-            diagonal = estimate_diagonal(objective, config, saved=saved, tick=tick, checkpoint=checkpoint)
+            diagonal = estimate_diagonal(space, config, tick=tick, checkpoint=checkpoint)
             rho = smoothness.value if smoothness is not None else config.rho
             n = config.num_training_examples or objective.batches.num_examples()
             eta = float(n) if config.eta == "n" else float(config.eta)
-        terms, traces = _terms(objective, config, diagonal.values, rho, eta)
+        terms, traces = _terms(space, config, diagonal.values, rho, eta)
     if checkpoint is not None:
         checkpoint.close()
-    method = _method_name(objective, config, diagonal)
+    method = _method_name(space, config, diagonal)
     return _result(config, terms, traces, diagonal, smoothness, rho, eta, method, time.perf_counter() - began)
 
 
 def _terms(
-    objective: Objective, config: ScoreConfig, curvature: Mapping[str, Tensor], rho: float, eta: float
+    space: WeightSpace, config: ScoreConfig, curvature: Mapping[str, Tensor], rho: float, eta: float
 ) -> tuple[dict[str, ScoreTerms], dict[str, float]]:
     """The terms of the score and the trace of every parameter, over all shards."""
     terms, traces = {}, {}
-    for name, parameter in objective.parameters.items():
+    for name, weights in space.weights.items():
         part = pacgen_score(
-            local(parameter).detach(),
-            curvature[name].to(parameter.device),
+            weights.detach(),
+            curvature[name].to(weights.device),
             rho,
             gamma=config.gamma,
             epsilon=config.epsilon,
             eta=eta,
-            num_parameters=objective.num_parameters,
+            num_parameters=space.num_parameters,
         )
         trace = curvature[name].sum(dtype=torch.float64).item()
-        if objective.shards.active:
-            fields = dataclasses.asdict(part)
-            row = torch.tensor([trace, *fields.values()], dtype=torch.float64)
-            trace, *sums = objective.shards.sum_(row).tolist()
-            whole = zip(fields.items(), sums, strict=True)
-            part = ScoreTerms(**{field: type(old)(value) for (field, old), value in whole})
+        fields = dataclasses.asdict(part)
+        row = torch.tensor([trace, *fields.values()], dtype=torch.float64)
+        trace, *sums = space.total(row).tolist()
+        part = ScoreTerms(**{k: type(old)(value) for (k, old), value in zip(fields.items(), sums, strict=True)})
         terms[name], traces[name] = part, trace
     return terms, traces
 
@@ -170,12 +168,6 @@ def _result(
     )
 
 
-def _displaces(objective: Objective, config: ScoreConfig) -> bool:
-    if config.lipschitz_directions or objective.kind.is_other:
-        return True
-    return config.estimator in (Estimator.HUTCHINSON, Estimator.BLEND)
-
-
 def _checkpoint(
     objective: Objective, config: ScoreConfig, folder: str | os.PathLike[str] | None, every: int
 ) -> Checkpoint | None:
@@ -195,7 +187,7 @@ def _checkpoint(
     return checkpoint
 
 
-def _method_name(objective: Objective, config: ScoreConfig, diagonal: DiagonalEstimate) -> str | None:
+def _method_name(space: WeightSpace, config: ScoreConfig, diagonal: DiagonalEstimate) -> str | None:
     if diagonal.hvp_method is None and config.lipschitz_directions:
-        return choose_method(objective, config.hvp).value
+        return choose_method(space, config.hvp).value
     return diagonal.hvp_method.value if diagonal.hvp_method is not None else None

@@ -71,7 +71,7 @@ def measuring(
             objective.inspect(confirm=confirm)
         _refuse_differences(objective, config, all_processes)
         try:
-            with objective.watching():
+            with objective.rows.watching():
                 yield objective
         finally:
             batches.close()

@@ -9,6 +9,7 @@ from torch import nn
 
 from hf_pacgen.config import ScoreConfig, SpectrumConfig
 from hf_pacgen.curvature.spectrum import estimate_spectrum
+from hf_pacgen.curvature.weight_space import WeightSpace
 from hf_pacgen.data.objective import LossFunction
 from hf_pacgen.measures.session import check_arguments, measuring, progress_bar, ticker
 from hf_pacgen.results.spectrum import Spectrum
@@ -55,5 +56,5 @@ def hessian_spectrum(
     check_arguments(model, config, SpectrumConfig)
     scope = ScoreConfig(max_examples=config.max_examples, seed=config.seed)
     with measuring(model, data, scope, loss_fn, collate_fn, batch_size, accelerator) as objective:
-        with objective.displaceable() as saved, progress_bar(objective, progress, "Hessian spectrum") as bar:
-            return estimate_spectrum(objective, config, k=k, saved=saved, tick=ticker(objective, bar))
+        with WeightSpace(objective) as space, progress_bar(objective, progress, "Hessian spectrum") as bar:
+            return estimate_spectrum(space, config, k=k, tick=ticker(objective, bar))

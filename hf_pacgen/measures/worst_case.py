@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 from hf_pacgen.config import ScoreConfig, SharpnessConfig
 from hf_pacgen.curvature.ascent import ascend
+from hf_pacgen.curvature.weight_space import WeightSpace
 from hf_pacgen.data.objective import LossFunction
 from hf_pacgen.measures.session import check_arguments, measuring, progress_bar, ticker
-from hf_pacgen.model.displacement import SavedWeights
 from hf_pacgen.noise.perturbed import check_scale
 from hf_pacgen.results.worst_case import WorstCaseSharpness
 
@@ -54,5 +54,5 @@ def worst_case_sharpness(
     scope = ScoreConfig(max_examples=config.max_examples, seed=config.seed)
     with measuring(model, data, scope, loss_fn, collate_fn, batch_size, accelerator) as objective:
         check_scale("box", box, objective.parameters)
-        with SavedWeights(objective.parameters) as saved, progress_bar(objective, progress, "worst case") as bar:
-            return ascend(objective, box, config, saved=saved, tick=ticker(objective, bar))
+        with WeightSpace(objective) as space, progress_bar(objective, progress, "worst case") as bar:
+            return ascend(space, box, config, tick=ticker(objective, bar))

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from typing import Any
 
 import numpy
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 __all__ = [
     "base_model",
     "double_backward_attention",
     "evaluation_mode",
-    "full_precision",
     "preserved",
     "seed_everything",
     "transformable",
@@ -45,8 +44,7 @@ def base_model(model: Any) -> nn.Module:
 def preserved(model: nn.Module) -> Iterator[None]:
     """Put gradients aside, and give back gradients, train/eval modes, buffers and random state at the end.
 
-    Weights are not copied here: what displaces them keeps its own copy
-    (:class:`~hf_pacgen.noise.perturbed.SavedWeights`).
+    Weights are not copied here: what displaces them keeps a copy of its own.
     """
     modes = [(module, module.training) for module in model.modules()]
     gradients = [(parameter, parameter.grad) for parameter in model.parameters()]
@@ -55,7 +53,8 @@ def preserved(model: nn.Module) -> Iterator[None]:
         for module in model.modules()
         for name, buffer in module._buffers.items()
     ]
-    random_state = _random_state()
+    on_devices = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    random_state = random.getstate(), numpy.random.get_state(), torch.get_rng_state()
     try:
         for parameter, _ in gradients:
             parameter.grad = None
@@ -70,7 +69,11 @@ def preserved(model: nn.Module) -> Iterator[None]:
                 with torch.no_grad():
                     buffer.copy_(copy)
             module._buffers[name] = buffer
-        _set_random_state(random_state)
+        random.setstate(random_state[0])
+        numpy.random.set_state(random_state[1])
+        torch.set_rng_state(random_state[2])
+        if on_devices:
+            torch.cuda.set_rng_state_all(on_devices)
 
 
 def evaluation_mode(model: nn.Module, *, checkpointing: bool) -> None:
@@ -143,32 +146,8 @@ def transformable(model: nn.Module) -> Iterator[None]:
             module._forward_hooks.update(hooks)
 
 
-@contextmanager
-def full_precision() -> Iterator[None]:
-    """TF32 off: a finite difference needs every bit of float32."""
-    with ExitStack() as stack:
-        backends: tuple[Any, ...] = (torch.backends.cuda.matmul, torch.backends.cudnn)
-        for backend in backends:
-            stack.callback(setattr, backend, "allow_tf32", backend.allow_tf32)
-            backend.allow_tf32 = False
-        yield
-
-
 def seed_everything(seed: int) -> None:
     """Seed python, NumPy and torch, from which samplers and collators draw."""
     random.seed(seed)
     numpy.random.seed(seed % 2**32)
     torch.manual_seed(seed)
-
-
-def _random_state() -> tuple[Any, Any, Tensor, list[Tensor]]:
-    on_devices = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-    return random.getstate(), numpy.random.get_state(), torch.get_rng_state(), on_devices
-
-
-def _set_random_state(state: tuple[Any, Any, Tensor, list[Tensor]]) -> None:
-    random.setstate(state[0])
-    numpy.random.set_state(state[1])
-    torch.set_rng_state(state[2])
-    if state[3]:
-        torch.cuda.set_rng_state_all(state[3])

@@ -19,7 +19,7 @@ from hf_pacgen.maths.noise_scale import (
     magnitude_noise_scale,
     optimal_noise_scale,
 )
-from hf_pacgen.model.parameters import pick_rows
+from hf_pacgen.model.embeddings import pick_rows
 from hf_pacgen.noise.layout import Block
 from hf_pacgen.noise.lookup import LookupNoise
 from hf_pacgen.noise.perturbation import Perturbation

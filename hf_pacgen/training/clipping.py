@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from hf_pacgen.distributed.shards import Shards, local
-from hf_pacgen.model.parameters import dense
+from hf_pacgen.model.embeddings import dense
 from hf_pacgen.training.callback.guard import Hook
 
 __all__ = ["GradientRescale", "loss_unscale"]

@@ -21,13 +21,15 @@ from torch.utils.data import IterableDataset
 from hf_pacgen.config import CurvatureSource, Estimator, NoiseConfig, NoiseDraw, NoiseShape, ScoreConfig
 from hf_pacgen.curvature.diagonal import estimate_diagonal
 from hf_pacgen.curvature.lipschitz import estimate_lipschitz
+from hf_pacgen.curvature.weight_space import WeightSpace
 from hf_pacgen.data.batches import Batches
 from hf_pacgen.data.objective import LossFunction, Objective
 from hf_pacgen.data.sharded_objective import ShardedObjective
 from hf_pacgen.distributed.processes import Processes
 from hf_pacgen.distributed.shards import Shards, local
 from hf_pacgen.maths.distributions import NoiseDistribution
-from hf_pacgen.model.parameters import dense, lone_embeddings, reaches_beyond, trainable_parameters
+from hf_pacgen.model.embeddings import dense, lone_embeddings, reaches_beyond
+from hf_pacgen.model.parameters import trainable_parameters
 from hf_pacgen.model.state import preserved, unwrap
 from hf_pacgen.noise.curvature_tracker import CurvatureTracker
 from hf_pacgen.noise.lookup import LookupNoise, worthwhile
@@ -348,14 +350,14 @@ class NoiseEngine:
         config, tracker = self.config, self.tracker
         if tracker.source is CurvatureSource.HUTCHINSON and step % int(config.curvature_every or 1) == 0:
             score = ScoreConfig(estimator=Estimator.HUTCHINSON, lipschitz_directions=0, seed=config.seed + step)
-            with self._objective(step) as objective, objective.displaceable() as saved:
-                tracker.add_estimate(estimate_diagonal(objective, score, saved=saved).values)
+            with self._objective(step) as objective, WeightSpace(objective) as space:
+                tracker.add_estimate(estimate_diagonal(space, score).values)
         if config.rho == "estimate" and tracker.source is not None and step % config.rho_every == 0:
             score = ScoreConfig(
                 gamma=config.gamma, epsilon=config.epsilon, lipschitz_directions=1, seed=config.seed + step
             )
-            with self._objective(step) as objective, objective.displaceable() as saved:
-                tracker.rho = estimate_lipschitz(objective, score, saved=saved).value
+            with self._objective(step) as objective, WeightSpace(objective) as space:
+                tracker.rho = estimate_lipschitz(space, score).value
 
     @contextmanager
     def _objective(self, step: int) -> Iterator[Objective]:
@@ -376,7 +378,7 @@ class NoiseEngine:
             objective = (ShardedObjective if self.shards.active else Objective)(model, batches, loss_fn=run.loss_fn)
             objective.inspect()
             try:
-                with objective.watching():
+                with objective.rows.watching():
                     yield objective
             finally:
                 batches.close()

@@ -26,11 +26,11 @@ from hf_pacgen.certify.error_rate import ErrorRate
 from hf_pacgen.certify.posterior import DEFAULT_SCALES, Posterior, PriorScales, shaped_posterior
 from hf_pacgen.certify.splits import fingerprint, train_prior
 from hf_pacgen.config import CertificateConfig, Estimator, PriorGroups, ScoreConfig
+from hf_pacgen.curvature.displacement import SavedWeights
 from hf_pacgen.maths.certified_bound import Bound
 from hf_pacgen.maths.distributions import NoiseDistribution
 from hf_pacgen.maths.pac_bayes import effective_draws, kl_bound, monte_carlo_bound
 from hf_pacgen.measures.session import measuring
-from hf_pacgen.model.displacement import SavedWeights
 from hf_pacgen.show.cards.update import update_model_card
 
 QUICK = CertificateConfig(eta=300.0, draws=100)

@@ -11,9 +11,13 @@ from torch import Tensor, nn
 
 from hf_pacgen import ScoreConfig, hessian_diagonal
 from hf_pacgen.config import Estimator
-from hf_pacgen.curvature import diagonal as diagonal_module
-from hf_pacgen.curvature.diagonal_sums import DiagonalSums
-from hf_pacgen.model.displacement import RademacherDirection
+from hf_pacgen.curvature.diagonal import exact
+from hf_pacgen.curvature.diagonal.blend import blend_share
+from hf_pacgen.curvature.diagonal.sums import DiagonalSums
+from hf_pacgen.curvature.displacement import RademacherDirection
+from hf_pacgen.curvature.weight_space import WeightSpace
+from hf_pacgen.data.batches import Batches
+from hf_pacgen.data.objective import Objective
 
 
 def estimate(model: nn.Module, data: Any, **settings: Any) -> Any:
@@ -59,6 +63,13 @@ def test_hutchinson_converges_and_its_standard_errors_are_right(name: str) -> No
     assert abs(many.trace - dense.sum().item()) < 4 * many.trace_stderr
 
 
+def space(weights: Tensor) -> WeightSpace:
+    """That of a model with a single weight, w."""
+    model = nn.Module()
+    model.w = nn.Parameter(weights)
+    return WeightSpace(Objective(model, Batches([weights], model=model), loss_fn=lambda model, batch: (batch.sum(), 1)))
+
+
 def test_the_variance_of_a_weighted_mean() -> None:
     # two equal batches: the variance of their mean is (d1 - d2)²/4; unequal ones: reliability weights
     torch.manual_seed(0)
@@ -66,9 +77,9 @@ def test_the_variance_of_a_weighted_mean() -> None:
     signs = RademacherDirection(0)
     z = signs.piece("w", 0, first)
     for units in ((3.0, 3.0), (1.0, 4.0)):
-        sums = DiagonalSums({"w": first}, elementwise=True)
+        sums = DiagonalSums(space(first), elementwise=True)
         for group, (values, count) in enumerate(zip((first, second), units, strict=True)):
-            sums.add_probe(group, {"w": values * count * z}, signs, count)
+            sums.add_probe(group, {"w": values * count * z}, signs, count, {})
         weights = torch.tensor(units, dtype=torch.float64) / sum(units)
         mean = weights[0] * first + weights[1] * second
         torch.testing.assert_close(sums.mean_()["w"], mean)
@@ -127,13 +138,13 @@ def test_chance_does_not_enter_the_blend_and_bias_does() -> None:
     for bias in (0.0, 10.0):
         shares, ideals = [], []
         for seed in range(20):
-            probes, gradients = DiagonalSums({"w": v}), DiagonalSums({"w": v})
+            probes, gradients = DiagonalSums(space(v)), DiagonalSums(space(v))
             for batch in range(16):
                 signs = RademacherDirection(seed, batch)
                 z = signs.piece("w", 0, v)
-                probes.add_probe(batch, {"w": v * (v @ z)}, signs, 1.0)
-                gradients.add_gradient(batch, {"w": (v.square() + bias).sqrt()}, 1.0)
-            shares.append(diagonal_module._blend_share(probes, gradients).item())
+                probes.add_probe(batch, {"w": v * (v @ z)}, signs, 1.0, {})
+                gradients.add_gradient(batch, {"w": (v.square() + bias).sqrt()}, 1.0, {})
+            shares.append(blend_share(probes, gradients).item())
             noise = (probes.total["w"] - v.square()).square().sum().item()
             ideals.append(400 * bias**2 / (400 * bias**2 + noise))
         if bias:
@@ -154,10 +165,10 @@ def test_only_touched_embedding_rows_get_probes_and_nothing_is_lost(monkeypatch:
     torch.manual_seed(0)
     model = tiny.bert(hidden_size=64).eval()  # rows start at words of the random stream
     parts = tiny.split(tiny.examples("bert", 7), 4, 3)
-    from hf_pacgen.data import objective
+    from hf_pacgen.model import embeddings
 
     with_rows = estimate(model, parts, passes=2)
-    monkeypatch.setattr(objective, "lone_embeddings", lambda model, parameters: {})
+    monkeypatch.setattr(embeddings, "lone_embeddings", lambda model, parameters: {})
     without = estimate(model, parts, passes=2)
     for name, values in without.values.items():
         torch.testing.assert_close(with_rows.values[name], values, rtol=1e-2, atol=1e-5)
@@ -186,7 +197,7 @@ def test_one_batch_shows_no_spread() -> None:
 
 
 def test_exact_is_refused_on_a_large_model(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(diagonal_module, "EXACT_LIMIT", 100)
+    monkeypatch.setattr(exact, "EXACT_LIMIT", 100)
     with pytest.raises(ValueError, match="expected at most 100 trainable parameters, got 4"):
         estimate(tiny.make("bert"), [tiny.examples("bert", 2)], estimator="exact")
 

@@ -9,9 +9,7 @@ import tiny
 import torch
 from torch import nn
 
-from hf_pacgen import ScoreConfig, hessian_vector_product
-from hf_pacgen.curvature.hvp import HessianProduct
-from hf_pacgen.model.displacement import RademacherDirection, SavedWeights
+from hf_pacgen import hessian_vector_product
 
 # Causal-LM losses are computed in float32 whatever the weights' dtype, and so is rotary embedding;
 # the vision model's layer norms divide by little at this size
@@ -109,20 +107,6 @@ def test_the_vector_is_checked() -> None:
         hessian_vector_product(model, data, good, method="magic")
     zero = hessian_vector_product(model, data, {n: torch.zeros_like(v) for n, v in good.items()})
     assert not tiny.flat(zero).any()
-
-
-def test_finite_differences_need_the_saved_weights() -> None:
-    from hf_pacgen.data.batches import Batches
-    from hf_pacgen.data.objective import Objective
-
-    model, batch = tiny.make("bert", dtype=torch.float32), tiny.examples("bert", 2)
-    objective = Objective(model, Batches([batch], model=model))
-    objective.inspect()
-    product = HessianProduct(objective, ScoreConfig().hvp)
-    with pytest.raises(ValueError, match="need a copy of the weights"):
-        product(batch, 0, RademacherDirection(0))
-    with SavedWeights(objective.parameters) as saved:
-        HessianProduct(objective, saved=saved)(batch, 0, RademacherDirection(0))
 
 
 def test_a_tied_embedding_has_one_dense_gradient_only() -> None:

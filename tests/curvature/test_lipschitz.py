@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from hf_pacgen import ScoreConfig, hessian_lipschitz
-from hf_pacgen.model.displacement import BoxDirection
+from hf_pacgen.curvature.displacement import BoxDirection
 
 
 class Weights(nn.Module):

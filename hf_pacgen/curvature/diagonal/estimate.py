@@ -1,0 +1,187 @@
+"""The diagonal of the Hessian, by whichever estimator: one pass over the batches for all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hf_pacgen.config import Estimator, ScoreConfig
+from hf_pacgen.curvature.checkpoint import Checkpoint
+from hf_pacgen.curvature.diagonal.blend import blend_, blend_share
+from hf_pacgen.curvature.diagonal.exact import Exact
+from hf_pacgen.curvature.diagonal.gauss_newton import GaussNewton
+from hf_pacgen.curvature.diagonal.hutchinson import Hutchinson
+from hf_pacgen.curvature.diagonal.sums import DiagonalSums, pooled_trace
+from hf_pacgen.curvature.operators import Tick, no_tick
+from hf_pacgen.curvature.weight_space import Vector, WeightSpace
+from hf_pacgen.data.collation import count_examples
+from hf_pacgen.data.losses import BatchLoss, require_units
+from hf_pacgen.results.diagonal import DiagonalEstimate
+
+__all__ = ["estimate_diagonal"]
+
+
+@dataclass
+class _Parts:
+    """What an estimator sums; the blend has two of them.
+
+    Attributes:
+        gradient_passes: passes in which labels are sampled.
+        counts: Σ loss, units and examples of the first pass, then the numbers of HVPs and of gradients.
+    """
+
+    exact: Exact | None = None
+    probes: Hutchinson | None = None
+    gradients: GaussNewton | None = None
+    gradient_passes: int = 0
+    counts: Tensor = field(default_factory=lambda: torch.zeros(5, dtype=torch.float64))
+
+    @classmethod
+    def of(cls, estimator: Estimator, space: WeightSpace, config: ScoreConfig) -> _Parts:
+        """The parts of an estimator: the place where a new one joins."""
+        if estimator is Estimator.EXACT:
+            return cls(exact=Exact(space))
+        if estimator is Estimator.HUTCHINSON:
+            return cls(probes=Hutchinson(space, config))
+        if estimator is Estimator.GAUSS_NEWTON:
+            quiet = GaussNewton(space, config, elementwise=config.standard_error)
+            return cls(gradients=quiet, gradient_passes=config.passes)
+        if estimator is Estimator.BLEND:  # quiet as it is, one pass of gradients will do
+            return cls(probes=Hutchinson(space, config), gradients=GaussNewton(space, config), gradient_passes=1)
+        raise ValueError(f"The estimator {estimator!r} has no parts: say in _Parts.of what it sums.")
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All sums by name, to be saved, or reduced over processes after the last batch."""
+        parts = (self.exact, self.probes, self.gradients)
+        named = {f"{part.kind}.{name}": t for part in parts if part is not None for name, t in part.tensors().items()}
+        return named | {"counts": self.counts}
+
+
+def estimate_diagonal(
+    space: WeightSpace, config: ScoreConfig, *, tick: Tick = no_tick, checkpoint: Checkpoint | None = None
+) -> DiagonalEstimate:
+    """Estimate the pooled Hessian's diagonal.
+
+    Args:
+        space: the weights, which are left as found.
+        config: estimator, HVP method, passes, seed, whether entries get standard errors.
+        tick: called after every batch.
+        checkpoint: started on the sums as far as they are known, and saves them.
+
+    Raises:
+        ValueError: ``exact`` on a model with too many parameters, or a batch whose gradient is not finite, or data
+            without a single loss unit.
+    """
+    estimator, notes = _supported(space, Estimator(config.estimator))
+    processes = space.objective.batches.processes
+    with processes.together():
+        parts = _Parts.of(estimator, space, config)
+    if checkpoint is not None:
+        checkpoint.start(parts.tensors())
+    with processes.together():
+        for sweep in range(1 if parts.exact is not None else config.passes):
+            for index, batch in _recorded(space, parts, sweep, tick, checkpoint):
+                _add(space, parts, batch, index, sweep)
+        if checkpoint is not None:
+            checkpoint.save(parts.tensors())
+    for tensor in parts.tensors().values():
+        processes.sum_(tensor)
+    loss, units, examples, num_hvps, num_gradients = parts.counts.tolist()
+    require_units(units)
+    values, stderr, trace, trace_stderr, blend = _finish(parts, units)
+    return DiagonalEstimate(
+        values=values,
+        stderr=stderr if config.standard_error else None,
+        trace=trace,
+        trace_stderr=trace_stderr,
+        loss=loss / units,
+        num_units=units,
+        num_examples=int(examples),
+        estimator=estimator,
+        hvp_method=parts.probes.product.method if parts.probes is not None else None,
+        num_hvps=int(num_hvps),
+        num_gradients=int(num_gradients),
+        blend=blend,
+        notes=tuple(notes),
+    )
+
+
+def _supported(space: WeightSpace, estimator: Estimator) -> tuple[Estimator, list[str]]:
+    """The estimator that the loss allows, and what to say of it."""
+    kind = space.objective.kind
+    if estimator.samples_labels and kind.is_other:
+        note = (
+            f"The estimator is hutchinson instead of {estimator.value}: Gauss-Newton with sampled labels needs a "
+            f"cross-entropy on the model's logits, and this is {kind.value}."
+        )
+        return Estimator.HUTCHINSON, [note]
+    return estimator, []
+
+
+def _add(space: WeightSpace, parts: _Parts, batch: Any, index: int, sweep: int) -> None:
+    """Add a batch to every part; weights are back at w whenever a loss is taken there."""
+    true: BatchLoss | None = None
+    if parts.exact is not None:
+        before = parts.exact.num_hvps
+        finite, true = parts.exact.add(batch, index)
+        parts.counts[3] += parts.exact.num_hvps - before
+        _check_gradient(finite, index)
+    if parts.gradients is not None and sweep < parts.gradient_passes:
+        finite, true = parts.gradients.add(batch, index, sweep)
+        _check_gradient(finite, index)
+        parts.counts[4] += 1
+    if sweep == 0:
+        if true is None:
+            space.restore()
+            with torch.no_grad():
+                true = space.objective.loss(batch, index)
+        parts.counts[:3] += torch.tensor([true.total.item(), true.units, count_examples(batch)], dtype=torch.float64)
+    if parts.probes is not None:
+        before = parts.probes.num_hvps
+        _check_gradient(parts.probes.add(batch, index, sweep), index)
+        parts.counts[3] += parts.probes.num_hvps - before
+
+
+def _recorded(
+    space: WeightSpace, parts: _Parts, sweep: int, tick: Tick, checkpoint: Checkpoint | None
+) -> Iterator[tuple[int, Any]]:
+    """The batches with loss units that are still to do in a pass; each is noted as done when the next is asked for."""
+    batches = space.objective.batches
+    skipped = checkpoint.skipped(sweep) if checkpoint is not None else set()
+    for _ in range(batches.share(skipped)):
+        tick()  # a bar goes on from there
+    for index, batch in batches.without(skipped):
+        if space.objective.has_units(batch):
+            yield index, batch
+            if checkpoint is not None:
+                checkpoint.record(sweep, index, batch, parts.tensors())
+        tick()
+
+
+def _finish(parts: _Parts, units: float) -> tuple[Vector, Vector | None, float, float | None, dict[str, float] | None]:
+    """Divide sums into means, and blend: values, entry errors, trace, its error, shares of Hutchinson."""
+    if parts.exact is not None:
+        values = {name: total.div_(units) for name, total in parts.exact.total.items()}
+        nothing = {name: torch.zeros_like(value) for name, value in values.items()}
+        return values, nothing, sum(v.double().sum().item() for v in values.values()), 0.0, None
+    if parts.probes is not None and parts.gradients is not None:
+        probes, gradients = parts.probes.sums, parts.gradients.sums
+        share = blend_share(probes, gradients)
+        trace, error = pooled_trace([(probes, share), (gradients, 1 - share)])
+        values, stderr = blend_(probes, gradients, share)
+        return values, stderr, trace, error, dict(zip(probes.names, share.tolist(), strict=True))
+    only: DiagonalSums = (parts.probes or parts.gradients).sums  # type: ignore[union-attr]
+    trace, error = pooled_trace([(only, torch.ones(len(only.names), dtype=torch.float64))])
+    return only.mean_(), only.elementwise_stderr_(), trace, error, None
+
+
+def _check_gradient(finite: bool, index: int) -> None:
+    if not finite:
+        raise ValueError(
+            f"The gradient of batch {index} is not finite. Look at that batch's inputs, or use wider weights "
+            "(float32 instead of float16)."
+        )

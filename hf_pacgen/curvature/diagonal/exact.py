@@ -1,0 +1,64 @@
+"""The exact diagonal, row by row: the entries of the gradient are differentiated one after another."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from hf_pacgen.curvature.weight_space import Vector, WeightSpace
+from hf_pacgen.data.losses import BatchLoss
+from hf_pacgen.model.state import double_backward_attention, evaluation_mode
+
+__all__ = ["EXACT_LIMIT", "Exact"]
+
+EXACT_LIMIT = 20_000
+"""Most parameters for which the exact diagonal (one backward pass a parameter and batch) is computed."""
+
+
+class Exact:
+    """Sums of diag H_b.
+
+    Raises:
+        ValueError: the model has more than ``EXACT_LIMIT`` parameters, or no second derivatives.
+    """
+
+    kind = "exact"
+
+    def __init__(self, space: WeightSpace) -> None:
+        if not space.has_second_derivatives:
+            raise ValueError(
+                "estimator='exact' needs second derivatives, which a model sharded by fully_shard has not. Use 'blend' "
+                "or 'hutchinson', or score the whole model in one process."
+            )
+        if space.num_parameters > EXACT_LIMIT:
+            raise ValueError(
+                f"estimator='exact' takes one backward pass for every parameter and batch: expected at most "
+                f"{EXACT_LIMIT} trainable parameters, got {space.num_parameters}. Use 'blend' or 'hutchinson', or "
+                "freeze weights."
+            )
+        self.space, self.total, self.num_hvps = space, space.zeros(), 0
+        evaluation_mode(space.objective.model, checkpointing=False)
+
+    def tensors(self) -> Vector:
+        """All sums by name."""
+        return self.total
+
+    def add(self, batch: Any, index: int) -> tuple[bool, BatchLoss]:
+        """Add a batch; returns whether its numbers were finite, and its loss."""
+        objective, finite = self.space.objective, True
+        parameters = list(objective.parameters.values())
+        with double_backward_attention(objective.model):
+            result = objective.loss(batch, index)
+            gradients = torch.autograd.grad(result.total, parameters, create_graph=True, allow_unused=True)
+            for total, parameter, gradient in zip(self.total.values(), parameters, gradients, strict=True):
+                if gradient is None or not gradient.requires_grad:
+                    continue
+                flat, out = gradient.reshape(-1), total.view(-1)
+                for i in range(flat.numel()):
+                    (row,) = torch.autograd.grad(flat[i], parameter, retain_graph=True, allow_unused=True)
+                    self.num_hvps += 1
+                    if row is not None:
+                        out[i] += row.reshape(-1)[i]
+                finite = finite and bool(out.isfinite().all())
+        return finite, BatchLoss(result.total.detach(), result.units)

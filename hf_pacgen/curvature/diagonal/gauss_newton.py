@@ -1,0 +1,45 @@
+"""Gauss-Newton-Bartlett: squares of gradients on labels drawn from the model.  Quiet, positive, biased by H - GGN."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hf_pacgen.config import ScoreConfig
+from hf_pacgen.curvature.diagonal.sums import DiagonalSums
+from hf_pacgen.curvature.weight_space import Vector, WeightSpace
+from hf_pacgen.data.losses import BatchLoss
+from hf_pacgen.maths.counter_rng import stream_key
+
+__all__ = ["GaussNewton"]
+
+
+class GaussNewton:
+    """Sums of G_b ⊙ G_b, with G_b the gradient of a batch's loss summed over sampled labels.
+
+    Unbiased for the diagonal of the Gauss-Newton matrix of the summed loss; one gradient a batch.
+    """
+
+    kind = "gradients"
+
+    def __init__(self, space: WeightSpace, config: ScoreConfig, *, elementwise: bool = False) -> None:
+        self.space, self.seed = space, config.seed
+        self.sums = DiagonalSums(space, elementwise=elementwise)
+        self.num_gradients = 0
+
+    def tensors(self) -> Vector:
+        """All sums by name."""
+        return self.sums.tensors()
+
+    def add(self, batch: Any, index: int, sweep: int) -> tuple[bool, BatchLoss]:
+        """Add a batch; returns whether its numbers were finite, and its loss on the true labels."""
+        objective = self.space.objective
+        self.space.restore()
+        with objective.rows.sparse_gradients():
+            sampled, true = objective.sampled_loss(batch, index, stream_key(self.seed, "labels", sweep, index))
+        if sampled.requires_grad:
+            sampled.backward()
+        del sampled  # or its graph would be there beside the gradient
+        gradient = self.space.take_gradient()
+        self.num_gradients += 1
+        finite = self.sums.add_gradient(index + 31 * sweep, gradient, true.units, objective.rows.of(index))
+        return finite, true

@@ -1,0 +1,213 @@
+"""The space that vectors of the curvature live in: tensors by parameter name, whole or a process's part of each.
+
+Nothing else in the curvature knows that weights may be sharded over processes, or that a batch reads few rows of an
+embedding.  A vector is a ``dict[str, Tensor]`` of accumulators (at least float32); a :class:`Direction` is one that is
+made piece by piece where it is needed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from contextlib import nullcontext
+
+import torch
+from torch import Tensor
+
+from hf_pacgen.curvature.displacement import (
+    BoxDirection,
+    Direction,
+    RademacherDirection,
+    SavedWeights,
+    Terms,
+    chunks,
+)
+from hf_pacgen.data.losses import BatchLoss
+from hf_pacgen.data.objective import Objective
+from hf_pacgen.distributed.shards import local, part_like, shard_like
+from hf_pacgen.maths.counter_rng import stream_key
+from hf_pacgen.model.embeddings import dense, pick_rows
+from hf_pacgen.model.precision import wide
+
+__all__ = ["Vector", "WeightSpace", "zeros_like"]
+
+Vector = dict[str, Tensor]
+
+
+class WeightSpace:
+    """The weights of an inspected objective, their displacements, gradients and vectors.
+
+    As a context manager it lets weights be displaced, and puts them back, bit for bit, on the way out.  Copies are made
+    when weights are first displaced.
+
+    Args:
+        objective: inspected; the hooks of ``objective.rows.watching()`` are in place.
+
+    Attributes:
+        weights: this process's part of every trainable weight.
+        num_parameters: m, of the whole weights.
+        has_second_derivatives: whether autograd can differentiate a gradient; it cannot through sharded weights.
+    """
+
+    def __init__(self, objective: Objective) -> None:
+        self.objective, self._shards = objective, objective.shards
+        self.num_parameters = objective.num_parameters
+        self.has_second_derivatives = not objective.shards.active
+        self.weights: Vector = {name: local(p) for name, p in objective.parameters.items()}
+        self.saved = SavedWeights(self.weights, by_rows=objective.rows.alone, lazily=True)
+
+    def __enter__(self) -> WeightSpace:
+        self.objective.rows.on_read = self.saved.look_up
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.objective.rows.on_read = None
+        self.saved.restore()
+
+    # --------------------------------------------------------------------------------------------------- vectors
+
+    def zeros(self) -> Vector:
+        """The vector 0."""
+        return {name: zeros_like(w) for name, w in self.weights.items()}
+
+    def total(self, tensor: Tensor) -> Tensor:
+        """A sum over the elements of this process, added up over all parts of the weights, in place."""
+        return self._shards.sum_(tensor)
+
+    def norm(self, vector: Mapping[str, Tensor]) -> float:
+        """‖v‖, over all parts; partial sums add in float64."""
+        # the values of a sparse gradient are all that is not 0
+        stored = (v.values() if v.is_sparse else v for v in vector.values())
+        return math.sqrt(self._shards.sum(sum(torch.linalg.vector_norm(v).item() ** 2 for v in stored)))
+
+    def signs(self, *key: str | int) -> RademacherDirection:
+        """Independent signs ±1, the same on any number of processes."""
+        return RademacherDirection(*key, offsets=self._shards.offsets)
+
+    def box(self, *key: str | int, gamma: float, epsilon: float) -> BoxDirection:
+        """A displacement uniform in the box |u_i| ≤ γ|w_i| + ε."""
+        return BoxDirection(*key, gamma=gamma, epsilon=epsilon, offsets=self._shards.offsets)
+
+    def gaussian(self, *key: str | int) -> Vector:
+        """Independent standard normal numbers, the same on every process and device and in every precision."""
+        vector = self.zeros()
+        for name, value in vector.items():
+            generator = torch.Generator().manual_seed(stream_key(*key, name) & (2**63 - 1))
+            value.copy_(torch.randn(value.shape, generator=generator, dtype=torch.float32))
+        return vector
+
+    def stored(self, direction: Direction) -> Vector:
+        """All elements of a direction, as a vector."""
+        vector = self.zeros()
+        for name, value in vector.items():
+            for start, (piece, weights) in chunks(value, self.weights[name].detach()):
+                piece.copy_(direction.piece(name, start, weights))
+        return vector
+
+    def length(self, direction: Direction) -> float:
+        """‖v‖ of a direction that is nowhere stored."""
+        squares = 0.0
+        for name, value in self.weights.items():
+            for start, (weights,) in chunks(value.detach()):
+                squares += torch.linalg.vector_norm(direction.piece(name, start, weights)).item() ** 2
+        return math.sqrt(self._shards.sum(squares))
+
+    def given(self, vector: Mapping[str, Tensor]) -> tuple[Vector, float]:
+        """This process's part of a user's vector, and the norm of the whole.
+
+        Raises:
+            ValueError: it has other names or shapes than the trainable parameters, or is not finite.
+        """
+        parameters = self.objective.parameters
+        if vector.keys() != parameters.keys():
+            odd = sorted(vector.keys() ^ parameters.keys())
+            raise ValueError(
+                f"vector must have the names of the trainable parameters; these are in one only: {odd[:5]}. "
+                "Take the names from model.named_parameters()."
+            )
+        squares, parts = 0.0, {}
+        for name, value in vector.items():
+            if value.shape != parameters[name].shape:
+                raise ValueError(
+                    f"vector[{name!r}] must have shape {tuple(parameters[name].shape)}, like the parameter; "
+                    f"got {tuple(value.shape)}."
+                )
+            parts[name] = part_like(value, parameters[name], self._shards.offsets.get(name, 0))
+            square = self._shards.sum(torch.linalg.vector_norm(parts[name], dtype=wide(value)).item() ** 2)
+            if not math.isfinite(square):
+                raise ValueError(f"vector[{name!r}] contains NaN, infinity or huge numbers: expected finite numbers.")
+            squares += square
+        return parts, math.sqrt(squares)
+
+    def returned(self, vector: Mapping[str, Tensor]) -> Vector:
+        """A vector for the user: sharded as the parameters are."""
+        return {name: shard_like(value, self.objective.parameters[name]) for name, value in vector.items()}
+
+    # ------------------------------------------------------------------------------------------------- the weights
+
+    @property
+    def scale(self) -> float:
+        """‖w‖, from at most about 8,192 evenly spread elements a tensor, which is as much as a scale needs."""
+        squares = 0.0
+        for weights in self.weights.values():
+            few = weights.reshape(-1)[:: max(1, weights.numel() >> 12)] if weights.is_contiguous() else weights
+            squares += torch.linalg.vector_norm(few.detach()).item() ** 2 / max(few.numel(), 1) * weights.numel()
+        # weights that are all (nearly) zero give no scale: take that of an ordinary initialization
+        return max(math.sqrt(self._shards.sum(squares)), 0.02 * math.sqrt(self.num_parameters))
+
+    def displace(self, terms: Terms, *, whole: bool = False) -> None:
+        """Set the weights to w + Σ scale · direction; ``whole`` leaves out no row of an embedding."""
+        self.saved.displace(terms, whole=whole)
+
+    def restore(self) -> None:
+        """Put the weights back, bit for bit."""
+        self.saved.restore()
+
+    # ------------------------------------------------------------------------------------------------- gradients
+
+    def add_gradient(self, batch: object, index: int, factor: float = 1.0, *, sparse: bool = True) -> BatchLoss:
+        """Add the gradient of factor · the batch's summed loss, at the present weights, to what is accumulated.
+
+        Args:
+            batch, index: the batch and its number.
+            factor: of the loss.
+            sparse: whether the gradients of embeddings may be sparse.
+
+        Returns:
+            The loss, detached: its graph is not kept beside the next.
+        """
+        with self.objective.rows.sparse_gradients() if sparse else nullcontext():
+            result = self.objective.loss(batch, index)
+        if result.total.requires_grad:
+            (result.total * factor).backward()
+        return BatchLoss(result.total.detach(), result.units)
+
+    def slope(self, direction: Direction, index: int) -> float:
+        """Inner product of the accumulated gradient, after batch ``index``, with a direction."""
+        found, rows = 0.0, self.objective.rows.of(index)
+        for name, parameter in self.objective.parameters.items():
+            if parameter.grad is not None and name in rows:
+                gradient = pick_rows(parameter.grad, rows[name])
+                along = direction.rows(name, rows[name], gradient).to(gradient.dtype)
+                found += torch.dot(gradient.view(-1), along.reshape(-1)).item()
+            elif parameter.grad is not None:
+                for start, (piece,) in chunks(dense(local(parameter.grad)).detach()):
+                    along = direction.piece(name, start, piece).to(piece.dtype).reshape(-1)
+                    found += torch.dot(piece.reshape(-1), along).item()
+        return self._shards.sum(found)
+
+    def take_gradient(self) -> Vector:
+        """Move the accumulated gradient out of the parameters; what no loss reached is absent."""
+        found = {}
+        for name, parameter in self.objective.parameters.items():
+            if parameter.grad is not None:
+                gradient = local(parameter.grad).detach()
+                found[name] = gradient.coalesce() if gradient.is_sparse else gradient
+                parameter.grad = None
+        return found
+
+
+def zeros_like(parameter: Tensor) -> Tensor:
+    """An accumulator for a parameter, or for its part here: its shape and device, at least float32, contiguous."""
+    here = local(parameter)
+    return torch.zeros_like(here, dtype=wide(here), requires_grad=False, memory_format=torch.contiguous_format)

@@ -1,0 +1,180 @@
+"""Embeddings, of which a batch reads a few rows: the loss of the batch does not depend on the others."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import numpy
+import torch
+from torch import Tensor, nn
+
+__all__ = ["EmbeddingRows", "dense", "pick_rows"]
+
+
+class EmbeddingRows:
+    """Which rows of its embeddings a model reads, found at the lookup by hooks.
+
+    Attributes:
+        alone: embedding layers, by the name of their weights, whose matrix nothing but the lookup reads.  All others
+            are treated as whole matrices.
+        on_read: called with the name and the indices just before some rows are read.
+    """
+
+    def __init__(self, model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> None:
+        # code that torch.compile made has neither hooks nor sparse gradients
+        compiled = any(getattr(module, "_compiled_call_impl", None) is not None for module in model.modules())
+        self.alone = {} if compiled else lone_embeddings(model, parameters)
+        self.on_read: Callable[[str, Tensor], None] | None = None
+        self._lookups: list[Any] = [m for m in model.modules() if _may_be_sparse(m)] if not compiled else []
+        self._touched: dict[str, list[Tensor]] = {}
+        self._rows: dict[str, Tensor] = {}
+        self._rows_of: int | None = None
+        """The batch of the last forward pass, whose rows ``_rows`` are."""
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Note which rows are read, while inside."""
+
+        def note(name: str) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
+            def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+                indices = (args[0] if args else kwargs["input"]).detach()
+                self._touched.setdefault(name, []).append(indices)
+                if self.on_read is not None:
+                    self.on_read(name, indices)
+
+            return hook
+
+        handles = [m.register_forward_pre_hook(note(name), with_kwargs=True) for name, m in self.alone.items()]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    @contextmanager
+    def sparse_gradients(self) -> Iterator[None]:
+        """Losses taken inside have sparse gradients for embeddings: no time and memory for rows that are not read."""
+        before = [(module, module.sparse) for module in self._lookups]
+        try:
+            for module in self._lookups:
+                module.sparse = True
+            yield
+        finally:
+            for module, sparse in before:
+                module.sparse = sparse
+
+    @contextmanager
+    def reading(self, index: int) -> Iterator[None]:
+        """One forward pass of batch ``index``."""
+        self._touched.clear()
+        self._rows_of = None
+        yield
+        self._rows = {name: torch.cat([t.reshape(-1) for t in read]).unique() for name, read in self._touched.items()}
+        self._rows_of = index
+
+    def forget(self) -> None:
+        """The last forward pass was of no batch: an example, for instance."""
+        self._rows_of = None
+
+    def of(self, index: int) -> dict[str, Tensor]:
+        """By name, the rows (ascending) that batch ``index`` reads, if it was the last in the model."""
+        return self._rows if self._rows_of == index else {}
+
+    def keep_alone(self, total: Tensor, parameters: Mapping[str, Tensor], *, by_gradient: bool) -> None:
+        """Keep as ``alone`` what a loss, just taken, shows to be read by the lookup only.
+
+        Args:
+            total: the loss; it is differentiated if ``by_gradient``.
+            by_gradient: look at the gradient, where the autograd graph hides what is inside a checkpoint.
+        """
+        if by_gradient and total.requires_grad:
+            total.backward()
+        for name, module in list(self.alone.items()):
+            rows, gradient = self._rows.get(name), parameters[name].grad
+            lonely = rows is not None and (
+                (gradient is None or not reaches_beyond(gradient, rows))
+                if by_gradient
+                else only_looked_up(module.weight, total)
+            )
+            if not lonely:
+                del self.alone[name]
+        if by_gradient:
+            for parameter in parameters.values():
+                parameter.grad = None
+
+
+def lone_embeddings(model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> dict[str, nn.Embedding]:
+    """Embedding layers, by the name of their weights, whose matrix no other module owns."""
+    owners: dict[int, int] = {}
+    for module in model.modules():
+        for parameter in module.parameters(recurse=False):
+            owners[id(parameter)] = owners.get(id(parameter), 0) + 1
+    found: dict[str, nn.Embedding] = {}
+    for module_name, module in model.named_modules():
+        name = f"{module_name}.weight" if module_name else "weight"
+        if type(module) is not nn.Embedding or name not in parameters or owners[id(module.weight)] > 1:
+            continue
+        # rows of the counter-based streams start at words of 64 elements; other kinds of weights have other rows
+        if module.embedding_dim % 64 == 0 and module.max_norm is None and type(module.weight) is nn.Parameter:
+            found[name] = module
+    return found
+
+
+def _may_be_sparse(module: nn.Module) -> bool:
+    """Whether a module is a trainable embedding whose gradient may be sparse, also one that shares its matrix.
+
+    A matrix that is used elsewhere still gets a dense gradient, but no second dense one for the lookup.
+    """
+    if type(module) is not nn.Embedding or type(module.weight) is not nn.Parameter:
+        return False
+    # PyTorch cannot add sparse gradients in float16 on a CPU
+    addable = module.weight.dtype != torch.float16 or module.weight.device.type != "cpu"
+    return module.weight.requires_grad and not module.scale_grad_by_freq and addable
+
+
+def only_looked_up(weight: Tensor, total: Tensor) -> bool:
+    """Whether all that a scalar depends on of an embedding's matrix went through lookups, by the autograd graph."""
+    nodes, seen = [total.grad_fn], set()
+    while nodes:
+        node = nodes.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        for parent, _ in node.next_functions:
+            if getattr(parent, "variable", None) is weight and not type(node).__name__.startswith("EmbeddingBackward"):
+                return False
+            nodes.append(parent)
+    return True
+
+
+def reaches_beyond(gradient: Tensor, rows: Tensor) -> bool:
+    """Whether a matrix's gradient has entries outside some rows."""
+    if gradient.is_sparse:
+        return False
+    beyond = gradient.detach().abs().amax(dim=1) > 0
+    beyond[rows] = False
+    return bool(beyond.any())
+
+
+def dense(gradient: Tensor) -> Tensor:
+    """A gradient of dense layout."""
+    if not gradient.is_sparse:
+        return gradient
+    if gradient.device.type != "cpu" or gradient.dtype not in (torch.float32, torch.float64):
+        return gradient.to_dense()
+    # numpy's zeros are memory that is not touched before it is read: most rows of an embedding never are
+    gradient = gradient.coalesce()
+    out = torch.from_numpy(numpy.zeros(gradient.shape, dtype=str(gradient.dtype).removeprefix("torch.")))
+    return out.index_copy_(0, gradient.indices()[0], gradient.values())
+
+
+def pick_rows(gradient: Tensor, rows: Tensor) -> Tensor:
+    """Some rows of a matrix's gradient; ``rows`` ascend, and hold all that are there if the gradient is sparse."""
+    if not gradient.is_sparse:
+        return gradient.index_select(0, rows)
+    gradient = gradient.coalesce()
+    values = gradient.values()
+    picked = values.new_zeros(len(rows), values.shape[1])
+    return picked.index_copy_(0, torch.searchsorted(rows, gradient.indices()[0]), values)
