@@ -27,8 +27,8 @@ FLOORS: dict[str, str] = {
     "measures": "comparison hessian landscape pacgen session sharpness spectrum worst_case",
     "certify": "certify draws error_rate posterior priors refinement search splits validity",
     "training": "arguments callback.callback callback.guard clipping noisy_step run_facts trainer",
-    "command_line": "card certify compare inputs.columns inputs.examples inputs.labels inputs.load inputs.models "
-    "inputs.named inputs.processors inputs.tables main parser quiet register run_options score sharpness",
+    "command_line": "card certify compare inputs.columns inputs.data inputs.examples inputs.labels inputs.load "
+    "inputs.models inputs.processors inputs.tasks main parser printing quiet register run_options score sharpness",
     "evaluate_module": "pacgen.app pacgen.pacgen",
 }
 """Every module of every folder, by name: a new file needs a decision where it belongs."""

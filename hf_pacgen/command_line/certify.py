@@ -6,21 +6,18 @@ import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from hf_pacgen.certify.certify import Certificate, certify
-from hf_pacgen.command_line.inputs.load import load_subject
-from hf_pacgen.command_line.inputs.models import ModelArguments
-from hf_pacgen.command_line.inputs.tables import DataArguments
-from hf_pacgen.command_line.parser import CommandParser
+from hf_pacgen.certify.certify import certify
+from hf_pacgen.command_line.printing import open_console, print_notes, quantities
 from hf_pacgen.command_line.quiet import quiet
-from hf_pacgen.command_line.run_options import RunArguments, check_output, choose_place
+from hf_pacgen.command_line.run_options import Run, RunArguments
 from hf_pacgen.config import CertificateConfig
 from hf_pacgen.config.settings import Config, option
 from hf_pacgen.errors import InputError, describe
-from hf_pacgen.show.tables import PLAIN_WIDTH, number
+from hf_pacgen.results.certificate import Certificate
+from hf_pacgen.show.tables import number
 
 __all__ = ["PriorArguments", "run"]
 
@@ -39,50 +36,33 @@ class PriorArguments(Config):
 
 
 def run(argv: list[str]) -> None:
-    """Certify, print and save.
-
-    Raises:
-        InputError: bad input of any kind, or whatever would make the certificate invalid.
-    """
-    parser = CommandParser(
-        (PriorArguments, ModelArguments, DataArguments, RunArguments, CertificateConfig),
-        prog="hf-pacgen certify",
-        group="certificate",
-        usage="hf-pacgen certify MODEL --prior BASE --dataset NAME_OR_FILE [options]",
+    """Certify, save and print."""
+    call = Run(
+        argv,
+        RunArguments,
+        CertificateConfig,
+        PriorArguments,
+        command="certify",
+        usage="MODEL --prior BASE --dataset NAME_OR_FILE [options]",
         description="Bound the error of a model, with noise on its weights, on new examples. It holds with probability "
         "1 - delta over the draw of the examples, which must be independent of each other and unseen by the prior.",
-        epilog="Example: hf-pacgen certify ./my-model --prior bert-base-uncased --dataset train.parquet",
+        example="./my-model --prior bert-base-uncased --dataset train.parquet",
+        group="certificate",
     )
-    parser.add_argument("model", metavar="MODEL", help="The trained model: a folder, or an id on the Hugging Face hub.")
-    prior_args, model_args, data_args, run_args, config, positional = parser.settings(argv)
+    (prior_args,) = call.extra
     if prior_args.prior is None:
-        parser.error("--prior is missing: 'zero', or the model before it saw the data")
-    check_output(run_args.output)
-    device, accelerator = choose_place(model_args.device)
+        call.parser.error("--prior is missing: 'zero', or the model before it saw the data")
     prior = prior_folder(prior_args.prior)
-    subject = load_subject(positional.model, model_args, data_args, device=device, seed=config.seed)
+    subject = call.load(call.models[0])
     subject.model.eval()
-    with parser.refusals(), quiet():
-        result = certify(
-            subject.model,
-            subject.examples,
-            prior=prior,
-            config=config,
-            batch_size=run_args.batch_size,
-            accelerator=accelerator,
-            progress=run_args.progress,
-        )
-    if accelerator is not None and not accelerator.is_main_process:
-        return
+    with call.measuring() as options:
+        result = certify(subject.model, subject.examples, prior=prior, config=call.config, **options)
     result = dataclasses.replace(result, notes=(*subject.notes, *result.notes))
-    shown = dataclasses.replace(result, notes=tuple(map(parser.in_flags, result.notes)))
-    print_certificate(shown, title=subject.title.replace("PACGen of", "Certificate of", 1), top=run_args.top_modules)
-    if run_args.output is not None:
-        try:
-            result.save(run_args.output)
-        except OSError as error:
-            raise InputError(f"--output {run_args.output!r} could not be written: {error}.") from error
-        print(f"\nWritten to {run_args.output}")
+    shown = dataclasses.replace(result, notes=call.in_flags(result.notes))
+    call.finish(
+        {"--output": result.save},
+        lambda: print_certificate(shown, title=f"Certificate of {subject.title}", top=call.args.top_modules),
+    )
 
 
 def prior_folder(name: str) -> str:
@@ -109,21 +89,10 @@ def prior_folder(name: str) -> str:
 
 def print_certificate(result: Certificate, *, title: str, top: int = 8) -> None:
     """Print the sentence, the numbers it stands on, and what was taken for granted."""
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=PLAIN_WIDTH)
-    console.print(f"[bold]{result.sentence}[/]\n", highlight=False)
-    table = Table(title=escape(title), title_style="bold", title_justify="left", header_style="bold")
-    table.add_column("Quantity", no_wrap=True)
-    table.add_column("Value", justify="right", no_wrap=True)
-    table.add_column("What it says")
+    bound, draws = f"({result.config['bound']}); {result.status}", f"{result.draws:,.0f} draws"
     rows = (
-        ("bound", f"{result.bound:.4f}", f"on the error on new examples ({result.config['bound']}); {result.status}"),
-        (
-            "noisy error",
-            f"{result.empirical_error:.4f}",
-            f"on the {result.n:,} examples; {result.draws:,.0f} draws",
-        ),
+        ("bound", f"{result.bound:.4f}", f"on the error on new examples {bound}"),
+        ("noisy error", f"{result.empirical_error:.4f}", f"on the {result.n:,} examples; {draws}"),
         ("  with draws' error", f"{result.empirical_bound:.4f}", "upper bound of it, from that many draws"),
         ("KL", number(result.kl), "between noise and prior, in nats"),
         ("  price of τ", number(result.price), "for the choice of the prior's scale from its grid, in nats"),
@@ -132,9 +101,9 @@ def print_certificate(result: Certificate, *, title: str, top: int = 8) -> None:
         ("δ", number(result.delta), "probability that the certificate fails"),
         ("parameters", f"{result.num_parameters:,}", "certified weights"),
     )
-    for row in rows:
-        table.add_row(*map(escape, row))
-    console.print(table)
+    console = open_console()
+    console.print(f"[bold]{result.sentence}[/]\n", highlight=False)
+    console.print(quantities(title, rows))
     ranked = sorted(result.by_module.items(), key=lambda item: -item[1]["kl"])[:top]
     if len(result.by_module) > 1 and ranked:
         modules = Table(header_style="bold")
@@ -145,5 +114,4 @@ def print_certificate(result: Certificate, *, title: str, top: int = 8) -> None:
         console.print(modules)
     if result.refinement is not None:
         console.print(f"Refinement gained {result.refinement['gain']:.4f} (estimated by a few draws).", highlight=False)
-    for note in result.notes:
-        console.print(f"• {escape(note)}", highlight=False)
+    print_notes(console, result.notes)

@@ -12,23 +12,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
-from hf_pacgen.command_line.inputs.load import load_subject
-from hf_pacgen.command_line.inputs.models import ModelArguments
-from hf_pacgen.command_line.inputs.tables import DataArguments, check_files
-from hf_pacgen.command_line.parser import CommandParser
-from hf_pacgen.command_line.quiet import quiet
-from hf_pacgen.command_line.run_options import check_output, choose_place, write
+from hf_pacgen.command_line.inputs.data import DataArguments, check_files
+from hf_pacgen.command_line.printing import open_console, print_notes, titled
+from hf_pacgen.command_line.run_options import BatchArguments, Run
 from hf_pacgen.config import ScoreConfig, SharpnessConfig, SpectrumConfig
-from hf_pacgen.config.settings import Config, check_number, option
+from hf_pacgen.config.settings import check_number, option
 from hf_pacgen.errors import InputError
 from hf_pacgen.maths.rank_correlation import rank_correlation
 from hf_pacgen.measures.comparison import measure_all
 from hf_pacgen.results.measures import MEASURES, Measures
-from hf_pacgen.show.tables import PLAIN_WIDTH, number, percent, spread
+from hf_pacgen.show.tables import number, percent, spread
 
 __all__ = ["CompareArguments", "run"]
 
@@ -37,10 +32,8 @@ NUM_RANKED = 3
 
 
 @dataclass(frozen=True, kw_only=True)
-class CompareArguments(Config):
+class CompareArguments(BatchArguments):
     """What the runs are compared on, how the command runs, and where the results go."""
-
-    _argument_group_name = "run"
 
     eval_dataset: list[str] | None = option(
         None, "Data that no run was trained on, given as --dataset is: it adds the test loss and the gap."
@@ -51,90 +44,74 @@ class CompareArguments(Config):
     noise_scale: float = option(0.01, "σ of the normal noise of the expected sharpness.")
     draws: int = option(64, "Most draws of that noise for every batch.")
     iterations: int | None = option(None, "Most Lanczos steps for λ_max. By default what suits the model.")
-    batch_size: int = option(8, "Number of examples in a batch.")
     json: str | None = option(None, "JSON file to write all measures to; its folder must exist.")
     csv: str | None = option(None, "CSV file to write them to, one row a run.")
-    progress: bool = option(True, "Show progress bars.")
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_number(self, "noise_scale", minimum=0)
         check_number(self, "draws", minimum=1, integer=True)
         if self.iterations is not None:
             check_number(self, "iterations", minimum=1, integer=True)
-        check_number(self, "batch_size", minimum=1, integer=True)
+
+    @property
+    def outputs(self) -> dict[str, str | None]:
+        return {"--json": self.json, "--csv": self.csv}
 
 
 def run(argv: list[str]) -> None:
-    """Measure every run, print the table, and save.
-
-    Raises:
-        InputError: bad input of any kind.
-    """
-    parser = CommandParser(
-        (ModelArguments, DataArguments, CompareArguments, ScoreConfig),
-        prog="hf-pacgen compare",
-        group="measurement",
-        usage="hf-pacgen compare RUN1 RUN2 ... --dataset NAME_OR_FILE [options]",
+    """Measure every run, save, and print the table."""
+    call = Run(
+        argv,
+        CompareArguments,
+        ScoreConfig,
+        command="compare",
+        usage="RUN1 RUN2 ... --dataset NAME_OR_FILE [options]",
         description="All measures of several checkpoints on the same training data, side by side: PACGen, curvature, "
         "sharpness, norm and loss; with --eval-dataset also the test loss, the gap, and how each measure ranks it.",
-        epilog="Example: hf-pacgen compare run/checkpoint-* --dataset train.parquet --eval-dataset test.parquet --csv "
-        "measures.csv",
+        example="run/checkpoint-* --dataset train.parquet --eval-dataset test.parquet --csv measures.csv",
+        several=True,
     )
-    parser.add_argument("runs", metavar="RUN", nargs="+", help="The models: folders, or ids on the Hugging Face hub.")
-    model_args, data_args, args, config, positional = parser.settings(argv)
-    if len(set(positional.runs)) < len(positional.runs):
-        twice = next(name for name in positional.runs if positional.runs.count(name) > 1)
-        raise InputError(f"The run {twice!r} is given twice: expected different ones. Leave one out.")
-    for flag, output in (("--json", args.json), ("--csv", args.csv)):
-        try:
-            check_output(output)
-        except InputError as error:
-            raise InputError(str(error).replace("--output", flag, 1)) from error
-    test_args = _test_data(data_args, args)
-    for given in (data_args, *([test_args] if test_args else [])):
-        check_files(given)
-    device, accelerator = choose_place(model_args.device)
-    rows = []
-    for name, short in zip(positional.runs, short_names(positional.runs), strict=True):
-        subject = load_subject(name, model_args, data_args, device=device, seed=config.seed)
-        test = load_subject(name, model_args, test_args, device=device, seed=config.seed) if test_args else None
-        with parser.refusals(), quiet():
-            found = measure_all(
-                subject.model,
-                subject.examples,
-                name=short,
-                test_data=test.examples if test else None,
-                noise_scale=args.noise_scale,
-                score=config,
-                spectrum=SpectrumConfig(
-                    probes=0,
-                    iterations=args.iterations,
-                    hvp=config.hvp,
-                    max_examples=config.max_examples,
-                    seed=config.seed,
-                ),
-                sharpness=SharpnessConfig(draws=args.draws, max_examples=config.max_examples, seed=config.seed),
-                batch_size=args.batch_size,
-                accelerator=accelerator,
-                progress=args.progress,
-            )
-        rows.append(dataclasses.replace(found, status=(*subject.notes, *found.status)))
-    if accelerator is not None and not accelerator.is_main_process:
-        return
-    if args.json is not None:
-        write(args.json, as_json(rows))
-    if args.csv is not None:
-        write(args.csv, as_csv(rows))
-    print_comparison([dataclasses.replace(row, status=tuple(map(parser.in_flags, row.status))) for row in rows])
-    for output in filter(None, (args.json, args.csv)):
-        print(f"Written to {output}")
+    twice = [name for name in call.models if call.models.count(name) > 1]
+    if twice:
+        raise InputError(f"The run {twice[0]!r} is given twice: expected different ones. Leave one out.")
+    args, test_args = call.args, None
+    if args.eval_dataset is not None or args.eval_split is not None:
+        test_args = dataclasses.replace(
+            call.data_args, dataset=args.eval_dataset or call.data_args.dataset, split=args.eval_split
+        )
+        check_files(test_args)
+    check_files(call.data_args)
+    names = short_names(call.models)
+    rows = [_measured(call, model, name, test_args) for model, name in zip(call.models, names, strict=True)]
+    shown = [dataclasses.replace(row, status=call.in_flags(row.status)) for row in rows]
+    call.finish(
+        {
+            "--json": lambda path: Path(path).write_text(as_json(rows), encoding="utf-8"),
+            "--csv": lambda path: Path(path).write_text(as_csv(rows), encoding="utf-8"),
+        },
+        lambda: print_comparison(shown),
+    )
 
 
-def _test_data(data: DataArguments, args: CompareArguments) -> DataArguments | None:
-    if args.eval_dataset is None and args.eval_split is None:
-        return None
-    split = args.eval_split
-    return dataclasses.replace(data, dataset=args.eval_dataset or data.dataset, split=split)
+def _measured(call: Run, model: str, name: str, test_args: DataArguments | None) -> Measures:
+    args, config = call.args, call.config
+    subject = call.load(model)
+    test = call.load(model, test_args).examples if test_args is not None else None
+    subset = {"max_examples": config.max_examples, "seed": config.seed}
+    with call.measuring() as options:
+        found = measure_all(
+            subject.model,
+            subject.examples,
+            name=name,
+            test_data=test,
+            noise_scale=args.noise_scale,
+            score=config,
+            spectrum=SpectrumConfig(probes=0, iterations=args.iterations, hvp=config.hvp, **subset),
+            sharpness=SharpnessConfig(draws=args.draws, **subset),
+            **options,
+        )
+    return dataclasses.replace(found, status=(*subject.notes, *found.status))
 
 
 def short_names(runs: Sequence[str]) -> list[str]:
@@ -185,7 +162,7 @@ def print_comparison(rows: Sequence[Measures]) -> None:
     ranks = correlations(rows)
     examples = " / ".join(f"{n:,}" for n in sorted({row.num_examples for row in rows}))
     title = f"Measures of {len(rows)} runs on {examples} training examples (η = {number(rows[0].eta)})"
-    table = Table(title=title, title_style="bold", title_justify="left", header_style="bold")
+    table = titled(title)
     table.add_column("Measure", no_wrap=True)
     for row in rows:
         table.add_column(escape(row.name), justify="right", overflow="fold")
@@ -195,9 +172,7 @@ def print_comparison(rows: Sequence[Measures]) -> None:
         if any(getattr(row, field) is not None for row in rows):
             cells = [_cell(row, field) for row in rows]
             table.add_row(label, *cells, *([f"{ranks[field]:+.2f}" if field in ranks else ""] if ranks else []))
-    console = Console()
-    if not console.is_terminal:  # in a file there is room for all runs
-        console = Console(width=max(PLAIN_WIDTH, Console(width=10_000).measure(table).maximum))
+    console = open_console(widest=table)  # in a file there is room for all runs
     console.print(table)
     if len({row.num_parameters for row in rows}) > 1:
         console.print("The runs differ in their number of parameters: compare Ψ/m and K(η)/m.", highlight=False)
@@ -207,7 +182,7 @@ def print_comparison(rows: Sequence[Measures]) -> None:
             said.setdefault(sentence, []).append(row.name)
     for sentence, names in said.items():
         whose = "" if len(names) == len(rows) > 1 else f"{', '.join(names)}: "
-        console.print(f"• {escape(whose + sentence)}", highlight=False)
+        print_notes(console, [whose + sentence])
 
 
 def _cell(row: Measures, field: str) -> str:

@@ -6,9 +6,6 @@ import logging
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
-import datasets
-from transformers.utils import logging as transformers_logging
-
 __all__ = ["quiet"]
 
 
@@ -19,6 +16,9 @@ def quiet(*, data_bars: bool = False) -> Iterator[None]:
     Args:
         data_bars: keep the progress bars of ``datasets``, for data that is downloaded.
     """
+    import datasets  # here, since both take a while to import
+    from transformers.utils import logging as transformers_logging
+
     with ExitStack() as stack:
         for name in ("transformers", "datasets", "huggingface_hub"):
             logger = logging.getLogger(name)

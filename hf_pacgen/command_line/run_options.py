@@ -1,72 +1,172 @@
-"""How the commands that measure a model run: batches, device, processes, and the file of the result."""
+"""What the commands that measure models share: their flags, their course, and the files of their results."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-import torch
 from accelerate import Accelerator
 
-from hf_pacgen.command_line.inputs.models import choose_device
+from hf_pacgen.command_line.inputs.data import DataArguments
+from hf_pacgen.command_line.inputs.load import Subject, load_subject
+from hf_pacgen.command_line.inputs.models import ModelArguments, choose_device
+from hf_pacgen.command_line.parser import CommandParser
+from hf_pacgen.command_line.quiet import quiet
 from hf_pacgen.config.settings import Config, check_number, option
 from hf_pacgen.errors import InputError
 
-__all__ = ["RunArguments", "check_output", "choose_place", "write"]
+__all__ = ["BatchArguments", "OutputArguments", "Run", "RunArguments"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunArguments(Config):
-    """How the command runs, and where the result goes."""
+class BatchArguments(Config):
+    """How the command runs."""
 
     _argument_group_name = "run"
 
     batch_size: int = option(8, "Number of examples in a batch.")
-    output: str | None = option(None, "JSON file to write the result to; its folder must exist.")
-    top_modules: int = option(8, "Number of modules to list, those with the largest share of K(η) first; 0 lists none.")
-    progress: bool = option(True, "Show a progress bar.")
+    progress: bool = option(True, "Show progress bars.")
 
     def __post_init__(self) -> None:
         check_number(self, "batch_size", minimum=1, integer=True)
+
+    @property
+    def outputs(self) -> dict[str, str | None]:
+        """The files of the results, by the flags that name them."""
+        raise NotImplementedError(f"{type(self).__name__} has no outputs: expected a dict of files by flags.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutputArguments(BatchArguments):
+    """And where the result goes."""
+
+    output: str | None = option(None, "JSON file to write the result to; its folder must exist.")
+
+    @property
+    def outputs(self) -> dict[str, str | None]:
+        return {"--output": self.output}
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunArguments(OutputArguments):
+    """And how much of it is listed."""
+
+    top_modules: int = option(8, "Number of modules to list, those with the largest share of K(η) first; 0 lists none.")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
         check_number(self, "top_modules", minimum=0, integer=True)
 
 
-def choose_place(device: str) -> tuple[torch.device, Accelerator | None]:
-    """The device of this process, and the accelerator of a run that torchrun or accelerate started in several.
+class Run:
+    """One call of a command that measures models: its settings, where it computes, and how it ends.
+
+    Args:
+        argv: the words after the name of the command.
+        args: flags of the command's own; ``config`` are the settings of what it measures, and ``extra`` more of either.
+        command, usage, description, example: what ``--help`` says; the example without the name of the command.
+        several: models are measured side by side, instead of one.
 
     Raises:
-        InputError: there is no such device.
+        InputError: bad input of any kind, before any work begins.
     """
-    chosen = choose_device(device)
-    if int(os.environ.get("WORLD_SIZE", "1")) < 2:
-        return chosen, None
-    accelerator = Accelerator(cpu=chosen.type == "cpu")
-    return accelerator.device, accelerator
+
+    def __init__(
+        self,
+        argv: list[str],
+        args: type[BatchArguments],
+        config: type[Config],
+        *extra: type[Config],
+        command: str,
+        usage: str,
+        description: str,
+        example: str,
+        group: str = "measurement",
+        several: bool = False,
+    ) -> None:
+        self.parser = CommandParser(
+            (*extra, ModelArguments, DataArguments, args, config),
+            prog=f"hf-pacgen {command}",
+            group=group,
+            usage=f"hf-pacgen {command} {usage}",
+            description=description,
+            epilog=f"Example: hf-pacgen {command} {example}",
+        )
+        metavar, count, what = ("RUN", "+", "The models: folders") if several else ("MODEL", 1, "The model: a folder")
+        self.parser.add_argument(
+            "models", metavar=metavar, nargs=count, help=f"{what}, or an id on the Hugging Face hub."
+        )
+        *self.extra, self.model_args, self.data_args, self.args, self.config, rest = self.parser.settings(argv)
+        self.models: list[str] = rest.models
+        for flag, path in self.args.outputs.items():
+            if path is not None:
+                _check_output(flag, path)
+        self.device, self.accelerator = choose_device(self.model_args.device), None
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:  # torchrun or accelerate started several processes
+            self.accelerator = Accelerator(cpu=self.device.type == "cpu")
+            self.device = self.accelerator.device
+
+    def load(self, model: str, data_args: DataArguments | None = None) -> Subject:
+        """A model with its training data, or with other data."""
+        return load_subject(
+            model, self.model_args, data_args or self.data_args, device=self.device, seed=self.config.seed
+        )
+
+    @contextmanager
+    def measuring(self) -> Iterator[dict[str, Any]]:
+        """What every measure is told of batches and processes; what it refuses is said in one line."""
+        with self.parser.refusals(), quiet():
+            yield {
+                "batch_size": self.args.batch_size,
+                "accelerator": self.accelerator,
+                "progress": self.args.progress,
+            }
+
+    def finish(self, files: Mapping[str, Callable[[str], object]], show: Callable[[], None]) -> None:
+        """On the main process, write the files and show the result.
+
+        Args:
+            files: what writes each file, by its flag; those that were not asked for are left out.
+            show: prints the result.
+
+        Raises:
+            InputError: a file cannot be written; what it would have held has been shown.
+        """
+        if self.accelerator is not None and not self.accelerator.is_main_process:
+            return
+        written, failed = [], None
+        for flag, save in files.items():  # before anything is printed, so that a closed terminal does not lose it
+            path = self.args.outputs[flag]
+            if path is not None:
+                try:
+                    save(path)
+                    written.append(f"Written to {path}")
+                except OSError as error:
+                    failed = InputError(f"{flag} {path!r} could not be written: {error}.")
+        show()
+        if written:
+            print("", *written, sep="\n")
+        if failed is not None:
+            raise failed
+
+    def in_flags(self, sentences: tuple[str, ...]) -> tuple[str, ...]:
+        """Sentences of the library with its settings as the flags by which they are set here."""
+        return tuple(map(self.parser.in_flags, sentences))
 
 
-def check_output(output: str | None) -> None:
-    """Raise before the work begins if the result could not be written."""
-    if output is None:
-        return
+def _check_output(flag: str, output: str) -> None:
     path = Path(output)
     if not path.parent.is_dir():
-        raise InputError(f"--output {output!r}: the folder {str(path.parent)!r} does not exist. Make it first.")
+        raise InputError(f"{flag} {output!r}: the folder {str(path.parent)!r} does not exist. Make it first.")
     if path.is_dir():
+        kind = "csv" if flag == "--csv" else "json"
+        example = str(path / f"result.{kind}")
         raise InputError(
-            f"--output {output!r} is a folder: expected the name of a JSON file, such as {path / 'result.json'}."
+            f"{flag} {output!r} is a folder: expected the name of a {kind.upper()} file, such as {example}."
         )
     if not os.access(path.parent, os.W_OK):
-        raise InputError(f"--output {output!r}: the folder {str(path.parent)!r} cannot be written to. Choose another.")
-
-
-def write(path: str, text: str) -> None:
-    """Write a file.
-
-    Raises:
-        InputError: it cannot be written.
-    """
-    try:
-        Path(path).write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"{path!r} could not be written: {error}.") from error
+        raise InputError(f"{flag} {output!r}: the folder {str(path.parent)!r} cannot be written to. Choose another.")

@@ -18,6 +18,7 @@ __all__ = ["Examples", "image_examples", "text_examples"]
 DEFAULT_MAX_LENGTH = 512
 UNLIMITED = 10**6
 """Tokenizers without a limit of their own say 10^30."""
+REPAIR = "Repair preprocessor_config.json in the model's folder."
 Rows = dict[str, list[Any]]
 
 
@@ -59,15 +60,15 @@ def text_examples(
     labels: Labels | None,
     max_length: int | None = None,
 ) -> Examples:
-    """Tokenized texts with the encoded label, or with their own tokens as labels for a language model.
-
-    Raises:
-        InputError: a text is missing, all are empty, or ``max_length`` is more than the model can take.
-    """
+    """Tokenized texts with the encoded label, or with their own tokens as labels for a language model."""
     text = str(columns.text)
     for column in filter(None, (columns.text, columns.text_pair)):
         check_complete(table, column, "a text")
     limit = _token_limit(tokenizer, config, max_length)
+    if getattr(config, "pad_token_id", None) is None:
+        # without one, a classifier on GPT-2 or Llama cannot find the last token of a padded text
+        known = (number for number in (tokenizer.pad_token_id, tokenizer.eos_token_id) if number is not None)
+        config.pad_token_id = next(known, 0)
     notes: tuple[str, ...] = ()
     if labels is None:
         filled = [row for row, value in enumerate(table[text]) if value.strip()]
@@ -100,14 +101,17 @@ def _token_limit(tokenizer: Any, config: Any, asked: int | None) -> int:
 
 
 def image_examples(
-    table: datasets.Dataset, columns: Columns, processor: Any, config: Any, *, labels: Labels
+    table: datasets.Dataset,
+    columns: Columns,
+    processor: Any,
+    config: Any,
+    *,
+    labels: Labels,
+    max_length: int | None = None,
 ) -> Examples:
-    """Images as the model's pixel values, with the encoded label.
+    """Images as the model's pixel values, with the encoded label; ``max_length`` is of texts.
 
     Without an image processor they are resized to ``config.image_size`` and scaled to [-1, 1].
-
-    Raises:
-        InputError: an image is missing.
     """
     image, label = str(columns.image), str(columns.label)
     check_complete(table, image, "an image")
@@ -128,23 +132,26 @@ def image_examples(
         if processor is None:
             pixels = [_scaled(picture, height, width) for picture in images]
         else:
-            try:
-                pixels = list(processor(images, return_tensors="np")["pixel_values"])
-            except ValueError as error:
-                raise InputError(
-                    f"The model's image processor refuses images of {channels} channels: {describe(error)}. "
-                    "Repair preprocessor_config.json in the model's folder."
-                ) from error
-            if getattr(config, "num_channels", None) not in (None, (made := len(pixels[0]))):
-                raise InputError(
-                    f"The model's image processor makes images of {made} channels, and the model takes {channels}. "
-                    "Repair preprocessor_config.json in the model's folder."
-                )
+            pixels = _processed(images, processor, channels, getattr(config, "num_channels", None))
         return [
             {"pixel_values": values, "labels": labels(raw)} for values, raw in zip(pixels, rows[label], strict=True)
         ]
 
     return Examples(table, encode, notes)
+
+
+def _processed(images: list[Any], processor: Any, channels: int, wanted: int | None) -> list[numpy.ndarray]:
+    try:
+        pixels = list(processor(images, return_tensors="np")["pixel_values"])
+    except ValueError as error:
+        raise InputError(
+            f"The model's image processor refuses images of {channels} channels: {describe(error)}. {REPAIR}"
+        ) from error
+    if wanted not in (None, (made := len(pixels[0]))):
+        raise InputError(
+            f"The model's image processor makes images of {made} channels, and the model takes {channels}. {REPAIR}"
+        )
+    return pixels
 
 
 def _scaled(picture: Any, height: int, width: int) -> numpy.ndarray:

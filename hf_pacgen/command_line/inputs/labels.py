@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,9 +38,6 @@ def encode_labels(table: datasets.Dataset, column: str, config: Any, *, new_head
     Args:
         config: of the model; its ``num_labels`` and ``label2id`` count unless the head is new.
         new_head: the head is made for these labels.
-
-    Raises:
-        InputError: labels are missing, of another kind, or more than the head has outputs.
     """
     check_complete(table, column, "a label")
     feature = table.features[column]
@@ -101,18 +98,16 @@ def _named(values: list[Any], feature: Any, column: str, config: Any, new_head: 
     own = {} if new_head else {str(k).casefold(): int(v) for k, v in (config.label2id or {}).items()}
     wanted = [str(name).casefold() for name in names]
     if set(wanted) <= set(own):
-        return Labels(
-            numbers={key: own[name] for key, name in zip(keys, wanted, strict=True)}, num_labels=config.num_labels
-        )
+        numbers = {key: own[name] for key, name in zip(keys, wanted, strict=True)}
+        return Labels(numbers=numbers, num_labels=config.num_labels)
     numbers = {key: number for number, key in enumerate(keys)}
-    order = ", ".join(f"{name} = {number}" for number, name in enumerate(names[:10])) + (
-        ", ..." if len(names) > 10 else ""
-    )
+    order = _in_order(names)
     if is_class or new_head:
         notes = (f"Labels are numbered in alphabetical order: {order}.",) if new_head and not is_class else ()
         return Labels(numbers=numbers, num_labels=len(names), notes=notes)
-    generic = all(name.startswith("label_") for name in own)
-    if not generic and len(names) <= config.num_labels:
+    # transformers calls the classes LABEL_0, LABEL_1, ... where nobody has named them
+    unnamed = all(name.startswith("label_") for name in own)
+    if not unnamed and len(names) <= config.num_labels:
         odd = next(name for name, key in zip(names, wanted, strict=True) if key not in own)
         raise InputError(
             f"The label {odd!r} in the column {column!r} is none of the model's: expected one of "
@@ -130,14 +125,15 @@ def _numbered(values: list[Any], new_head: bool) -> Labels:
     highest = max(as_given.values())
     if not new_head or len(values) == highest + 1:
         return Labels(numbers=as_given, num_labels=highest + 1)
-    order = ", ".join(f"{value} = {number}" for number, value in enumerate(values[:10])) + (
-        ", ..." if len(values) > 10 else ""
-    )
     return Labels(
         numbers={value: number for number, value in enumerate(values)},
         num_labels=len(values),
-        notes=(f"Labels are numbered in ascending order for the new head: {order}.",),
+        notes=(f"Labels are numbered in ascending order for the new head: {_in_order(values)}.",),
     )
+
+
+def _in_order(names: Sequence[Any]) -> str:
+    return ", ".join(f"{name} = {number}" for number, name in enumerate(names[:10])) + ", ..." * (len(names) > 10)
 
 
 def _fitted(labels: Labels, values: list[Any], column: str, outputs: int) -> Labels:

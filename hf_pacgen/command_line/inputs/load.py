@@ -2,27 +2,28 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from hf_pacgen.command_line.inputs.columns import Columns, choose_columns, choose_task
-from hf_pacgen.command_line.inputs.examples import Examples, image_examples, text_examples
+from hf_pacgen.command_line.inputs.columns import Columns
+from hf_pacgen.command_line.inputs.data import DataArguments, check_files, load_table
+from hf_pacgen.command_line.inputs.examples import Examples
 from hf_pacgen.command_line.inputs.labels import encode_labels
 from hf_pacgen.command_line.inputs.models import (
     LoadedModel,
     ModelArguments,
-    Task,
+    choose_device,
     load_config,
     load_model,
-    trained_task,
 )
-from hf_pacgen.command_line.inputs.processors import load_processor, load_tokenizer
-from hf_pacgen.command_line.inputs.tables import DataArguments, check_files, load_table
+from hf_pacgen.command_line.inputs.tasks import Task, choose_task, trained_task
+from hf_pacgen.errors import InputError
 
-__all__ = ["Subject", "load_subject"]
+__all__ = ["Subject", "load_named", "load_subject"]
 
 MAX_NAME = 40
 """Characters of a model's path up to which it is shown in full."""
@@ -46,28 +47,18 @@ class Subject:
 def load_subject(
     name: str, model_args: ModelArguments, data_args: DataArguments, *, device: torch.device, seed: int = 0
 ) -> Subject:
-    """The model and its training data; a head that the checkpoint lacks is made for the data's labels.
-
-    Raises:
-        InputError: one of them cannot be loaded, or they do not fit.
-    """
+    """The model and its training data; a head that the checkpoint lacks is made for the data's labels."""
     check_files(data_args)
     config = load_config(name, model_args)
     table = load_table(data_args)
     task = choose_task(config, table, data_args, model_args.task)
-    columns = choose_columns(table, data_args, task)
+    columns = task.facts.choose_columns(table, data_args)
     new_head = trained_task(config) is not task
     labels = encode_labels(table, columns.label, config, new_head=new_head) if columns.label is not None else None
-    if task is Task.IMAGE_CLASSIFICATION and labels is not None:
-        examples = image_examples(table, columns, load_processor(name, model_args), config, labels=labels)
-    else:
-        tokenizer = load_tokenizer(name, model_args)
-        examples = text_examples(table, columns, tokenizer, config, labels=labels, max_length=data_args.max_length)
-        if getattr(config, "pad_token_id", None) is None:
-            # without one, a classifier on GPT-2 or Llama cannot find the last token of a padded text
-            config.pad_token_id = next(
-                (i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id) if i is not None), 0
-            )
+    processor = task.facts.load_processor(name, **model_args.source)
+    examples = task.facts.make_examples(
+        table, columns, processor, config, labels=labels, max_length=data_args.max_length
+    )
     num_labels = labels.num_labels if labels is not None and new_head else None
     loaded = load_model(name, model_args, config, task, num_labels=num_labels, device=device, seed=seed)
     notes = (*_untrained(loaded, task, new_head, seed), *(labels.notes if labels is not None else ()), *examples.notes)
@@ -92,12 +83,36 @@ def _title(name: str, args: DataArguments, columns: Columns, count: int) -> str:
     model = name if len(name) <= MAX_NAME else "/".join(("...", *Path(name).parts[-2:]))
     files = [Path(file).name if Path(file).exists() else file for file in args.dataset]
     data = ", ".join(files[:2]) + (f" and {len(files) - 2} more" if len(files) > 2 else "")
-    used = " -> ".join(
-        part
-        for part in (
-            ", ".join(filter(None, (columns.text, columns.text_pair, columns.image))),
-            columns.label,
+    inputs = ", ".join(filter(None, (columns.text, columns.text_pair, columns.image)))
+    return f"{model} on {data} ({' -> '.join(filter(None, (inputs, columns.label)))}; {count:,} rows)"
+
+
+def load_named(
+    model: str | os.PathLike[str], data: Any, *, seed: int = 0, device: str = "auto"
+) -> tuple[Any, Any, tuple[str, ...]]:
+    """A model by its name where the data may be at hand already; with it the data, and what was assumed of both.
+
+    Args:
+        model: a folder, or the id of a model on the hub.
+        data: what :func:`hf_pacgen.pacgen` takes; or the name of a data set (a file, a folder or a hub id), which
+            is then tokenized or decoded as ``hf-pacgen score`` does it.
+        seed: of parameters that the checkpoint lacks.
+        device: where the model goes; 'auto' is a GPU if there is one.
+    """
+    name, args, where = os.fspath(model), ModelArguments(), choose_device(device)
+    if isinstance(data, (str, os.PathLike)):
+        subject = load_subject(name, args, DataArguments(dataset=[os.fspath(data)]), device=where, seed=seed)
+        return subject.model, subject.examples, subject.notes
+    config = load_config(name, args)
+    task = trained_task(config)
+    if task is None:
+        raise InputError(
+            f"The model {name!r} has no head for one of {', '.join(Task)}, so there is no loss to look at. "
+            "Give a fine-tuned model, or load it with the head you want and pass the model itself."
         )
-        if part
-    )
-    return f"PACGen of {model} on {data} ({used}; {count:,} rows)"
+    loaded = load_model(name, args, config, task, device=where, seed=seed)
+    new = loaded.new_parameters
+    if not new:
+        return loaded.model, data, ()
+    note = f"The checkpoint lacks {', '.join(new[:4])}{', ...' if len(new) > 4 else ''}: initialized at random."
+    return loaded.model, data, (note,)

@@ -1,8 +1,7 @@
-"""A model by name, its task, and what turns raw rows into its inputs."""
+"""A model by name, with the head for its task."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -10,32 +9,13 @@ from typing import Any
 
 import torch
 import transformers
-from transformers.models.auto import modeling_auto
 
+from hf_pacgen.command_line.inputs.tasks import Task
 from hf_pacgen.command_line.quiet import quiet
 from hf_pacgen.config.settings import Config, choice, option
 from hf_pacgen.errors import InputError, describe
 
-__all__ = [
-    "LoadedModel",
-    "ModelArguments",
-    "Precision",
-    "Task",
-    "choose_device",
-    "is_headless",
-    "load_config",
-    "load_model",
-    "tasks_of",
-    "trained_task",
-]
-
-
-class Task(str, Enum):
-    """What the model is trained for."""
-
-    SEQUENCE_CLASSIFICATION = "sequence-classification"
-    CAUSAL_LM = "causal-lm"
-    IMAGE_CLASSIFICATION = "image-classification"
+__all__ = ["LoadedModel", "ModelArguments", "Precision", "choose_device", "load_config", "load_model"]
 
 
 class Precision(str, Enum):
@@ -46,18 +26,6 @@ class Precision(str, Enum):
     FLOAT32 = "float32"
     BFLOAT16 = "bfloat16"
     FLOAT16 = "float16"
-
-
-AUTO_CLASSES: dict[Task, Any] = {
-    Task.SEQUENCE_CLASSIFICATION: transformers.AutoModelForSequenceClassification,
-    Task.CAUSAL_LM: transformers.AutoModelForCausalLM,
-    Task.IMAGE_CLASSIFICATION: transformers.AutoModelForImageClassification,
-}
-ARCHITECTURES: dict[Task, Mapping[str, Any]] = {
-    Task.SEQUENCE_CLASSIFICATION: modeling_auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
-    Task.CAUSAL_LM: modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
-    Task.IMAGE_CLASSIFICATION: modeling_auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES,
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,13 +47,14 @@ class ModelArguments(Config):
             object.__setattr__(self, "task", choice(Task, self.task, "task"))
         object.__setattr__(self, "dtype", choice(Precision, self.dtype, "dtype"))
 
+    @property
+    def source(self) -> dict[str, Any]:
+        """What every ``from_pretrained`` is told."""
+        return {"revision": self.revision, "trust_remote_code": self.trust_remote_code}
+
 
 def load_config(name: str, args: ModelArguments) -> Any:
-    """The model's configuration.
-
-    Raises:
-        InputError: there is no such folder or model, or its configuration cannot be read.
-    """
+    """The model's configuration."""
     folder = Path(name)
     if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
         raise InputError(
@@ -107,9 +76,7 @@ def load_config(name: str, args: ModelArguments) -> Any:
         )
     with quiet():
         try:
-            return transformers.AutoConfig.from_pretrained(
-                name, revision=args.revision, trust_remote_code=args.trust_remote_code
-            )
+            return transformers.AutoConfig.from_pretrained(name, **args.source)
         except Exception as error:
             raise _not_loaded(name, error, folder.is_dir()) from error
 
@@ -126,40 +93,6 @@ def _not_loaded(name: str, error: Exception, local: bool, what: str = "model") -
         f"The {what} {name!r} is no folder here, and could not be loaded from the Hugging Face hub: "
         f"{describe(error)}. Check the name and the connection."
     )
-
-
-def trained_task(config: Any) -> Task | None:
-    """The task whose head the checkpoint has, read from its architecture; None for an encoder without a head."""
-    for architecture in getattr(config, "architectures", None) or []:
-        for task, names in ARCHITECTURES.items():
-            if any(
-                architecture == name or (isinstance(name, tuple) and architecture in name) for name in names.values()
-            ):
-                return task
-    remote = getattr(config, "auto_map", None) or {}
-    for task, auto_class in AUTO_CLASSES.items():
-        if auto_class.__name__ in remote:
-            return task
-    return None
-
-
-def is_headless(config: Any) -> bool:
-    """Whether the checkpoint is of a pretrained encoder, on which a head for any task can be put."""
-    tables = (
-        modeling_auto.MODEL_MAPPING_NAMES,
-        modeling_auto.MODEL_FOR_PRETRAINING_MAPPING_NAMES,
-        modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES,
-        modeling_auto.MODEL_FOR_MASKED_IMAGE_MODELING_MAPPING_NAMES,
-    )
-    known = {
-        name for table in tables for names in table.values() for name in ([names] if isinstance(names, str) else names)
-    }
-    return all(architecture in known for architecture in getattr(config, "architectures", None) or [])
-
-
-def tasks_of(config: Any) -> list[Task]:
-    """The tasks for which transformers has a head on this kind of model."""
-    return [task for task, names in ARCHITECTURES.items() if getattr(config, "model_type", None) in names]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,25 +113,19 @@ def load_model(
     num_labels: int | None = None,
     seed: int = 0,
 ) -> LoadedModel:
-    """The model for a task; a head of ``num_labels`` outputs is initialized from ``seed`` where there is none.
-
-    Raises:
-        InputError: the weights are missing, unreadable or of other shapes, or the model has no such head; a
-            bidirectional encoder as a causal language model.
-    """
+    """The model for a task; a head of ``num_labels`` outputs is initialized from ``seed`` where there is none."""
     if num_labels is not None:
         config.num_labels = num_labels
     with quiet(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         try:
-            model, report = AUTO_CLASSES[task].from_pretrained(
+            model, report = getattr(transformers, task.facts.auto_class).from_pretrained(
                 name,
                 config=config,
                 dtype=args.dtype.value,
-                revision=args.revision,
-                trust_remote_code=args.trust_remote_code,
                 ignore_mismatched_sizes=True,  # reported below, in words
                 output_loading_info=True,
+                **args.source,
             )
         except Exception as error:
             raise _not_loaded(name, error, Path(name).is_dir()) from error
@@ -213,7 +140,7 @@ def load_model(
             f"checkpoint and {tuple(key[2])} by the configuration. Repair config.json, or save the model again."
         )
     model = model.to(device)
-    if task is Task.CAUSAL_LM and _looks_ahead(model):
+    if task.facts.causal and _looks_ahead(model):
         raise InputError(
             f"The model {name!r} is a bidirectional encoder: it sees the token that it would have to predict, so it "
             "has no meaningful loss as a causal-lm. Score it with its own head from Python, "

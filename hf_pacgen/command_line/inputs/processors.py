@@ -7,28 +7,22 @@ from typing import Any
 
 import transformers
 
-from hf_pacgen.command_line.inputs.models import ModelArguments
 from hf_pacgen.command_line.quiet import quiet
 from hf_pacgen.errors import InputError, describe
 
+__all__ = ["load_image_processor", "load_tokenizer"]
+
 PROCESSOR_FILE = "preprocessor_config.json"
 
-__all__ = ["load_processor", "load_tokenizer"]
 
-
-def load_tokenizer(name: str, args: ModelArguments) -> Any:
-    """The model's tokenizer.
-
-    Raises:
-        InputError: there is none.  (transformers makes up an empty one for a folder without its files.)
-    """
+def load_tokenizer(name: str, **source: Any) -> Any:
+    """The model's tokenizer."""
     with quiet():
         try:
-            tokenizer = transformers.AutoTokenizer.from_pretrained(
-                name, revision=args.revision, trust_remote_code=args.trust_remote_code
-            )
+            tokenizer = transformers.AutoTokenizer.from_pretrained(name, **source)
         except Exception as error:
             raise _no_tokenizer(name, describe(error)) from error
+    # transformers makes up an empty one for a folder without its files
     if len(tokenizer) <= len(set(tokenizer.all_special_tokens)):
         raise _no_tokenizer(name, "its vocabulary is empty")
     return tokenizer
@@ -41,13 +35,11 @@ def _no_tokenizer(name: str, why: str) -> InputError:
     )
 
 
-def load_processor(name: str, args: ModelArguments) -> Any:
+def load_image_processor(name: str, **source: Any) -> Any:
     """The model's image processor; None where none was saved."""
     with quiet():
         try:
-            return transformers.AutoImageProcessor.from_pretrained(
-                name, revision=args.revision, trust_remote_code=args.trust_remote_code
-            )
+            return transformers.AutoImageProcessor.from_pretrained(name, **source)
         except Exception as error:
             if isinstance(error, OSError) and not (Path(name) / PROCESSOR_FILE).is_file():
                 return None

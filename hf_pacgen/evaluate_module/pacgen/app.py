@@ -113,9 +113,9 @@ def measure(model, dataset, dataset_config, examples):
     """PACGen of a model on a random part of its training data, as ``hf-pacgen score`` does it."""
     import torch
 
+    from hf_pacgen.command_line.inputs.data import DataArguments
     from hf_pacgen.command_line.inputs.load import load_subject
     from hf_pacgen.command_line.inputs.models import ModelArguments
-    from hf_pacgen.command_line.inputs.tables import DataArguments
     from hf_pacgen.measures.pacgen import pacgen
 
     arguments = DataArguments(dataset=[dataset], dataset_config=dataset_config)

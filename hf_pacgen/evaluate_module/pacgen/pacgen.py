@@ -181,7 +181,7 @@ class PACGen(evaluate.Metric):
             raise InputError(f"{missing}= is missing: a score needs a model and its training data.")
         notes = ()
         if isinstance(model, (str, os.PathLike)):
-            from hf_pacgen.command_line.inputs.named import load_named
+            from hf_pacgen.command_line.inputs.load import load_named
 
             model, data, notes = load_named(model, data, seed=config.seed)
         self.result = pacgen(

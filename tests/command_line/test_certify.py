@@ -13,11 +13,11 @@ import saved_models
 import torch
 from transformers import AutoModelForSequenceClassification
 
-from hf_pacgen.certify.certify import Certificate
 from hf_pacgen.command_line.certify import run as certify_command
 from hf_pacgen.errors import InputError
+from hf_pacgen.results.certificate import Certificate
 
-EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 Run = Callable[..., str]
 
 

@@ -14,7 +14,9 @@ from hf_pacgen.errors import InputError, describe
 
 __all__ = ["DataArguments", "check_files", "load_table"]
 
-FORMATS = {".parquet": "parquet", ".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".ndjson": "json"}
+FORMATS = {".parquet": "parquet", ".csv": "csv", ".tsv": "tsv", ".json": "json", ".jsonl": "json", ".ndjson": "json"}
+READERS: dict[str, tuple[str, dict[str, Any]]] = {"tsv": ("csv", {"sep": "\t"})}
+"""Where the reader of ``datasets`` is not called as the format is, its name and options."""
 COMPRESSIONS = (".gz", ".bz2", ".xz", ".zip", ".zst")
 
 
@@ -52,11 +54,7 @@ class DataArguments(Config):
 
 
 def load_table(args: DataArguments) -> datasets.Dataset:
-    """The rows of one split.
-
-    Raises:
-        InputError: a file or folder is missing, empty or malformed, or there is no such split or data set.
-    """
+    """The rows of one split."""
     check_files(args)
     names = args.dataset
     shown = names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
@@ -85,18 +83,15 @@ def _is_file_name(name: str) -> bool:
 
 
 def check_files(args: DataArguments) -> None:
-    """Raise an :class:`InputError` for a local file that is not there, before anything is downloaded."""
+    """Raise for a local file that is not there, before anything is downloaded."""
+    alone = len(args.dataset) == 1
     for name in args.dataset:
-        if "://" in name or not (_is_file_name(name) or len(args.dataset) > 1):
-            continue
-        if Path(name).is_dir() and len(args.dataset) == 1:
+        is_local = "://" not in name and (_is_file_name(name) or not alone)
+        if not is_local or (alone and Path(name).is_dir()):
             continue
         if not Path(name).is_file():
-            what = (
-                "is a folder; give its files one by one, or that folder alone"
-                if Path(name).is_dir()
-                else "does not exist"
-            )
+            is_folder = Path(name).is_dir()
+            what = "is a folder; give its files one by one, or that folder alone" if is_folder else "does not exist"
             raise InputError(f"The data set file {name!r} {what}. Looked in {Path.cwd()}.")
         if Path(name).stat().st_size == 0:
             raise InputError(f"The data set file {name!r} is empty: expected rows with named columns.")
@@ -113,10 +108,10 @@ def _load_files(names: list[str], split: str | None) -> Any:
     if len(set(formats.values())) > 1:
         raise InputError(f"The data set files are of different formats ({', '.join(names)}): expected one format.")
     kind = str(formats[names[0]])
-    options = {"sep": "\t"} if ".tsv" in Path(names[0]).suffixes else {}
+    reader, options = READERS.get(kind, (kind, {}))
     with quiet():
         try:
-            return datasets.load_dataset(kind, data_files=names, split=split or "train", **options)
+            return datasets.load_dataset(reader, data_files=names, split=split or "train", **options)
         except ValueError as error:
             if "corresponds to no data" in str(error):  # a header without a row
                 raise InputError(f"The data set file {names[0]!r} has no rows: there is nothing to score.") from error

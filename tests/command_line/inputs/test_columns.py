@@ -1,4 +1,4 @@
-"""Columns and tasks are guessed as a person would."""
+"""Columns are guessed as a person would."""
 
 from __future__ import annotations
 
@@ -6,11 +6,10 @@ from typing import Any
 
 import datasets
 import pytest
-from transformers import BertConfig, GPT2Config, ViTConfig
 
-from hf_pacgen.command_line.inputs.columns import Columns, choose_columns, choose_task
-from hf_pacgen.command_line.inputs.models import Task
-from hf_pacgen.command_line.inputs.tables import DataArguments
+from hf_pacgen.command_line.inputs.columns import Columns
+from hf_pacgen.command_line.inputs.data import DataArguments
+from hf_pacgen.command_line.inputs.tasks import Task
 from hf_pacgen.errors import InputError
 
 TEXT, INT, CLASS, IMAGE = (
@@ -52,7 +51,7 @@ def arguments(**given: str) -> DataArguments:
 )
 def test_inferred_columns(columns: dict[str, Any], task: Task, expected: tuple[str | None, ...]) -> None:
     text, pair, image, label = expected
-    found = choose_columns(table(columns), arguments(), task)
+    found = task.facts.choose_columns(table(columns), arguments())
     assert found == Columns(text=text, text_pair=pair, image=image, label=label)
 
 
@@ -75,45 +74,4 @@ def test_inferred_columns(columns: dict[str, Any], task: Task, expected: tuple[s
 )
 def test_what_cannot_be_told(columns: dict[str, Any], task: Task, message: str) -> None:
     with pytest.raises(InputError, match=message):
-        choose_columns(table(columns), arguments(), task)
-
-
-LABELED, UNLABELED, PICTURES = {"text": TEXT, "label": INT}, {"text": TEXT}, {"image": IMAGE, "label": INT}
-
-
-@pytest.mark.parametrize(
-    ("config", "architecture", "columns", "expected"),
-    [
-        (BertConfig(), "BertForSequenceClassification", LABELED, SEQUENCE),
-        (BertConfig(), "BertModel", LABELED, SEQUENCE),
-        (BertConfig(), "BertForMaskedLM", LABELED, SEQUENCE),
-        (BertConfig(), None, LABELED, SEQUENCE),
-        (GPT2Config(), "GPT2LMHeadModel", LABELED, CAUSAL),
-        (GPT2Config(), "GPT2Model", LABELED, SEQUENCE),
-        (ViTConfig(), "ViTModel", PICTURES, PICTURE),
-    ],
-)
-def test_task(config: Any, architecture: str | None, columns: dict[str, Any], expected: Task) -> None:
-    config.architectures = [architecture] if architecture else None
-    assert choose_task(config, table(columns), arguments(), None) is expected
-
-
-@pytest.mark.parametrize(
-    ("config", "architecture", "columns"),
-    [
-        (BertConfig(), "BertForTokenClassification", LABELED),
-        (BertConfig(), "BertModel", UNLABELED),
-        (ViTConfig(), "ViTModel", LABELED),
-    ],
-)
-def test_task_that_cannot_be_told(config: Any, architecture: str, columns: dict[str, Any]) -> None:
-    config.architectures = [architecture]
-    with pytest.raises(InputError, match=rf"Cannot tell the task .*\({architecture}\).*--task"):
-        choose_task(config, table(columns), arguments(), None)
-
-
-def test_task_that_does_not_fit_the_model() -> None:
-    with pytest.raises(
-        InputError, match="--task causal-lm does not fit a model of type 'vit', which can do image-class"
-    ):
-        choose_task(ViTConfig(), table(PICTURES), arguments(), CAUSAL)
+        task.facts.choose_columns(table(columns), arguments())

@@ -1,0 +1,82 @@
+"""Tasks are guessed as a person would, and one without its facts is refused."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import datasets
+import pytest
+from transformers import BertConfig, GPT2Config, ViTConfig
+
+from hf_pacgen.command_line.inputs.data import DataArguments
+from hf_pacgen.command_line.inputs.tasks import FACTS, Task, choose_task, trained_task
+from hf_pacgen.errors import InputError
+
+TEXT, INT, IMAGE = datasets.Value("string"), datasets.Value("int64"), datasets.Image()
+SEQUENCE, CAUSAL, PICTURE = Task.SEQUENCE_CLASSIFICATION, Task.CAUSAL_LM, Task.IMAGE_CLASSIFICATION
+
+
+def table(columns: dict[str, Any]) -> datasets.Dataset:
+    return datasets.Dataset.from_dict({name: [] for name in columns}, datasets.Features(columns))
+
+
+def arguments(**given: str) -> DataArguments:
+    return DataArguments(dataset=["data"], **given)  # type: ignore[arg-type]
+
+
+LABELED, UNLABELED, PICTURES = {"text": TEXT, "label": INT}, {"text": TEXT}, {"image": IMAGE, "label": INT}
+
+
+@pytest.mark.parametrize(
+    ("config", "architecture", "columns", "expected"),
+    [
+        (BertConfig(), "BertForSequenceClassification", LABELED, SEQUENCE),
+        (BertConfig(), "BertModel", LABELED, SEQUENCE),
+        (BertConfig(), "BertForMaskedLM", LABELED, SEQUENCE),
+        (BertConfig(), None, LABELED, SEQUENCE),
+        (GPT2Config(), "GPT2LMHeadModel", LABELED, CAUSAL),
+        (GPT2Config(), "GPT2Model", LABELED, SEQUENCE),
+        (ViTConfig(), "ViTModel", PICTURES, PICTURE),
+    ],
+)
+def test_task(config: Any, architecture: str | None, columns: dict[str, Any], expected: Task) -> None:
+    config.architectures = [architecture] if architecture else None
+    assert choose_task(config, table(columns), arguments(), None) is expected
+
+
+@pytest.mark.parametrize(
+    ("config", "architecture", "columns"),
+    [
+        (BertConfig(), "BertForTokenClassification", LABELED),
+        (BertConfig(), "BertModel", UNLABELED),
+        (ViTConfig(), "ViTModel", LABELED),
+    ],
+)
+def test_task_that_cannot_be_told(config: Any, architecture: str, columns: dict[str, Any]) -> None:
+    config.architectures = [architecture]
+    with pytest.raises(InputError, match=rf"Cannot tell the task .*\({architecture}\).*--task"):
+        choose_task(config, table(columns), arguments(), None)
+
+
+def test_task_that_does_not_fit_the_model() -> None:
+    with pytest.raises(
+        InputError, match="--task causal-lm does not fit a model of type 'vit', which can do image-class"
+    ):
+        choose_task(ViTConfig(), table(PICTURES), arguments(), CAUSAL)
+
+
+def test_a_model_with_its_own_code_says_what_it_is_for() -> None:
+    config = BertConfig()
+    config.architectures, config.auto_map = ["OwnModel"], {"AutoModelForCausalLM": "own.OwnModel"}
+    assert trained_task(config) is CAUSAL
+
+
+def test_every_task_has_its_facts() -> None:
+    assert set(FACTS) == set(Task)
+
+
+def test_a_task_without_facts_is_refused() -> None:
+    made_up = str.__new__(Task, "mind-reading")
+    made_up._name_, made_up._value_ = "MIND_READING", "mind-reading"
+    with pytest.raises(NotImplementedError, match=r"The task 'mind-reading' has no entry in FACTS .*: add it there"):
+        made_up.facts  # noqa: B018

@@ -1,0 +1,52 @@
+"""``hf-pacgen score`` as a user meets it: what it prints and what it writes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import datasets
+import pytest
+import saved_models
+from command_runs import QUICK, ROWS, Run, write_csv
+from transformers import AutoModelForSequenceClassification
+
+from hf_pacgen import PACGenResult, ScoreConfig, pacgen
+
+
+def test_score_prints_and_writes_what_pacgen_returns(run: Run, models: dict[str, Path], tmp_path: Path) -> None:
+    data = write_csv(tmp_path / "train.csv")
+    code, out, _ = run("score", models["classifier"], "--dataset", data, *QUICK, "--output", tmp_path / "result.json")
+    assert code == 0
+    result = PACGenResult.load(tmp_path / "result.json")
+
+    model = AutoModelForSequenceClassification.from_pretrained(models["classifier"])
+    encode = saved_models.tokenizer()
+    rows = datasets.Dataset.from_list([{**encode(text), "labels": label} for text, label in ROWS])
+    expected = pacgen(model, rows, config=ScoreConfig(lipschitz_directions=0), progress=False)
+    assert result.score == pytest.approx(expected.score, rel=1e-6)
+    assert result.kl_complexity == pytest.approx(expected.kl_complexity, rel=1e-4)
+    assert (result.num_examples, result.num_units, result.eta) == (5, 5, 5)
+    assert result.loss == pytest.approx(expected.loss, rel=1e-5)
+
+    for phrase in ("Ψ", "K(η)", "active fraction", "Hessian trace", "lower is better", "trainable parameters"):
+        assert phrase in out
+    assert "text -> label; 5 rows" in out and f"{result.num_parameters:,}" in out
+    assert f"Written to {tmp_path / 'result.json'}" in out
+    assert all(sentence in out for sentence in result.status)
+
+
+def test_regression(run: Run, models: dict[str, Path], tmp_path: Path) -> None:
+    data = write_csv(tmp_path / "train.csv", [(text, label - 0.25) for text, label in ROWS])
+    code, out, _ = run("score", models["regression"], "--dataset", data, *QUICK)
+    assert code == 0 and "hutchinson estimate" in out
+
+
+def test_several_files_subset_and_eta(run: Run, models: dict[str, Path], tmp_path: Path) -> None:
+    files = [write_csv(tmp_path / f"{part}.csv") for part in "ab"]
+    output = tmp_path / "r.json"
+    common = ("score", models["classifier"], "--dataset", *files, "--max_examples", 4, *QUICK, "--output", output)
+    assert run(*common)[0] == 0
+    result = PACGenResult.load(output)
+    assert (result.num_examples, result.eta) == (4, 10)  # η = n is that of all the training data
+    assert run(*common, "--eta", "2.5", "--dtype", "float64")[0] == 0
+    assert PACGenResult.load(output).eta == 2.5
