@@ -60,7 +60,7 @@ def run(argv: list[str]) -> None:
     result = dataclasses.replace(result, notes=(*subject.notes, *result.notes))
     shown = dataclasses.replace(result, notes=call.in_flags(result.notes))
     call.finish(
-        {"--output": result.save},
+        {"output": result.save},
         lambda: print_certificate(shown, title=f"Certificate of {subject.title}", top=call.args.top_modules),
     )
 

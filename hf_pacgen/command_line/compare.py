@@ -35,6 +35,8 @@ NUM_RANKED = 3
 class CompareArguments(BatchArguments):
     """What the runs are compared on, how the command runs, and where the results go."""
 
+    _outputs = ("json", "csv")
+
     eval_dataset: list[str] | None = option(
         None, "Data that no run was trained on, given as --dataset is: it adds the test loss and the gap."
     )
@@ -53,10 +55,6 @@ class CompareArguments(BatchArguments):
         check_number(self, "draws", minimum=1, integer=True)
         if self.iterations is not None:
             check_number(self, "iterations", minimum=1, integer=True)
-
-    @property
-    def outputs(self) -> dict[str, str | None]:
-        return {"--json": self.json, "--csv": self.csv}
 
 
 def run(argv: list[str]) -> None:
@@ -87,8 +85,8 @@ def run(argv: list[str]) -> None:
     shown = [dataclasses.replace(row, status=call.in_flags(row.status)) for row in rows]
     call.finish(
         {
-            "--json": lambda path: Path(path).write_text(as_json(rows), encoding="utf-8"),
-            "--csv": lambda path: Path(path).write_text(as_csv(rows), encoding="utf-8"),
+            "json": lambda path: Path(path).write_text(as_json(rows), encoding="utf-8"),
+            "csv": lambda path: Path(path).write_text(as_csv(rows), encoding="utf-8"),
         },
         lambda: print_comparison(shown),
     )

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from accelerate import Accelerator
 
@@ -27,6 +27,8 @@ class BatchArguments(Config):
     """How the command runs."""
 
     _argument_group_name = "run"
+    _outputs: ClassVar[tuple[str, ...]] = ()
+    """The settings that name files to write, all of which are None or a path."""
 
     batch_size: int = option(8, "Number of examples in a batch.")
     progress: bool = option(True, "Show progress bars.")
@@ -34,21 +36,14 @@ class BatchArguments(Config):
     def __post_init__(self) -> None:
         check_number(self, "batch_size", minimum=1, integer=True)
 
-    @property
-    def outputs(self) -> dict[str, str | None]:
-        """The files of the results, by the flags that name them."""
-        raise NotImplementedError(f"{type(self).__name__} has no outputs: expected a dict of files by flags.")
-
 
 @dataclass(frozen=True, kw_only=True)
 class OutputArguments(BatchArguments):
     """And where the result goes."""
 
-    output: str | None = option(None, "JSON file to write the result to; its folder must exist.")
+    _outputs = ("output",)
 
-    @property
-    def outputs(self) -> dict[str, str | None]:
-        return {"--output": self.output}
+    output: str | None = option(None, "JSON file to write the result to; its folder must exist.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,14 +60,8 @@ class RunArguments(OutputArguments):
 class Run:
     """One call of a command that measures models: its settings, where it computes, and how it ends.
 
-    Args:
-        argv: the words after the name of the command.
-        args: flags of the command's own; ``config`` are the settings of what it measures, and ``extra`` more of either.
-        command, usage, description, example: what ``--help`` says; the example without the name of the command.
-        several: models are measured side by side, instead of one.
-
-    Raises:
-        InputError: bad input of any kind, before any work begins.
+    ``args`` are the command's own flags, ``config`` the settings of what it measures, ``extra`` further settings.
+    Bad input raises before any work begins.
     """
 
     def __init__(
@@ -102,9 +91,10 @@ class Run:
         )
         *self.extra, self.model_args, self.data_args, self.args, self.config, rest = self.parser.settings(argv)
         self.models: list[str] = rest.models
-        for flag, path in self.args.outputs.items():
+        self.outputs = {name: getattr(self.args, name) for name in self.args._outputs}
+        for name, path in self.outputs.items():
             if path is not None:
-                _check_output(flag, path)
+                _check_output(f"--{name}", path)
         self.device, self.accelerator = choose_device(self.model_args.device), None
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:  # torchrun or accelerate started several processes
             self.accelerator = Accelerator(cpu=self.device.type == "cpu")
@@ -112,41 +102,31 @@ class Run:
 
     def load(self, model: str, data_args: DataArguments | None = None) -> Subject:
         """A model with its training data, or with other data."""
-        return load_subject(
-            model, self.model_args, data_args or self.data_args, device=self.device, seed=self.config.seed
-        )
+        data = data_args or self.data_args
+        return load_subject(model, self.model_args, data, device=self.device, seed=self.config.seed)
 
     @contextmanager
     def measuring(self) -> Iterator[dict[str, Any]]:
         """What every measure is told of batches and processes; what it refuses is said in one line."""
+        args = self.args
         with self.parser.refusals(), quiet():
-            yield {
-                "batch_size": self.args.batch_size,
-                "accelerator": self.accelerator,
-                "progress": self.args.progress,
-            }
+            yield {"batch_size": args.batch_size, "accelerator": self.accelerator, "progress": args.progress}
 
     def finish(self, files: Mapping[str, Callable[[str], object]], show: Callable[[], None]) -> None:
-        """On the main process, write the files and show the result.
+        """On the main process, write the files that were asked for and show the result.
 
-        Args:
-            files: what writes each file, by its flag; those that were not asked for are left out.
-            show: prints the result.
-
-        Raises:
-            InputError: a file cannot be written; what it would have held has been shown.
+        ``files`` has what writes each, by its setting.  One that cannot be written raises after the result was shown.
         """
         if self.accelerator is not None and not self.accelerator.is_main_process:
             return
         written, failed = [], None
-        for flag, save in files.items():  # before anything is printed, so that a closed terminal does not lose it
-            path = self.args.outputs[flag]
-            if path is not None:
+        for name, save in files.items():  # before anything is printed, so that a closed terminal does not lose it
+            if (path := self.outputs[name]) is not None:
                 try:
                     save(path)
                     written.append(f"Written to {path}")
                 except OSError as error:
-                    failed = InputError(f"{flag} {path!r} could not be written: {error}.")
+                    failed = InputError(f"--{name} {path!r} could not be written: {error}.")
         show()
         if written:
             print("", *written, sep="\n")

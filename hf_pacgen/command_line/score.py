@@ -53,6 +53,6 @@ def run(argv: list[str]) -> None:
     result = dataclasses.replace(result, status=(*subject.notes, *result.status))
     shown = dataclasses.replace(result, status=call.in_flags(result.status))
     call.finish(
-        {"--output": result.save},
+        {"output": result.save},
         lambda: print_report(shown, title=f"PACGen of {subject.title}", top_modules=args.top_modules),
     )

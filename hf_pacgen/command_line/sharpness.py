@@ -82,7 +82,7 @@ def run(argv: list[str]) -> None:
         console.print(quantities(f"Sharpness of {subject.title}", rows))
         print_notes(console, call.in_flags(status))
 
-    call.finish({"--output": lambda path: Path(path).write_text(text, encoding="utf-8")}, show)
+    call.finish({"output": lambda path: Path(path).write_text(text, encoding="utf-8")}, show)
 
 
 def _rows(result: Sharpness | WorstCaseSharpness | Spectrum) -> list[tuple[str, str, str]]:

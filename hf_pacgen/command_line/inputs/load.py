@@ -14,7 +14,6 @@ from hf_pacgen.command_line.inputs.data import DataArguments, check_files, load_
 from hf_pacgen.command_line.inputs.examples import Examples
 from hf_pacgen.command_line.inputs.labels import encode_labels
 from hf_pacgen.command_line.inputs.models import (
-    LoadedModel,
     ModelArguments,
     choose_device,
     load_config,
@@ -60,15 +59,12 @@ def load_subject(
         table, columns, processor, config, labels=labels, max_length=data_args.max_length
     )
     num_labels = labels.num_labels if labels is not None and new_head else None
-    loaded = load_model(name, model_args, config, task, num_labels=num_labels, device=device, seed=seed)
-    notes = (*_untrained(loaded, task, new_head, seed), *(labels.notes if labels is not None else ()), *examples.notes)
-    return Subject(
-        model=loaded.model, examples=examples, title=_title(name, data_args, columns, len(examples)), notes=notes
-    )
+    model, new = load_model(name, model_args, config, task, num_labels=num_labels, device=device, seed=seed)
+    notes = (*_untrained(new, task, new_head, seed), *(labels.notes if labels is not None else ()), *examples.notes)
+    return Subject(model=model, examples=examples, title=_title(name, data_args, columns, len(examples)), notes=notes)
 
 
-def _untrained(loaded: LoadedModel, task: Task, new_head: bool, seed: int) -> tuple[str, ...]:
-    new = loaded.new_parameters
+def _untrained(new: tuple[str, ...], task: Task, new_head: bool, seed: int) -> tuple[str, ...]:
     if not new:
         return ()
     listing = ", ".join(new[:4]) + (f" and {len(new) - 4} more" if len(new) > 4 else "")
@@ -110,9 +106,6 @@ def load_named(
             f"The model {name!r} has no head for one of {', '.join(Task)}, so there is no loss to look at. "
             "Give a fine-tuned model, or load it with the head you want and pass the model itself."
         )
-    loaded = load_model(name, args, config, task, device=where, seed=seed)
-    new = loaded.new_parameters
-    if not new:
-        return loaded.model, data, ()
+    loaded, new = load_model(name, args, config, task, device=where, seed=seed)
     note = f"The checkpoint lacks {', '.join(new[:4])}{', ...' if len(new) > 4 else ''}: initialized at random."
-    return loaded.model, data, (note,)
+    return loaded, data, (note,) if new else ()

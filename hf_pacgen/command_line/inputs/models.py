@@ -15,7 +15,7 @@ from hf_pacgen.command_line.quiet import quiet
 from hf_pacgen.config.settings import Config, choice, option
 from hf_pacgen.errors import InputError, describe
 
-__all__ = ["LoadedModel", "ModelArguments", "Precision", "choose_device", "load_config", "load_model"]
+__all__ = ["ModelArguments", "Precision", "choose_device", "load_config", "load_model"]
 
 
 class Precision(str, Enum):
@@ -81,26 +81,18 @@ def load_config(name: str, args: ModelArguments) -> Any:
             raise _not_loaded(name, error, folder.is_dir()) from error
 
 
-def _not_loaded(name: str, error: Exception, local: bool, what: str = "model") -> InputError:
+def _not_loaded(name: str, error: Exception, local: bool) -> InputError:
     if "trust_remote_code" in str(error):
         return InputError(
-            f"The {what} {name!r} comes with its own code, which is not run unless asked for. "
+            f"The model {name!r} comes with its own code, which is not run unless asked for. "
             "Read that code, then add --trust-remote-code."
         )
     if local:
-        return InputError(f"The {what} in the folder {name!r} cannot be loaded: {describe(error)}. Save it again.")
+        return InputError(f"The model in the folder {name!r} cannot be loaded: {describe(error)}. Save it again.")
     return InputError(
-        f"The {what} {name!r} is no folder here, and could not be loaded from the Hugging Face hub: "
+        f"The model {name!r} is no folder here, and could not be loaded from the Hugging Face hub: "
         f"{describe(error)}. Check the name and the connection."
     )
-
-
-@dataclass(frozen=True, kw_only=True)
-class LoadedModel:
-    """A model, and the parameters that its checkpoint does not have."""
-
-    model: Any
-    new_parameters: tuple[str, ...]
 
 
 def load_model(
@@ -112,8 +104,11 @@ def load_model(
     device: torch.device,
     num_labels: int | None = None,
     seed: int = 0,
-) -> LoadedModel:
-    """The model for a task; a head of ``num_labels`` outputs is initialized from ``seed`` where there is none."""
+) -> tuple[Any, tuple[str, ...]]:
+    """The model for a task, and the names of the parameters that its checkpoint lacks, which come from ``seed``.
+
+    With ``num_labels`` it gets a head of so many outputs, in place of one for other labels.
+    """
     if num_labels is not None:
         config.num_labels = num_labels
     with quiet(), torch.random.fork_rng(devices=[]):
@@ -147,7 +142,7 @@ def load_model(
             "pacgen(AutoModelForMaskedLM.from_pretrained(...), data); or, if it was trained as a decoder, put "
             '"is_decoder": true into its config.json.'
         )
-    return LoadedModel(model=model, new_parameters=tuple(sorted(new)))
+    return model, tuple(sorted(new))
 
 
 def _looks_ahead(model: Any) -> bool:

@@ -37,7 +37,7 @@ def load(model: Any, folder: Path) -> Any:
     model.save_pretrained(folder)
     args = ModelArguments(device="cpu")
     config = load_config(str(folder), args)
-    return load_model(str(folder), args, config, Task.CAUSAL_LM, device=torch.device("cpu")).model
+    return load_model(str(folder), args, config, Task.CAUSAL_LM, device=torch.device("cpu"))[0]
 
 
 @pytest.mark.parametrize(
