@@ -10,7 +10,7 @@ import hf_pacgen
 PACKAGE = Path(hf_pacgen.__file__).parent
 FLOORS: dict[str, str] = {
     # from the ground up; a module imports from its own folder and from those above it in this list
-    "": "errors old_paths register",
+    "": "errors facts old_paths register",
     "maths": "arrays binary_kl certified_bound counter_rng distributions lanczos noise_base noise_scale pac_bayes "
     "rank_correlation score truncation",
     "config": "certificate noise score settings sharpness spectrum",

@@ -94,7 +94,7 @@ def best_shape(
         return judge(noisy, posterior, prior, eta, n=n, delta=config.delta, stride=stride, tick=tick)
 
     if config.eta is not None:
-        return at(float(n) if config.eta == "n" else config.eta)
+        return at(n if config.eta == "n" else config.eta)  # type: ignore[arg-type]
     tried = {0: at(float(n))}
     best = 0
     for step in (2, 1):

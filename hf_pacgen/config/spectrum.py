@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
+from typing import Any
 
 from hf_pacgen.config.score import HVPMethod
-from hf_pacgen.config.settings import Config, check_flag, check_number, choice, option
+from hf_pacgen.config.settings import Config, Count, Natural, Positive, complete, option
 
 __all__ = ["SpectrumEnd", "SpectrumConfig"]
 
@@ -17,6 +19,21 @@ class SpectrumEnd(str, Enum):
     LARGEST = "largest"
     SMALLEST = "smallest"
     MAGNITUDE = "magnitude"
+
+    @property
+    def merit(self) -> Callable[[Any], Any]:
+        """A function of the eigenvalues that is largest for those that are wanted most."""
+        return _MERITS[self]
+
+
+_MERITS = complete(
+    SpectrumEnd,
+    {
+        SpectrumEnd.LARGEST: lambda values: values,
+        SpectrumEnd.SMALLEST: lambda values: -values,
+        SpectrumEnd.MAGNITUDE: abs,
+    },
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,34 +48,20 @@ class SpectrumConfig(Config):
         SpectrumEnd.LARGEST,
         "Which eigenvalues are wanted: the 'largest', the 'smallest' (most negative), or those of largest 'magnitude'.",
     )
-    iterations: int | None = option(
+    iterations: Count | None = option(
         None,
         "Most Lanczos steps, each of which keeps a vector of the model's size. By default 300, less where they would "
         "take more than 2 GiB, and at least 2k + 20.",
     )
-    tolerance: float = option(
+    tolerance: Positive = option(
         1e-4, "An eigenvalue has converged when its residual is at most this part of it, noise of the products aside."
     )
-    probes: int = option(4, "Random probes for the trace and the spectral density; 0 leaves both out.")
-    density_iterations: int = option(12, "Lanczos steps from every probe: nodes of the spectral density.")
+    probes: Natural = option(4, "Random probes for the trace and the spectral density; 0 leaves both out.")
+    density_iterations: Count = option(12, "Lanczos steps from every probe: nodes of the spectral density.")
     hvp: HVPMethod = option(HVPMethod.AUTO, "Hessian-vector product, as for the score.")
-    displacement: float | None = option(None, "Norm of the displacement of a finite difference. By default controlled.")
-    max_examples: int | None = option(
+    displacement: Positive | None = option(None, "Norm ‖h z‖ of a finite difference's step. By default controlled.")
+    max_examples: Count | None = option(
         None, "Use at most this many examples: a seeded random subset of a dataset, the first of any other data."
     )
     keep_vectors: bool = option(False, "Return the eigenvectors as well, k vectors of the model's size.")
-    seed: int = option(0, "Seed of the start vectors, the probes and the subset.")
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "which", choice(SpectrumEnd, self.which, "which"))
-        object.__setattr__(self, "hvp", choice(HVPMethod, self.hvp, "hvp"))
-        check_number(self, "tolerance", minimum=0, strict=True)
-        for name in ("iterations", "max_examples"):
-            if getattr(self, name) is not None:
-                check_number(self, name, minimum=1, integer=True)
-        check_flag(self, "keep_vectors")
-        check_number(self, "density_iterations", minimum=1, integer=True)
-        for name in ("probes", "seed"):
-            check_number(self, name, minimum=0, integer=True)
-        if self.displacement is not None:
-            check_number(self, "displacement", minimum=0, strict=True)
+    seed: Natural = option(0, "Seed of the start vectors, the probes and the subset.")

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from hf_pacgen.config import SpectrumConfig, SpectrumEnd
+from hf_pacgen.config import SpectrumConfig
 from hf_pacgen.curvature.hvp import HessianProduct
 from hf_pacgen.curvature.operators import MeanHessian, Tick, no_tick
 from hf_pacgen.curvature.weight_space import WeightSpace
@@ -133,13 +133,9 @@ class _Search:
         """The top ones when the Krylov space was last exhausted."""
         self.restarted = 0
 
-    def _merit(self, values: Tensor) -> Tensor:
-        signs = {SpectrumEnd.LARGEST: values, SpectrumEnd.SMALLEST: -values, SpectrumEnd.MAGNITUDE: values.abs()}
-        return signs[self.config.which]
-
     def top(self, values: Tensor) -> Tensor:
         """Indices of the wanted ones, best first."""
-        return self._merit(values).argsort(descending=True)[: self.wanted]
+        return self.config.which.merit(values).argsort(descending=True)[: self.wanted]
 
     def _limit(self, values: Tensor, chosen: Tensor) -> Tensor:
         return self.config.tolerance * values[chosen].abs().clamp_min(FLOOR * values.abs().max().item())
@@ -171,9 +167,10 @@ class _Search:
 
     def missed(self, found: Tensor, sample: _Sample, noise: float) -> Tensor:
         """Which of the eigenvalues found are worse than one that a probe, kept orthogonal to all, has met."""
-        best = self._merit(torch.cat(sample.nodes)).max()
-        slack = 1e-3 * self._merit(found).abs().max() + 3 * noise
-        return self._merit(found) < best - slack
+        merit = self.config.which.merit
+        best = merit(torch.cat(sample.nodes)).max()
+        slack = 1e-3 * merit(found).abs().max() + 3 * noise
+        return merit(found) < best - slack
 
 
 @dataclass

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
+from functools import partial
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
+from hf_pacgen.facts import complete
 from hf_pacgen.maths.binary_kl import Real, as_float64
 from hf_pacgen.maths.pac_bayes import (
     ARTICLE_CONSTANT,
@@ -36,6 +39,55 @@ class Bound(str, Enum):
     def _missing_(cls, value: object) -> Bound:
         known = ", ".join(repr(member.value) for member in cls)
         raise ValueError(f"bound must be one of {known}; got {value!r}.")
+
+    @property
+    def label(self) -> str:
+        """Its name for people."""
+        return _BOUNDS[self].label
+
+    @property
+    def has_eta(self) -> bool:
+        """Whether it has an inverse temperature η, which is taken from a grid."""
+        return _BOUNDS[self].constant is not None
+
+
+Values: TypeAlias = "tuple[Tensor, Tensor | None, Tensor]"
+"""Bounds of all candidates, their best η where there is one, and what one candidate and one η got of δ."""
+
+
+@dataclass(frozen=True)
+class _BoundFacts:
+    label: str
+    constant: float | None
+    """c of the term η/(cn); None where the bound has no η."""
+    values: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor | Sequence[float] | None], Values]
+    """Of the empirical loss, KL, n, δ and the grid of η."""
+
+
+def _kl_values(loss: Tensor, kl: Tensor, n: Tensor, delta: Tensor, etas: object) -> Values:
+    return kl_bound(loss, kl, n, delta), None, delta
+
+
+def _hoeffding_values(
+    constant: float, loss: Tensor, kl: Tensor, n: Tensor, delta: Tensor, etas: Tensor | Sequence[float] | None
+) -> Values:
+    grid = eta_grid(int(n), delta.item(), constant=constant) if etas is None else torch.as_tensor(etas)
+    bounds, eta = hoeffding_bound_over_grid(loss, kl, n, delta, grid, constant=constant)
+    return bounds, eta, union_bound(delta, grid.numel())
+
+
+def _hoeffding(label: str, constant: float) -> _BoundFacts:
+    return _BoundFacts(label, constant, partial(_hoeffding_values, constant))
+
+
+_BOUNDS = complete(
+    Bound,
+    {
+        Bound.KL: _BoundFacts("PAC-Bayes-kl", None, _kl_values),
+        Bound.HOEFFDING: _hoeffding("PAC-Bayes-Hoeffding", TIGHT_CONSTANT),
+        Bound.HOEFFDING_ARTICLE: _hoeffding("PAC-Bayes-Hoeffding with the constant of the article", ARTICLE_CONSTANT),
+    },
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,6 +163,8 @@ def certified_bound(
     1
     """
     kind = Bound(bound)
+    if etas is not None and not kind.has_eta:
+        raise ValueError(f"The {kind.value} bound has no eta; leave out etas, or ask for bound='hoeffding'.")
     mean, (kl, size, total) = check_loss("mean", mean), check_sample(kl, n, delta)
     delta_bound, delta_monte_carlo, empirical = total, torch.zeros_like(total), mean
     if draws is not None:
@@ -118,16 +172,7 @@ def certified_bound(
         delta_bound, delta_monte_carlo = (1 - share) * total, union_bound(share * total, mean.numel(), looks)
         empirical = monte_carlo_bound(mean, draws, delta_monte_carlo, one_sided=one_sided)
     delta_bound = union_bound(delta_bound, num_priors)
-    eta: Tensor | None = None
-    if kind is Bound.KL:
-        if etas is not None:
-            raise ValueError("The kl bound has no eta; leave out etas, or ask for bound='hoeffding'.")
-        bounds = kl_bound(empirical, kl, size, delta_bound)
-    else:
-        constant = TIGHT_CONSTANT if kind is Bound.HOEFFDING else ARTICLE_CONSTANT
-        grid = eta_grid(n, delta_bound.item(), constant=constant) if etas is None else torch.as_tensor(etas)
-        bounds, eta = hoeffding_bound_over_grid(empirical, kl, size, delta_bound, grid, constant=constant)
-        delta_bound = union_bound(delta_bound, grid.numel())
+    bounds, eta, delta_bound = _BOUNDS[kind].values(empirical, kl, size, delta_bound, etas)
     index = int(bounds.argmin())
     chosen = [float(t.expand(bounds.shape).flatten()[index]) for t in (mean, empirical, kl)]
     return CertifiedBound(

@@ -6,21 +6,19 @@ from typing import Any
 
 import torch
 
+from hf_pacgen.config import Estimator
 from hf_pacgen.curvature.weight_space import Vector, WeightSpace
 from hf_pacgen.data.losses import BatchLoss
 from hf_pacgen.model.state import double_backward_attention, evaluation_mode
 
-__all__ = ["EXACT_LIMIT", "Exact"]
-
-EXACT_LIMIT = 20_000
-"""Most parameters for which the exact diagonal (one backward pass a parameter and batch) is computed."""
+__all__ = ["Exact"]
 
 
 class Exact:
     """Sums of diag H_b.
 
     Raises:
-        ValueError: the model has more than ``EXACT_LIMIT`` parameters, or no second derivatives.
+        ValueError: the model has more than as many parameters as its facts allow, or no second derivatives.
     """
 
     kind = "exact"
@@ -31,10 +29,11 @@ class Exact:
                 "estimator='exact' needs second derivatives, which a model sharded by fully_shard has not. Use 'blend' "
                 "or 'hutchinson', or score the whole model in one process."
             )
-        if space.num_parameters > EXACT_LIMIT:
+        limit = Estimator.EXACT.facts.most_parameters
+        if limit is not None and space.num_parameters > limit:
             raise ValueError(
                 f"estimator='exact' takes one backward pass for every parameter and batch: expected at most "
-                f"{EXACT_LIMIT} trainable parameters, got {space.num_parameters}. Use 'blend' or 'hutchinson', or "
+                f"{limit} trainable parameters, got {space.num_parameters}. Use 'blend' or 'hutchinson', or "
                 "freeze weights."
             )
         self.space, self.total, self.num_hvps = space, space.zeros(), 0

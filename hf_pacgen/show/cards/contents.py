@@ -14,6 +14,7 @@ import jinja2
 from huggingface_hub import EvalResult, ModelCardData
 from huggingface_hub.repocard_data import eval_results_to_model_index
 
+from hf_pacgen.maths.certified_bound import Bound
 from hf_pacgen.results.pacgen import PACGenResult
 from hf_pacgen.results.reading import certificate_fields
 from hf_pacgen.show.tables import number, percent
@@ -32,11 +33,7 @@ METRIC_NAMES = {
     "hessian_lipschitz": "Lipschitz constant of the Hessian (ρ, lower estimate)",
 }
 CERTIFICATE = "pacgen_certificate"
-BOUND_NAMES = {
-    "kl": "PAC-Bayes-kl",
-    "hoeffding": "PAC-Bayes-Hoeffding",
-    "hoeffding_article": "PAC-Bayes-Hoeffding with the constant of the article",
-}
+BOUND_NAMES = {bound.value: bound.label for bound in Bound}
 
 TEMPLATES = jinja2.Environment(
     loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
