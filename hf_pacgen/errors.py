@@ -1,8 +1,13 @@
-"""The error of what a user gave.  Imports nothing."""
+"""The error of what a user gave, and what several messages say.  Imports nothing of the package."""
 
 from __future__ import annotations
 
-__all__ = ["InputError", "describe"]
+from collections.abc import Iterable
+
+__all__ = ["VOUCH", "InputError", "describe", "listing"]
+
+VOUCH = "CertificateConfig(assume_independent=True)"
+"""The remedy where only the user can know that examples and prior are independent."""
 
 
 class InputError(ValueError):
@@ -15,3 +20,13 @@ def describe(error: BaseException) -> str:
         error = cause
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[0].rstrip(".") if lines else type(error).__name__
+
+
+def listing(names: Iterable[str], most: int = 4) -> str:
+    """The first names, in quotation marks, and how many more there are.
+
+    >>> listing(["a", "b", "c"], most=2)
+    "'a', 'b' and 1 more"
+    """
+    found = list(names)
+    return ", ".join(map(repr, found[:most])) + (f" and {len(found) - most} more" if len(found) > most else "")

@@ -1,9 +1,11 @@
-"""The noisy empirical error, by draws of the noise: every batch has a draw of its own."""
+"""The noisy empirical error: every batch meets a draw of the noise of its own."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import chain
+from operator import itemgetter
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -17,6 +19,8 @@ from hf_pacgen.maths.counter_rng import stream_key
 from hf_pacgen.maths.pac_bayes import effective_draws
 
 __all__ = ["NoiseStream", "NoisyErrors", "planned_passes"]
+
+T = TypeVar("T")
 
 CACHE_BYTES = 1 << 29
 """Batches are kept in memory up to this size, instead of being made anew in every pass."""
@@ -36,15 +40,24 @@ class NoisyErrors:
         rate: the error of each example.
         saved: a copy of the certified weights, from which they are displaced.
         seed: of the noise.
+        tick: called after every batch.
     """
 
-    def __init__(self, objective: Objective, rate: ErrorRate, saved: SavedWeights, *, seed: int) -> None:
-        self.objective, self.rate, self.saved, self.seed = objective, rate, saved, seed
+    def __init__(
+        self,
+        objective: Objective,
+        rate: ErrorRate,
+        saved: SavedWeights,
+        *,
+        seed: int,
+        tick: Callable[[], Any] = lambda: None,
+    ) -> None:
+        self.objective, self.rate, self.saved, self.seed, self.tick = objective, rate, saved, seed, tick
         self._cache: list[tuple[int, Any]] | None = None
         self._fits = True
 
-    def batches(self) -> Sequence[tuple[int, Any]] | Any:
-        """This process's batches with their numbers, from memory where they fit."""
+    def batches(self) -> Iterable[tuple[int, Any]]:
+        """This process's batches with their numbers: a list in memory where they fit."""
         if self._cache is None and self._fits:
             kept: list[tuple[int, Any]] = []
             size = 0
@@ -57,9 +70,16 @@ class NoisyErrors:
             self._cache = kept
         return self.objective.batches if self._cache is None else self._cache
 
-    def mean(
-        self, posterior: Posterior, *key: str | int, stride: int = 1, tick: Callable[[], Any] = lambda: None
-    ) -> tuple[float, list[int]]:
+    @torch.no_grad()
+    def visit(self, what: Callable[[int, Any], T], *, stride: int = 1) -> list[T]:
+        """``what(index, batch)`` of every ``stride``-th batch of all processes, in the order of the batches."""
+        processes = self.objective.batches.processes
+        with processes.together():
+            found = [(index, what(index, batch)) for index, batch in self.batches() if index % stride == 0]
+        # sorted, so that any number of processes adds up the same numbers in the same order
+        return [value for _, value in sorted(chain(*processes.gather(found)), key=itemgetter(0))]
+
+    def mean(self, posterior: Posterior, *key: str | int, stride: int = 1) -> tuple[float, list[int]]:
         """Mean error over one pass, with a draw for every batch, and the sizes of the batches.
 
         Args:
@@ -67,24 +87,20 @@ class NoisyErrors:
             key: names the draws; other keys give independent ones.
             stride: go over every ``stride``-th batch only.
         """
-        processes = self.objective.batches.processes
         stream = NoiseStream(posterior, self.seed, "certificate", *key)
-        total = torch.zeros(1, dtype=torch.float64)
-        sizes: list[int] = []
-        with processes.together(), torch.no_grad():
-            try:
-                for index, batch in self.batches():
-                    if index % stride == 0:
-                        self.displace(posterior, stream[index])
-                        errors = self.rate(send_to_device(batch, self.objective.device), index)
-                        total += errors.sum()
-                        sizes.append(errors.numel())
-                        tick()
-            finally:
-                self.saved.restore()
-        processes.sum_(total)
-        sizes = [size for part in processes.gather(sizes) for size in part]
-        return total.item() / max(sum(sizes), 1), sizes
+
+        def errors_of(index: int, batch: Any) -> tuple[float, int]:
+            self.displace(posterior, stream[index])
+            errors = self.rate(send_to_device(batch, self.objective.device), index)
+            self.tick()
+            return errors.sum().item(), errors.numel()
+
+        try:
+            found = self.visit(errors_of, stride=stride)
+        finally:
+            self.saved.restore()
+        sizes = [size for _, size in found]
+        return sum(errors for errors, _ in found) / max(sum(sizes), 1), sizes
 
     def displace(self, posterior: Posterior, noise: Mapping[str, Tensor]) -> None:
         """Set the weights to the posterior's means plus noise u."""
@@ -127,8 +143,7 @@ def planned_passes(draws: int, sizes: Sequence[int]) -> list[int]:
     >>> planned_passes(10_000, [8] * 1500)
     [1, 2, 4, 7]
     """
-    last = max(1, -(-draws // max(1, int(effective_draws(sizes)))))
-    looks = [last]
+    looks = [max(1, -(-draws // max(1, int(effective_draws(sizes)))))]
     while looks[0] > 1 and len(looks) < MOST_LOOKS:
         looks.insert(0, (looks[0] + 1) // 2)
     return looks
@@ -137,9 +152,6 @@ def planned_passes(draws: int, sizes: Sequence[int]) -> list[int]:
 def _tensors(batch: Any) -> Iterator[Tensor]:
     if isinstance(batch, Tensor):
         yield batch
-    elif isinstance(batch, Mapping):
-        for value in batch.values():
-            yield from _tensors(value)
-    elif isinstance(batch, (list, tuple)):
-        for item in batch:
+    elif isinstance(batch, (Mapping, list, tuple)):
+        for item in batch.values() if isinstance(batch, Mapping) else batch:
             yield from _tensors(item)

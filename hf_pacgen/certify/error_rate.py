@@ -18,16 +18,14 @@ __all__ = ["ErrorFunction", "ErrorRate", "is_per_document"]
 ErrorFunction = Callable[[nn.Module, Any], Tensor]
 """``error_fn(model, batch)`` -> one error in [0, 1] for each example of the batch, shape (examples,)."""
 
+OWN_ERROR = "Pass error_fn(model, batch) -> one error in [0, 1] for each example."
+
 
 class ErrorRate:
     """Checked errors of a model's examples, (examples,), by the user's function or as the 0-1 error of its logits.
 
     The 0-1 error of an example with several labels (a document of a language model, a text with tagged tokens) is the
     fraction of its labels that is predicted wrongly: documents are independent of each other, tokens are not.
-
-    Args:
-        objective: an inspected objective, which knows whether labels are shifted.
-        error_fn: the user's function, if any.
     """
 
     def __init__(self, objective: Objective, error_fn: ErrorFunction | None = None) -> None:
@@ -43,13 +41,12 @@ class ErrorRate:
         model = self.objective.model
         if self.error_fn is not None:
             errors = self.error_fn(model, batch)
-        else:
-            if not isinstance(batch, Mapping):
-                raise ValueError(
-                    f"The 0-1 error needs batches that are dicts with labels; got {type(batch).__name__}. "
-                    "Pass error_fn(model, batch) -> one error in [0, 1] for each example."
-                )
+        elif isinstance(batch, Mapping):
             errors = _wrong_fraction(*self._scored(model(**batch), batch, index), index)
+        else:
+            raise ValueError(
+                f"The 0-1 error needs batches that are dicts with labels; got {type(batch).__name__}. {OWN_ERROR}"
+            )
         return _checked(errors, count_examples(batch), index)
 
     def soft(self, batch: Any, index: int) -> Tensor | None:
@@ -83,8 +80,7 @@ class ErrorRate:
         shapes = [tuple(t.shape) if isinstance(t, Tensor) else type(t).__name__ for t in (logits, labels)]
         raise ValueError(
             f"Batch {index} has no 0-1 error: expected logits (..., classes) and integer labels (...) of a "
-            f"cross-entropy; got {shapes[0]} and {shapes[1]}. "
-            "Pass error_fn(model, batch) -> one error in [0, 1] for each example."
+            f"cross-entropy; got {shapes[0]} and {shapes[1]}. {OWN_ERROR}"
         )
 
 

@@ -27,18 +27,13 @@ SHAPE_ITERATIONS = 12
 
 @dataclass(frozen=True, kw_only=True)
 class Posterior:
-    """Q: every weight is ``mean`` + u, u independent noise; tensors by parameter name.
-
-    Attributes:
-        means: the centers of the noise.
-        scales: s of normal and truncated normal noise, σ of uniform noise.
-        half_widths: the box of truncated normal noise, None for the others.
-        distribution: of u.
-    """
+    """Q: every weight is its mean + u, u independent noise; tensors by parameter name."""
 
     means: Mapping[str, Tensor]
     scales: Mapping[str, Tensor]
+    """s of normal and truncated normal noise, σ of uniform noise."""
     half_widths: Mapping[str, Tensor] | None
+    """The box of truncated normal noise, None for the others."""
     distribution: NoiseDistribution
 
     def noise(self, name: str) -> Noise:
@@ -59,18 +54,14 @@ class Posterior:
 
 @dataclass(frozen=True, kw_only=True)
 class PriorFit:
-    """The best scales of the prior for a posterior.
-
-    Attributes:
-        kl: KL(Q‖N(p, τ²)) in nats, at the best τ of each group.
-        price: what the choice of the τ costs, in nats, to be added to ``kl``.
-        scales: τ by parameter name.
-        kl_by_name: the parts of ``kl``.
-    """
+    """The best scales of the prior for a posterior."""
 
     kl: float
+    """KL(Q‖N(p, τ²)) in nats, at the best τ of each group."""
     price: float
+    """What the choice of the τ costs, in nats, to be added to ``kl``."""
     scales: dict[str, float]
+    """τ by parameter name."""
     kl_by_name: dict[str, float]
 
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from hf_pacgen.certify.splits import HeldOutPrior
+from hf_pacgen.errors import VOUCH, listing
 from hf_pacgen.model.state import unwrap
 
 __all__ = ["Prior", "PriorLike", "resolve_prior"]
@@ -21,26 +22,22 @@ PriorLike = Any
 """``"zero"``, weights by name, a model, a folder, a :class:`HeldOutPrior` or a :class:`Prior`."""
 
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
-VOUCH = "CertificateConfig(assume_independent=True)"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Prior:
-    """Where a prior is centered.
-
-    Attributes:
-        description: for people and for the certificate.
-        state: weights and buffers by name.
-        zeros: whether the center is 0 for certified weights that ``state`` lacks.
-        held_out: the split, where the prior was trained on a part of the data.
-        notes: what a user should know, in sentences.
-    """
+    """Where a prior is centered."""
 
     description: str
+    """For people and for the certificate."""
     state: Mapping[str, Tensor]
+    """Weights and buffers by name."""
     zeros: bool = False
+    """Whether certified weights that ``state`` lacks are centered on 0."""
     held_out: HeldOutPrior | None = None
+    """The split, where the prior was trained on a part of the data."""
     notes: tuple[str, ...] = ()
+    """What a user should know, in sentences."""
 
     def check_unseen(self, fingerprints: Iterable[bytes]) -> None:
         """Raise if some of the examples have trained the prior."""
@@ -58,9 +55,8 @@ def resolve_prior(
     """The prior for some parameters of a model.
 
     Args:
-        prior: ``"zero"`` (N(0, τ²)); initial weights by name, as copied from the model before its training; a model
-            of the same names, or the folder of one (the pretrained weights; certified weights that the folder lacks,
-            such as a new head or an adapter, are centered on 0); what :func:`train_prior` returned.
+        prior: ``"zero"``; initial weights by name, copied from the model before its training; a model of the same
+            names, or the folder of one; what :func:`train_prior` returned.
         model: the trained model.
         parameters: its certified parameters.
         assume_independent: accept a prior that equals the trained weights.
@@ -75,31 +71,31 @@ def resolve_prior(
     missing = [name for name in parameters if name not in center]
     if missing and not resolved.zeros:
         raise ValueError(
-            f"The prior lacks weights that are to be certified: {_listing(missing)}; it has "
-            f"{_listing(resolved.state) or 'none'}. Give the weights by the names of model.named_parameters()."
+            f"The prior lacks weights that are to be certified: {listing(missing)}; it has "
+            f"{listing(resolved.state) or 'none'}. Give the weights by the names of model.named_parameters()."
         )
     unknown = set(resolved.state) - {*model.state_dict(keep_vars=True), *dict(model.named_parameters())}
     if unknown and not isinstance(prior, Prior):
         raise ValueError(
-            f"The prior has weights that the model lacks: {_listing(sorted(unknown))}. Give a prior of the same "
+            f"The prior has weights that the model lacks: {listing(sorted(unknown))}. Give a prior of the same "
             "architecture, by the names of model.named_parameters()."
         )
     for name, value in center.items():
         _check_center(name, value, parameters[name])
     _check_rest(resolved, model, parameters)
-    if (
-        center
-        and resolved.held_out is None
-        and not assume_independent
-        and all(torch.equal(value.to(parameters[name]), parameters[name]) for name, value in center.items())
-        and not all(bool((value == 0).all()) for value in center.values())
-    ):
+    if resolved.held_out is None and not assume_independent and _are_equal(center, parameters):
         raise ValueError(
             f"The prior ({resolved.description}) equals the trained weights, so it depends on the data they were "
             "trained on. Give the weights from before the training, or 'zero'; a prior that was trained on other data "
             f"comes from train_prior(). If these weights have never seen the data: {VOUCH}."
         )
     return resolved
+
+
+def _are_equal(center: Mapping[str, Tensor], parameters: Mapping[str, Tensor]) -> bool:
+    same = all(torch.equal(value.to(parameters[name]), parameters[name]) for name, value in center.items())
+    # weights that are all 0 were not learned: an adapter's, before its training
+    return same and any(bool(value.any()) for value in center.values())
 
 
 def _read(prior: PriorLike, model: nn.Module) -> Prior:
@@ -119,7 +115,7 @@ def _read(prior: PriorLike, model: nn.Module) -> Prior:
     if isinstance(prior, Mapping):
         wrong = [name for name, value in prior.items() if not isinstance(value, Tensor)]
         if wrong or not prior:
-            raise ValueError(f"A prior by name must hold tensors; {_listing(wrong) or 'it is empty'}.")
+            raise ValueError(f"A prior by name must hold tensors; {listing(wrong) or 'it is empty'}.")
         return Prior(description="initial weights", state=prior)
     if isinstance(prior, (str, os.PathLike)):
         if prior == "zero":
@@ -132,6 +128,7 @@ def _read(prior: PriorLike, model: nn.Module) -> Prior:
 
 
 def _from_folder(folder: Path, model: nn.Module) -> Prior:
+    """The weights of a saved model; what it lacks, a new head or an adapter, is centered on 0."""
     if not folder.is_dir():
         raise ValueError(
             f"prior {str(folder)!r} is neither 'zero' nor a folder. "
@@ -151,12 +148,12 @@ def _from_folder(folder: Path, model: nn.Module) -> Prior:
     new = [name for name, parameter in own.items() if parameter.requires_grad and name not in state]
     if not adapter and not any(name in state for name in own):
         raise ValueError(
-            f"The prior {str(folder)!r} has none of the model's weights, such as {_listing(own)}. "
+            f"The prior {str(folder)!r} has none of the model's weights, such as {listing(own)}. "
             "Give the folder of a model of the same architecture."
         )
-    what = f"{_listing(new)} and are centered on 0" if new else ""
-    notes = (f"The prior's folder lacks the certified weights {what}.",) if new else ()
-    return Prior(description=f"pretrained weights of {folder.name}", state=state, zeros=True, notes=notes)
+    lacks = f"The prior's folder lacks the certified weights {listing(new)}, which are centered on 0."
+    description = f"pretrained weights of {folder.name}"
+    return Prior(description=description, state=state, zeros=True, notes=(lacks,) if new else ())
 
 
 def _load_pretrained(folder: Path, base: PreTrainedModel) -> dict[str, Tensor]:
@@ -169,8 +166,8 @@ def _load_pretrained(folder: Path, base: PreTrainedModel) -> dict[str, Tensor]:
         raise ValueError(
             f"The prior's {name!r} must have shape {tuple(ours)}, like the model's; {folder.name} has {tuple(theirs)}."
         )
-    absent = set(report["missing_keys"])
-    return {name: value for name, value in _state(loaded).items() if name not in absent}
+    # what the folder lacks was initialized at random
+    return {name: value for name, value in _state(loaded).items() if name not in report["missing_keys"]}
 
 
 def _load_file(folder: Path) -> dict[str, Tensor]:
@@ -220,8 +217,3 @@ def _check_rest(prior: Prior, model: nn.Module, certified: Mapping[str, Tensor])
                 f"The {kind} {name!r} are not certified, and differ from the prior's: they were fitted to data. "
                 "Certify these weights too, or keep them as the prior has them while the others are trained."
             )
-
-
-def _listing(names: Iterable[str]) -> str:
-    first = list(names)
-    return ", ".join(map(repr, first[:4])) + (f" and {len(first) - 4} more" if len(first) > 4 else "")

@@ -8,19 +8,20 @@ logits, it minimizes E_u L̂(w+u) + KL/η.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from hf_pacgen.certify.draws import NoiseStream, NoisyErrors
-from hf_pacgen.certify.posterior import Posterior, PriorScales
+from hf_pacgen.certify.posterior import Posterior, PriorFit
+from hf_pacgen.certify.search import Candidate, Case, judge
 from hf_pacgen.curvature.weight_space import zeros_like
 from hf_pacgen.distributed.processes import send_to_device
 from hf_pacgen.maths.pac_bayes import kl_bound
 
-__all__ = ["refine"]
+__all__ = ["refined"]
 
 REFIT = 20
 """Steps after which the prior's τ, and the bound's slopes, are taken anew."""
@@ -31,94 +32,80 @@ MEMORY = 0.98
 """Of the running mean of the error."""
 
 
-def refine(
-    noisy: NoisyErrors,
-    posterior: Posterior,
-    prior: PriorScales,
-    *,
-    n: int,
-    delta: float,
-    error: float,
-    eta: float,
-    steps: int,
-    learning_rate: float = 0.05,
-    move_means: bool = True,
-    tick: Callable[[], Any] = lambda: None,
-) -> Posterior:
+def refined(case: Case, start: Candidate) -> Candidate:
+    """The start, or what gradient descent made of it if that is better."""
+    after = judge(case, _refine(case, start), start.eta)
+    return min(start, after, key=lambda candidate: candidate.rank)
+
+
+def _refine(case: Case, start: Candidate) -> Posterior:
     """Minimize the bound by Adam over log-scales and means, one batch and one draw a step.
 
     Steps are in units of the noise: means move by multiples of their initial scale, scales by factors.
-
-    Args:
-        noisy: model, data and draws.
-        posterior, error: where to start, and its noisy error.
-        prior: center, groups and grid; its τ follow the posterior.
-        n, delta: of the bound.
-        eta: η, where the errors have no smooth stand-in.
-        steps, learning_rate: of Adam, with a linear decay to 0.
-        move_means: whether means move.
     """
-    shifts = {name: torch.zeros_like(scale) for name, scale in posterior.scales.items()}
-    logs = {name: torch.zeros_like(scale) for name, scale in posterior.scales.items()}
-    moving = [*logs.values(), *(shifts.values() if move_means else ())]
-    optimizer = torch.optim.Adam(moving, lr=learning_rate, betas=BETAS)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / steps)
-    current, batches = posterior, _cycle(noisy)
-    fit, inverse_eta = prior.fit(current), 1 / eta
-    slopes = _slopes(error, fit.kl + fit.price, n, delta)
+    config, noisy, first = case.config, case.noisy, start.posterior
+    shifts, logs = ({name: torch.zeros_like(scale) for name, scale in first.scales.items()} for _ in range(2))
+    moving = [*logs.values(), *(shifts.values() if config.refine_mean else ())]
+    optimizer = torch.optim.Adam(moving, lr=config.refine_learning_rate, betas=BETAS)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / config.refine_steps)
+    current, fit, batches = first, start.fit, _cycle(noisy)
+    # one nat of KL is worth this much error; 1/η until a batch is seen to have errors with a gradient
+    error, worth = start.error, 1 / start.eta
+    slope = _slope(case, error, fit)
     try:
-        for step in range(steps):
+        for step in range(config.refine_steps):
             if step % REFIT == REFIT - 1:
-                fit = prior.fit(current)
-                slopes = _slopes(error, fit.kl + fit.price, n, delta)
+                fit = case.prior.fit(current)
+                slope = _slope(case, error, fit)
             noise = NoiseStream(current, noisy.seed, "refinement", step, most=1)[0]
             noisy.displace(current, noise)
             gradients, mean, bounded = _gradient(noisy, next(batches))
             if bounded:
-                error, inverse_eta = MEMORY * error + (1 - MEMORY) * mean, slopes
+                error, worth = MEMORY * error + (1 - MEMORY) * mean, slope
             for name, center in current.means.items():
                 scale, g = current.scales[name], gradients[name].nan_to_num(0, 0, 0).to(center.device)
                 # KL = -log s + (E u² + (mean - p)²)/(2τ²) + ..., and u and s scale together
                 precision = fit.scales[name] ** -2
                 second = current.noise(name).second_moment() * precision
-                logs[name].grad = (g * noise[name] + (second - 1) * inverse_eta).to(scale.dtype)
-                pull = (center.double() - prior.center_of(name, center).double()) * precision * inverse_eta
-                shifts[name].grad = ((g + pull) * posterior.scales[name]).to(scale.dtype)
+                logs[name].grad = (g * noise[name] + (second - 1) * worth).to(scale.dtype)
+                pull = (center.double() - case.prior.center_of(name, center).double()) * precision * worth
+                shifts[name].grad = ((g + pull) * first.scales[name]).to(scale.dtype)
             optimizer.step()
             schedule.step()
-            means = {n: m + shifts[n] * posterior.scales[n] for n, m in posterior.means.items()}
-            current = posterior.rescaled(means, {n: log.clamp_(-FARTHEST, FARTHEST).exp() for n, log in logs.items()})
-            tick()
+            means = {n: m + shifts[n] * first.scales[n] for n, m in first.means.items()}
+            current = first.rescaled(means, {n: log.clamp_(-FARTHEST, FARTHEST).exp() for n, log in logs.items()})
+            noisy.tick()
     finally:
         noisy.saved.restore()
     return current
 
 
-def _slopes(error: float, kl: float, n: int, delta: float) -> float:
+def _slope(case: Case, error: float, fit: PriorFit) -> float:
     """How much error a nat of KL is worth at this bound: (∂bound/∂KL)/(∂bound/∂error)."""
-    q, nats = (torch.tensor(v, dtype=torch.float64, requires_grad=True) for v in (min(max(error, 1e-6), 1.0), kl))
-    by_error, by_kl = torch.autograd.grad(kl_bound(q, nats, n, delta), (q, nats))
+    # at an error of 0 the bound's slope is infinite
+    values = (min(max(error, 1e-6), 1.0), fit.kl + fit.price)
+    q, nats = (torch.tensor(value, dtype=torch.float64, requires_grad=True) for value in values)
+    by_error, by_kl = torch.autograd.grad(kl_bound(q, nats, case.n, case.config.delta), (q, nats))
     return (by_kl / by_error.clamp(min=1e-12)).item()
 
 
 def _gradient(noisy: NoisyErrors, pair: tuple[int, Any] | None) -> tuple[dict[str, Tensor], float, bool]:
     """Gradient and value of the mean loss of a batch (of one batch of each process), and whether it is an error."""
     objective, processes = noisy.objective, noisy.objective.batches.processes
-    names, parameters = zip(*objective.parameters.items(), strict=True)
-    gradients = {n: zeros_like(p) for n, p in objective.parameters.items()}
+    gradients = {name: zeros_like(p) for name, p in objective.parameters.items()}
     sums = torch.zeros(3, dtype=torch.float64)
     with processes.together():
         if pair is not None:
-            index, batch = pair
-            batch = send_to_device(batch, objective.device)
+            index, batch = pair[0], send_to_device(pair[1], objective.device)
             errors = noisy.rate.soft(batch, index)
             if errors is None:
                 result = objective.loss(batch, index)
                 total, units = result.total, result.units
             else:
                 total, units = errors.sum(), errors.numel()
-            found = torch.autograd.grad(total, parameters, allow_unused=True)
-            gradients |= {n: g.to(gradients[n].dtype) for n, g in zip(names, found, strict=True) if g is not None}
+            found = torch.autograd.grad(total, list(objective.parameters.values()), allow_unused=True)
+            for (name, gradient), g in zip(gradients.items(), found, strict=True):
+                gradients[name] = gradient if g is None else g.to(gradient.dtype)
             sums += torch.tensor([total.item(), units, errors is not None], dtype=torch.float64)
     for tensor in (*gradients.values(), sums):
         processes.sum_(tensor)
@@ -139,4 +126,5 @@ def _cycle(noisy: NoisyErrors) -> Iterator[tuple[int, Any] | None]:
                 empty = False
                 yield pair
         if empty:
+            # the other processes take a step all the same, and wait for this one in its collectives
             yield None

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import cast
 
 from torch import Tensor
 
 from hf_pacgen.certify.draws import NoisyErrors, planned_passes
 from hf_pacgen.certify.posterior import Posterior, PriorFit, PriorScales, shaped_posterior
-from hf_pacgen.certify.refinement import refine
 from hf_pacgen.config import CertificateConfig
 from hf_pacgen.maths.certified_bound import CertifiedBound, certified_bound
 from hf_pacgen.maths.pac_bayes import effective_draws, kl_bound
 
-__all__ = ["Candidate", "best_shape", "certified_draws", "refined"]
+__all__ = ["Candidate", "Case", "best_shape", "certified_draws", "judge"]
 
 LOWEST, HIGHEST = -8, 16
 """η is searched from n 2⁻⁸ to n 2¹⁶."""
@@ -23,6 +22,33 @@ ENOUGH_DRAWS, MOST_PASSES = 256, 8
 """Draws by which candidates are compared, and passes over the searched examples for them."""
 SMALL_SHARE = 0.1
 """Of the gap: a Monte-Carlo correction below it is worth no more draws."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """What all steps of one certificate share.
+
+    Attributes:
+        noisy: model, data and draws.
+        prior: center, groups and grid of the prior.
+        config: the settings.
+        sizes: numbers of examples of all batches.
+    """
+
+    noisy: NoisyErrors
+    prior: PriorScales
+    config: CertificateConfig
+    sizes: list[int]
+
+    @property
+    def n(self) -> int:
+        """The number of examples."""
+        return sum(self.sizes)
+
+    @property
+    def stride(self) -> int:
+        """The search goes over every ``stride``-th batch."""
+        return max(1, self.n // self.config.search_examples)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,132 +71,79 @@ class Candidate:
         return self.estimate, self.fit.kl
 
 
-def judge(
-    noisy: NoisyErrors,
-    posterior: Posterior,
-    prior: PriorScales,
-    eta: float,
-    *,
-    n: int,
-    delta: float,
-    stride: int,
-    tick: Callable[[], Any],
-) -> Candidate:
+def judge(case: Case, posterior: Posterior, eta: float) -> Candidate:
     """Estimate a posterior's bound; all candidates meet the same draws of standard noise."""
-    fit = prior.fit(posterior)
-    errors: list[Any] = []
+    fit = case.prior.fit(posterior)
+    errors: list[float] = []
     passes = 1
     while len(errors) < passes:
-        error, sizes = noisy.mean(posterior, "search", len(errors), stride=stride, tick=tick)
+        error, sizes = case.noisy.mean(posterior, "search", len(errors), stride=case.stride)
         errors.append(error)
         passes = min(MOST_PASSES, -(-ENOUGH_DRAWS // max(1, int(effective_draws(sizes)))))
     error = sum(errors) / passes
-    estimate = kl_bound(error, fit.kl + fit.price, n, delta).item()
+    estimate = kl_bound(error, fit.kl + fit.price, case.n, case.config.delta).item()
     return Candidate(posterior=posterior, fit=fit, eta=eta, error=error, estimate=estimate)
 
 
-def best_shape(
-    noisy: NoisyErrors,
-    curvature: Mapping[str, Tensor],
-    prior: PriorScales,
-    config: CertificateConfig,
-    *,
-    n: int,
-    stride: int,
-    tick: Callable[[], Any],
-) -> Candidate:
+def best_shape(case: Case, curvature: Mapping[str, Tensor]) -> Candidate:
     """The Hessian-shaped posterior at the best η: uphill and downhill from η = n by factors of 4, then of 2."""
+    config = case.config
 
     def at(eta: float) -> Candidate:
         posterior = shaped_posterior(
-            noisy.saved.copy,
+            case.noisy.saved.copy,
             curvature,
-            prior,
+            case.prior,
             eta=eta,
             distribution=config.distribution,
             gamma=config.gamma,
             epsilon=config.epsilon,
         )
-        return judge(noisy, posterior, prior, eta, n=n, delta=config.delta, stride=stride, tick=tick)
+        return judge(case, posterior, eta)
 
     if config.eta is not None:
-        return at(n if config.eta == "n" else config.eta)  # type: ignore[arg-type]
-    tried = {0: at(float(n))}
+        return at(float(case.n) if config.eta == "n" else cast(float, config.eta))
+    tried = {0: at(float(case.n))}
     best = 0
     for step in (2, 1):
         for sign in (-1, 1):
             while LOWEST <= (exponent := best + sign * step) <= HIGHEST:
                 if exponent not in tried:
-                    tried[exponent] = at(n * 2.0**exponent)
+                    tried[exponent] = at(case.n * 2.0**exponent)
                 if tried[exponent].rank >= tried[best].rank:
                     break
                 best = exponent
     return tried[best]
 
 
-def refined(
-    noisy: NoisyErrors,
-    start: Candidate,
-    prior: PriorScales,
-    config: CertificateConfig,
-    *,
-    n: int,
-    stride: int,
-    tick: Callable[[], Any],
-) -> Candidate:
-    """The start, or what gradient descent made of it if that is better."""
-    posterior = refine(
-        noisy,
-        start.posterior,
-        prior,
-        n=n,
-        delta=config.delta,
-        error=start.error,
-        eta=start.eta,
-        steps=config.refine_steps,
-        learning_rate=config.refine_learning_rate,
-        move_means=config.refine_mean,
-        tick=tick,
-    )
-    after = judge(noisy, posterior, prior, start.eta, n=n, delta=config.delta, stride=stride, tick=tick)
-    return min(start, after, key=lambda candidate: candidate.rank)
-
-
-def certified_draws(
-    noisy: NoisyErrors,
-    chosen: Candidate,
-    config: CertificateConfig,
-    *,
-    n: int,
-    sizes: list[int],
-    tick: Callable[[], Any],
-) -> tuple[CertifiedBound, float]:
+def certified_draws(case: Case, chosen: Candidate) -> tuple[CertifiedBound, float]:
     """Fresh draws of the chosen posterior until their correction hardly matters, and the bound they certify.
 
     The draws are looked at after planned numbers of passes, each look with an equal part of the draws' share of δ.
 
     Returns:
-        The bound and the number of draws on the whole sample that were made.
+        The bound, and the number of draws on the whole sample that were made.
     """
-    looks = planned_passes(config.draws, sizes)
+    looks, fit = planned_passes(case.config.draws, case.sizes), chosen.fit
     errors: list[float] = []
 
     def look(passes: int) -> tuple[CertifiedBound, float]:
         while len(errors) < passes:
-            errors.append(noisy.mean(chosen.posterior, "certificate", len(errors), tick=tick)[0])
-        draws = effective_draws(sizes) * passes
+            # other keys than in the search: the posterior was chosen for its error under those draws
+            errors.append(case.noisy.mean(chosen.posterior, "certificate", len(errors))[0])
+        draws = effective_draws(case.sizes) * passes
         result = certified_bound(
             min(sum(errors) / passes, 1.0),
-            chosen.fit.kl + chosen.fit.price,
-            n,
-            delta=config.delta,
-            bound=config.bound,
+            fit.kl + fit.price,
+            case.n,
+            delta=case.config.delta,
+            bound=case.config.bound,
             draws=draws,
             one_sided=True,
             looks=len(looks),
-            etas=config.etas,
+            etas=case.config.etas,
         )
-        return replace(result, kl=chosen.fit.kl), draws
+        return replace(result, kl=fit.kl), draws
 
     for passes in looks[:-1]:
         result, draws = look(passes)

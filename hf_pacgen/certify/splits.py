@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Subset
 
 from hf_pacgen.model.state import unwrap
 
-__all__ = ["HeldOutPrior", "batch_fingerprints", "fingerprint", "row_fingerprints", "train_prior"]
+__all__ = ["HeldOutPrior", "batch_fingerprints", "fingerprint", "train_prior"]
 
 DERIVED = ("attention_mask", "token_type_ids", "position_ids")
 """Columns that a collator may add."""
@@ -28,12 +28,10 @@ class HeldOutPrior:
 
     Attributes:
         model: trained on ``prior_data``; may be trained further, on all the data, and be certified.
-        weights: its weights and buffers as the user's function left them: the center of the prior.
+        weights: its weights and buffers as ``train`` left them: the center of the prior.
         prior_data, certificate_data: the two parts.
-        num_prior_examples: length of ``prior_data``.
-        fraction: ``prior_data_fraction``.
-        allowed: how often each example's fingerprint occurs in ``certificate_data``.
-        used: the same of ``prior_data``.
+        num_prior_examples, fraction: length of ``prior_data``, and the share of the data that was asked for.
+        allowed, used: how often each example's fingerprint occurs in ``certificate_data`` and in ``prior_data``.
     """
 
     model: nn.Module
@@ -46,12 +44,9 @@ class HeldOutPrior:
     used: Counter[bytes]
 
     def count_used(self, prints: Iterable[bytes]) -> int:
-        """How many of some examples have trained the prior.
-
-        Equal examples may occur in both parts, so those that occur more often than the certificate's part has them
-        are counted.
-        """
+        """How many of some examples have trained the prior."""
         given = Counter(prints)
+        # equal examples may occur in both parts: only those count that the certificate's part does not have so often
         return sum(max(0, count - self.allowed[key]) for key, count in given.items() if key in self.used)
 
 
@@ -113,8 +108,8 @@ def train_prior(
         certificate_data=certificate_data,
         num_prior_examples=first,
         fraction=float(prior_data_fraction),
-        allowed=Counter(row_fingerprints(certificate_data)),
-        used=Counter(row_fingerprints(prior_data)),
+        allowed=Counter(_row_fingerprints(certificate_data)),
+        used=Counter(_row_fingerprints(prior_data)),
     )
 
 
@@ -124,25 +119,21 @@ def _select(data: Any, rows: list[int]) -> Any:
     return [data[row] for row in rows] if isinstance(data, Sequence) else Subset(data, rows)
 
 
-def row_fingerprints(data: Any) -> Iterator[bytes]:
-    """The fingerprint of every example of a dataset, or of a list of batches."""
+def _row_fingerprints(data: Any) -> Iterator[bytes]:
+    batched = isinstance(data, Sequence) and not isinstance(data, Subset)
     for row in range(len(data)):
-        item = data[row]
-        if isinstance(data, Sequence) and not isinstance(data, Subset):
-            yield from batch_fingerprints(item)
-        else:
-            yield fingerprint(item)
+        yield from batch_fingerprints(data[row]) if batched else [fingerprint(data[row])]
 
 
 def batch_fingerprints(batch: Any) -> Iterator[bytes]:
     """The fingerprint of every example of a batch; the same as of the row it was made of."""
-    leaves = [(name, value) for name, value in _leaves(batch) if isinstance(value, Tensor) and value.ndim]
-    if not leaves:
+    found = [(name, value) for name, value in _leaves(batch) if isinstance(value, Tensor) and value.ndim]
+    if not found:
         yield fingerprint(batch)
         return
-    arrays = [(name, value.detach().cpu()) for name, value in leaves]
-    for row in range(min(len(value) for _, value in arrays)):
-        yield fingerprint({f"{name}/{i}": value[row] for i, (name, value) in enumerate(arrays)})
+    columns = {f"{name}/{i}": value.detach().cpu() for i, (name, value) in enumerate(found)}
+    for row in range(min(map(len, columns.values()))):
+        yield fingerprint({name: value[row] for name, value in columns.items()})
 
 
 def fingerprint(example: Any) -> bytes:
@@ -154,11 +145,12 @@ def fingerprint(example: Any) -> bytes:
     """
     leaves = [(name.split("/")[0], value) for name, value in _leaves(example)]
     mask = next((numpy.asarray(value).astype(bool) for name, value in leaves if name == "attention_mask"), None)
-    digests = []
-    for name, value in leaves:
-        if name not in DERIVED:
-            digests.append(hashlib.blake2b(_bytes(value, mask), digest_size=16).digest())
-    return hashlib.blake2b(b"".join(sorted(digests)), digest_size=16).digest()
+    digests = sorted(_digest(_bytes(value, mask)) for name, value in leaves if name not in DERIVED)
+    return _digest(b"".join(digests))
+
+
+def _digest(content: bytes) -> bytes:
+    return hashlib.blake2b(content, digest_size=16).digest()
 
 
 def _leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
@@ -177,15 +169,16 @@ def _is_number(value: Any) -> bool:
 
 
 def _bytes(value: Any, mask: Any) -> bytes:
+    if isinstance(value, bytes):
+        return value
+    if isinstance(value, str):
+        return value.encode("utf-8", "surrogatepass")
+    if not isinstance(value, Tensor) and hasattr(value, "tobytes") and hasattr(value, "mode"):  # an image
+        return value.tobytes()
     if isinstance(value, Tensor):
         value = value.detach().cpu()
-        array = (value.float() if value.dtype is torch.bfloat16 else value).numpy()
-    elif isinstance(value, (str, bytes)):
-        return value.encode("utf-8", "surrogatepass") if isinstance(value, str) else value
-    elif hasattr(value, "tobytes") and hasattr(value, "mode"):  # an image
-        return value.tobytes()
-    else:
-        array = numpy.asarray(value)
+        value = value.float() if value.dtype is torch.bfloat16 else value
+    array = numpy.asarray(value)
     if mask is not None and array.shape == mask.shape:
         array = array[mask]
     if array.dtype == object:

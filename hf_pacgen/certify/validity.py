@@ -16,23 +16,15 @@ from torch.utils.data import DataLoader, RandomSampler, WeightedRandomSampler
 from hf_pacgen.certify.priors import Prior
 from hf_pacgen.data.losses import LossKind
 from hf_pacgen.data.objective import Objective
+from hf_pacgen.errors import VOUCH, listing
 
-__all__ = [
-    "certified_parameters",
-    "check_batch_norm",
-    "check_packing",
-    "check_repeats",
-    "check_sampling",
-    "doubt_pieces",
-    "doubts",
-    "unpadded_length",
-]
+__all__ = ["certified_parameters", "check_batch_norm", "check_packing", "check_repeats", "check_sampling"]
+__all__ += ["doubt_pieces", "doubts", "unpadded_length"]
 
 SHORT_PIECE = 64
 """Tokens in a row below which texts are not usually cut into pieces."""
 MOST_REPEATED = 0.05
 """Share of examples that may equal another one exactly before they are taken for copies."""
-VOUCH = "CertificateConfig(assume_independent=True)"
 
 
 @contextmanager
@@ -51,30 +43,23 @@ def certified_parameters(model: nn.Module, patterns: Sequence[str] | None) -> It
             f"{type(model).__name__} has no trainable parameters to certify: expected some with requires_grad=True. "
             "Unfreeze what was trained."
         )
+    matched: set[str] = set(own if patterns is None else ())
     for pattern in patterns or ():
-        if not any(_matches(name, pattern) for name in own):
-            some = ", ".join(map(repr, list(own)[:4]))
-            raise ValueError(f"parameters={pattern!r} matches no trainable parameter; there are {some}, ...")
-    chosen = {n: p for n, p in own.items() if patterns is None or any(_matches(n, pattern) for pattern in patterns)}
+        names = {name for name in own if fnmatch.fnmatchcase(name, pattern) or name.startswith(f"{pattern}.")}
+        if not names:
+            raise ValueError(f"parameters={pattern!r} matches no trainable parameter; there are {listing(own)}.")
+        matched |= names
     try:
         for name, parameter in own.items():
-            parameter.requires_grad_(name in chosen)
-        yield chosen
+            parameter.requires_grad_(name in matched)
+        yield {name: parameter for name, parameter in own.items() if name in matched}
     finally:
         for parameter in own.values():
             parameter.requires_grad_(True)
 
 
-def _matches(name: str, pattern: str) -> bool:
-    return fnmatch.fnmatchcase(name, pattern) or name.startswith(f"{pattern}.")
-
-
 def check_batch_norm(model: nn.Module) -> None:
-    """Refuse normalization by the statistics of a batch: an example's error would depend on the other ones.
-
-    Raises:
-        ValueError: batch-norm in train mode, or without running statistics.
-    """
+    """Refuse normalization by the statistics of a batch: an example's error would depend on the other ones."""
     for name, module in model.named_modules():
         if isinstance(module, _BatchNorm) and (module.training or module.running_mean is None):
             mode = "in train mode" if module.training else "without running statistics"
@@ -87,7 +72,7 @@ def check_batch_norm(model: nn.Module) -> None:
 
 def check_sampling(data: Any) -> None:
     """Refuse a loader that draws examples with replacement, or by weights."""
-    sampler = getattr(data, "sampler", None) if isinstance(data, DataLoader) else None
+    sampler = data.sampler if isinstance(data, DataLoader) else None
     if isinstance(sampler, WeightedRandomSampler) or (isinstance(sampler, RandomSampler) and sampler.replacement):
         raise ValueError(
             f"The DataLoader draws examples with replacement or by weights ({type(sampler).__name__}), so they are not "
@@ -108,29 +93,35 @@ def check_repeats(fingerprints: Sequence[bytes], *, assume_independent: bool) ->
     return f"{repeated:,} of the examples equal an earlier one; they count as drawn independently."
 
 
+def _tokens(objective: Objective, batch: Any) -> tuple[Tensor, Tensor] | None:
+    """Tokens of a causal language model, (rows, length), and which of them are no padding; None for other data."""
+    tokens = batch.get("input_ids") if isinstance(batch, Mapping) else None
+    if objective.kind is not LossKind.CAUSAL or not isinstance(tokens, Tensor) or tokens.ndim != 2:
+        return None
+    mask = batch.get("attention_mask")
+    fits = isinstance(mask, Tensor) and mask.shape == tokens.shape
+    return tokens, mask.bool() if fits else torch.ones_like(tokens).bool()
+
+
 def check_packing(objective: Objective, batch: Any, index: int, *, assume_independent: bool) -> None:
     """Refuse rows that hold several documents: the independent examples of a language model are documents.
 
-    Raises:
-        ValueError: positions that start anew within a row, or a token between others that ends a document.
+    They are seen by positions that start anew within a row, or by a token between others that ends a document.
     """
-    if objective.kind is not LossKind.CAUSAL or not isinstance(batch, Mapping) or assume_independent:
+    found = _tokens(objective, batch)
+    if found is None or assume_independent:
         return
-    tokens, mask = batch.get("input_ids"), batch.get("attention_mask")
-    if not isinstance(tokens, Tensor) or tokens.ndim != 2:
-        return
-    seen = mask.bool() if isinstance(mask, Tensor) and mask.shape == tokens.shape else torch.ones_like(tokens).bool()
+    tokens, seen = found
     positions = batch.get("position_ids")
-    packed = any(key in batch for key in ("seq_idx", "cu_seq_lens_q"))
+    packed = "seq_idx" in batch or "cu_seq_lens_q" in batch
     if isinstance(positions, Tensor) and positions.shape == tokens.shape:
         packed |= any(bool((row[keep].diff() < 0).any()) for row, keep in zip(positions, seen, strict=True))
     ends = getattr(getattr(objective.model, "config", None), "eos_token_id", None)
     ends = torch.tensor([e for e in (ends if isinstance(ends, (list, tuple)) else [ends]) if isinstance(e, int)])
     for row, keep in zip(tokens, seen, strict=True):
-        if packed:
-            break
+        # an end token before the first or after the last other token is where it belongs
         text = (~torch.isin(row[keep].cpu(), ends)).nonzero().flatten()
-        packed = len(text) > 0 and len(text) < int(text[-1] - text[0]) + 1
+        packed |= len(text) > 0 and len(text) < int(text[-1] - text[0]) + 1
     if packed:
         raise ValueError(
             f"Batch {index} has rows of several documents (positions start anew, or a token that ends a document "
@@ -141,12 +132,8 @@ def check_packing(objective: Objective, batch: Any, index: int, *, assume_indepe
 
 def unpadded_length(objective: Objective, batch: Any) -> int | None:
     """The common length of a causal language model's rows, or None where some are padded."""
-    tokens, mask = (
-        (batch.get(name) for name in ("input_ids", "attention_mask")) if isinstance(batch, Mapping) else (0, 0)
-    )
-    if objective.kind is not LossKind.CAUSAL or not isinstance(tokens, Tensor) or tokens.ndim != 2:
-        return None
-    return None if isinstance(mask, Tensor) and not bool(mask.all()) else tokens.shape[1]
+    found = _tokens(objective, batch)
+    return found[0].shape[1] if found is not None and bool(found[1].all()) else None
 
 
 def doubt_pieces(lengths: Sequence[int | None]) -> str | None:
@@ -171,13 +158,8 @@ def doubts(model: nn.Module, trainable: Sequence[str], certified: Mapping[str, T
             "the certificate is valid only if they were not trained on these examples. Freeze what was not trained."
         )
     for name, module in model.named_modules():
-        tracked = getattr(module, "num_batches_tracked", None)
-        if (
-            isinstance(module, _BatchNorm)
-            and f"{name}.running_mean" not in prior.state
-            and tracked is not None
-            and tracked
-        ):
+        fitted = isinstance(module, _BatchNorm) and module.num_batches_tracked is not None
+        if fitted and module.num_batches_tracked and f"{name}.running_mean" not in prior.state:
             yield (
                 f"The prior does not hold the batch-norm statistics of {name!r}: the certificate is valid only if they "
                 "were not fitted to these examples. Give the prior as a model with its statistics."
