@@ -1,4 +1,4 @@
-"""kl(q‖p) between two coins, and its inverses: float64, elementwise, exact at 0 and 1.
+"""kl(q‖p) between two coins, and its inverses: float64, elementwise, exact at 0 and 1; a ValueError outside [0, 1].
 
 Where p is close to q the textbook form q log(q/p) + (1-q) log((1-q)/(1-p)) loses all its digits
 (at n = 10⁹ a bound is 10⁻⁴ away from the empirical loss and kl is 10⁻⁸), so everything here works on
@@ -38,16 +38,9 @@ def as_float64(
 
 
 def binary_kl(q: Real, p: Real) -> Tensor:
-    """kl(q‖p) = q log(q/p) + (1-q) log((1-q)/(1-p)), with 0 log 0 = 0; infinite where q is impossible under p.
+    """kl(q‖p) = q log(q/p) + (1-q) log((1-q)/(1-p)) in nats, of probabilities that broadcast.
 
-    Args:
-        q, p: probabilities in [0, 1] that broadcast.
-
-    Returns:
-        kl ≥ 0 in nats, float64.
-
-    Raises:
-        ValueError: outside [0, 1].
+    0 log 0 counts as 0; kl is infinite where q is impossible under p.
 
     >>> round(binary_kl(0.5, 0.25).item(), 6) == round(0.5 * math.log(4 / 3), 6)
     True
@@ -71,16 +64,11 @@ def kl_inverse_upper(q: Real, budget: Real) -> Tensor:
     kl⁻¹(q, c) = max{p ∈ [q, 1] : kl(q‖p) ≤ c}.  Exactly 1 - e^{-c} at q = 0, 1 at q = 1, q at c = 0;
     elsewhere rounded upward, by bisection down to neighboring floats.
 
+    Differentiable in both arguments (implicit function theorem), so that a bound can be minimized.
+
     Args:
         q: observed frequencies in [0, 1].
         budget: c in nats, in [0, inf]; broadcasts with ``q``.
-
-    Returns:
-        p in [q, 1], float64.  Differentiable in both arguments (implicit function theorem), so that a
-        bound can be minimized.
-
-    Raises:
-        ValueError: outside those ranges.
 
     Source: Langford, *Tutorial on practical prediction theory* (JMLR 2005); Seeger (JMLR 2002).
 
@@ -97,8 +85,7 @@ def kl_inverse_upper(q: Real, budget: Real) -> Tensor:
 def kl_inverse_lower(q: Real, budget: Real) -> Tensor:
     """The smallest p with kl(q‖p) ≤ c; the mirror image, 1 - kl⁻¹(1-q, c).
 
-    min{p ∈ [0, q] : kl(q‖p) ≤ c}.  Exactly e^{-c} at q = 1, 0 at q = 0, q at c = 0; rounded downward
-    elsewhere.  Arguments, result, gradients and errors as in :func:`kl_inverse_upper`.
+    Exactly e^{-c} at q = 1, 0 at q = 0, q at c = 0; rounded downward elsewhere.
 
     >>> round(kl_inverse_lower(1.0, math.log(2.0)).item(), 12)
     0.5

@@ -48,70 +48,63 @@ class Bound(str, Enum):
     @property
     def has_eta(self) -> bool:
         """Whether it has an inverse temperature η, which is taken from a grid."""
-        return _BOUNDS[self].constant is not None
+        return _BOUNDS[self].has_eta
 
 
+Etas: TypeAlias = "Tensor | Sequence[float] | None"
 Values: TypeAlias = "tuple[Tensor, Tensor | None, Tensor]"
 """Bounds of all candidates, their best η where there is one, and what one candidate and one η got of δ."""
 
 
-@dataclass(frozen=True)
-class _BoundFacts:
-    label: str
-    constant: float | None
-    """c of the term η/(cn); None where the bound has no η."""
-    values: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor | Sequence[float] | None], Values]
-    """Of the empirical loss, KL, n, δ and the grid of η."""
-
-
-def _kl_values(loss: Tensor, kl: Tensor, n: Tensor, delta: Tensor, etas: object) -> Values:
+def _kl_values(loss: Tensor, kl: Tensor, n: Tensor, delta: Tensor, etas: Etas) -> Values:
     return kl_bound(loss, kl, n, delta), None, delta
 
 
-def _hoeffding_values(
-    constant: float, loss: Tensor, kl: Tensor, n: Tensor, delta: Tensor, etas: Tensor | Sequence[float] | None
-) -> Values:
-    grid = eta_grid(int(n), delta.item(), constant=constant) if etas is None else torch.as_tensor(etas)
-    bounds, eta = hoeffding_bound_over_grid(loss, kl, n, delta, grid, constant=constant)
+def _hoeffding_values(c: float, loss: Tensor, kl: Tensor, n: Tensor, delta: Tensor, etas: Etas) -> Values:
+    grid = eta_grid(n.item(), delta.item(), constant=c) if etas is None else torch.as_tensor(etas)
+    bounds, eta = hoeffding_bound_over_grid(loss, kl, n, delta, grid, constant=c)
     return bounds, eta, union_bound(delta, grid.numel())
 
 
-def _hoeffding(label: str, constant: float) -> _BoundFacts:
-    return _BoundFacts(label, constant, partial(_hoeffding_values, constant))
+@dataclass(frozen=True)
+class _Facts:
+    label: str
+    has_eta: bool
+    values: Callable[[Tensor, Tensor, Tensor, Tensor, Etas], Values]
+    """Of the empirical loss, KL, n, δ and the grid of η."""
 
 
 _BOUNDS = complete(
     Bound,
     {
-        Bound.KL: _BoundFacts("PAC-Bayes-kl", None, _kl_values),
-        Bound.HOEFFDING: _hoeffding("PAC-Bayes-Hoeffding", TIGHT_CONSTANT),
-        Bound.HOEFFDING_ARTICLE: _hoeffding("PAC-Bayes-Hoeffding with the constant of the article", ARTICLE_CONSTANT),
+        Bound.KL: _Facts("PAC-Bayes-kl", False, _kl_values),
+        Bound.HOEFFDING: _Facts("PAC-Bayes-Hoeffding", True, partial(_hoeffding_values, TIGHT_CONSTANT)),
+        Bound.HOEFFDING_ARTICLE: _Facts(
+            "PAC-Bayes-Hoeffding with the constant of the article", True, partial(_hoeffding_values, ARTICLE_CONSTANT)
+        ),
     },
 )
 
 
 @dataclass(frozen=True, kw_only=True)
 class CertifiedBound:
-    """What :func:`certified_bound` proved, and with which candidate.
-
-    Attributes:
-        bound: the true noisy risk is at most this, with probability ≥ 1 - δ; at most 1.
-        empirical_bound: upper bound on E_u L̂ that went in: the observed mean and its Monte-Carlo correction.
-        mean: the noisy empirical loss observed.
-        kl: KL(Q‖π) of the candidate, in nats.
-        eta: its η; None for the kl bound.
-        index: the candidate's place in the (flattened, broadcast) inputs.
-        delta_bound, delta_monte_carlo: what one candidate's bound and its Monte-Carlo correction were given of δ.
-    """
+    """What :func:`certified_bound` proved, and with which candidate."""
 
     bound: float
+    """The true noisy risk is at most this, with probability ≥ 1 - δ; at most 1."""
     empirical_bound: float
+    """Upper bound on E_u L̂ that went in: the observed mean and its Monte-Carlo correction."""
     mean: float
+    """The noisy empirical loss observed."""
     kl: float
+    """KL(Q‖π) of the candidate, in nats."""
     eta: float | None
+    """Its η, where the bound has one."""
     index: int
+    """The candidate's place in the (flattened, broadcast) inputs."""
     delta_bound: float
     delta_monte_carlo: float
+    """What one candidate's bound and its Monte-Carlo correction were given of δ."""
 
     @property
     def vacuous(self) -> bool:
@@ -131,7 +124,7 @@ def certified_bound(
     one_sided: bool = False,
     looks: int = 1,
     num_priors: int = 1,
-    etas: Tensor | Sequence[float] | None = None,
+    etas: Etas = None,
 ) -> CertifiedBound:
     """The best bound among candidates, every choice among them paid for out of one δ.
 
@@ -153,11 +146,8 @@ def certified_bound(
         num_priors: size of the grid of priors (of τ), the ones left out of ``kl`` included.
         etas: grid of η for Hoeffding, fixed before the data; by default :func:`eta_grid`.
 
-    Returns:
-        The smallest bound, with its parts.
-
     Raises:
-        ValueError: on an argument out of range, and on ``etas`` for the kl bound.
+        ValueError: on an argument out of range, and on ``etas`` for a bound without η.
 
     >>> certified_bound(0.16, torch.tensor([300.0, 272.0]), 12_000, delta=0.05, draws=10_000, num_priors=2).index
     1

@@ -2,7 +2,8 @@
 
 Throughout: a loss in [0, 1], a prior π chosen before the n independent examples were seen, any posterior Q
 (the noisy model), KL = KL(Q‖π) in nats, L̂ = E_u L̂(w+u) the noisy empirical loss and L = E_u L(w+u) the
-noisy true risk.  Every bound holds for all Q at once with probability at least 1 - δ over the sample.
+noisy true risk.  Every bound holds for all Q at once with probability at least 1 - δ over the sample; it is
+not capped (from 1 on it says nothing) and differentiable.  An argument out of range is a ``ValueError``.
 """
 
 from __future__ import annotations
@@ -15,23 +16,11 @@ from torch import Tensor
 
 from hf_pacgen.maths.binary_kl import Real, as_float64, kl_inverse_upper
 
-__all__ = [
-    "ARTICLE_CONSTANT",
-    "TIGHT_CONSTANT",
-    "effective_draws",
-    "eta_grid",
-    "hoeffding_bound",
-    "hoeffding_bound_over_grid",
-    "kl_bound",
-    "monte_carlo_bound",
-    "union_bound",
-]
+__all__ = ["ARTICLE_CONSTANT", "TIGHT_CONSTANT", "effective_draws", "eta_grid", "hoeffding_bound"]
+__all__ += ["hoeffding_bound_over_grid", "kl_bound", "monte_carlo_bound", "union_bound"]
 
-ARTICLE_CONSTANT = 2.0
-"""c of the term η/(cn) as the article prints it (arXiv 1809.07402)."""
-
-TIGHT_CONSTANT = 8.0
-"""c of the term η/(cn) that Hoeffding's lemma gives for a loss in [0, 1]."""
+ARTICLE_CONSTANT, TIGHT_CONSTANT = 2.0, 8.0
+"""c of the term η/(cn): as arXiv 1809.07402 prints it, and as Hoeffding's lemma gives it for a loss in [0, 1]."""
 
 
 def check_loss(name: str, value: Real) -> Tensor:
@@ -62,12 +51,6 @@ def hoeffding_bound(
         delta: δ in (0, 1).
         eta: η > 0, chosen before the data (see :func:`hoeffding_bound_over_grid`).
         constant: c, :data:`TIGHT_CONSTANT` (8) or the looser :data:`ARTICLE_CONSTANT` (2).
-
-    Returns:
-        The bound, not capped: from 1 on it says nothing.  Differentiable.
-
-    Raises:
-        ValueError: on an argument out of range.
 
     Source: Catoni (2003); Wang et al. 2018 (arXiv 1809.07402) with c = 2.
 
@@ -101,9 +84,6 @@ def hoeffding_bound_over_grid(
     Returns:
         The smallest bound and the η that reaches it, both of shape (*).
 
-    Raises:
-        ValueError: on an argument out of range or an empty grid.
-
     >>> bound, eta = hoeffding_bound_over_grid(0.1, 10.0, 1000, 0.05, torch.tensor([1.0, 300.0]))
     >>> eta.item()
     300.0
@@ -116,14 +96,11 @@ def hoeffding_bound_over_grid(
     return bound, etas[index.to(etas.device)]
 
 
-def eta_grid(n: int, delta: float, *, ratio: float = 2.0, constant: float = TIGHT_CONSTANT) -> Tensor:
+def eta_grid(n: float, delta: float, *, ratio: float = 2.0, constant: float = TIGHT_CONSTANT) -> Tensor:
     """A geometric grid of η that depends on n and δ alone, hence may be fixed before the data.
 
     The best η is sqrt(cn(KL + log(1/δ))), at least sqrt(cn log(1/δ)); beyond cn the bound exceeds 1.
     Between two values of a grid of ratio 2 the η-terms are at most 6 % above their minimum.
-
-    Raises:
-        ValueError: on n < 1, δ outside (0, 1) or a ratio ≤ 1.
 
     >>> eta_grid(12_000, 0.05).numel()
     9
@@ -136,16 +113,7 @@ def eta_grid(n: int, delta: float, *, ratio: float = 2.0, constant: float = TIGH
 
 
 def kl_bound(loss: Real, kl: Real, n: Real, delta: Real) -> Tensor:
-    """PAC-Bayes-kl: the largest L with kl(L̂‖L) ≤ (KL + log(2√n/δ))/n.
-
-    Args:
-        loss, kl, n, delta: as in :func:`hoeffding_bound`.
-
-    Returns:
-        The bound in [L̂, 1]; 1 says nothing.  Differentiable.
-
-    Raises:
-        ValueError: on an argument out of range.
+    """PAC-Bayes-kl: the largest L in [L̂, 1] with kl(L̂‖L) ≤ (KL + log(2√n/δ))/n; see :func:`hoeffding_bound`.
 
     Source: Seeger (JMLR 2002), with the constant 2√n of Maurer (2004), who proves it for n ≥ 8;
     for n < 8, E exp(n kl) = Σ_k C(n,k) (k/n)^k (1-k/n)^(n-k) ≤ 2√n term by term (tested).
@@ -170,9 +138,6 @@ def monte_carlo_bound(mean: Real, draws: Real, delta: Real, *, one_sided: bool =
             of J planned checkpoints looks best, give each δ'/J.
         delta: δ' in (0, 1).
 
-    Raises:
-        ValueError: on an argument out of range.
-
     Source: Langford and Caruana (NIPS 2002).
 
     >>> round(monte_carlo_bound(0.0, 100, 0.01, one_sided=True).item(), 6) == round(1 - 0.01 ** 0.01, 6)
@@ -194,10 +159,7 @@ def effective_draws(weights: Tensor | Sequence[float]) -> float:
     which is what K draws give.
 
     Args:
-        weights: positive weights w_b, one per independent evaluation, in any unit (loss units, examples).
-
-    Raises:
-        ValueError: on none, or one that is not positive and finite.
+        weights: at least one positive weight w_b, one per independent evaluation, in any unit (loss units, examples).
 
     >>> effective_draws([32, 32, 32, 4])
     3.125
@@ -211,9 +173,6 @@ def effective_draws(weights: Tensor | Sequence[float]) -> float:
 
 def union_bound(delta: Real, *grid_sizes: int) -> Tensor:
     """δ for each point of one or more grids that are searched after the data were seen: δ / Π k, costing Σ log k.
-
-    Raises:
-        ValueError: on δ outside (0, 1) or an empty grid.
 
     >>> union_bound(0.05, 5, 2).item()
     0.005

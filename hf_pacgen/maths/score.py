@@ -21,33 +21,23 @@ CHUNK = 1 << 20
 
 @dataclass(frozen=True, kw_only=True)
 class ScoreTerms:
-    """Sums over parameters, from which a score is made.  They add over tensors, shards and processes.
-
-    Attributes:
-        score: Σ log((|w_i| + N_i) · max(sqrt(H_ii + ρ√m N_i), 1/N_i)), in nats.
-        kl_complexity: Σ log((|w_i| + N_i) · max(sqrt(η(H_ii/3 + ρ√m N_i/9)), 1/N_i)), in nats.
-        num_active: number of coordinates of Ψ in which the curvature branch is the larger.
-        num_kl_active: the same for K(η).
-        num_parameters: number of coordinates summed.
-        smoothness: Σ ρ√m N_i, to be held against the trace of H.
-    """
+    """Sums over parameters, from which a score is made.  They add over tensors, shards and processes."""
 
     score: float = 0.0
+    """Ψ = Σ log((|w_i| + N_i) · max(sqrt(H_ii + ρ√m N_i), 1/N_i)), in nats."""
     kl_complexity: float = 0.0
+    """K(η) = Σ log((|w_i| + N_i) · max(sqrt(η(H_ii/3 + ρ√m N_i/9)), 1/N_i)), in nats."""
     num_active: int = 0
+    """Number of coordinates of Ψ in which the curvature branch is the larger."""
     num_kl_active: int = 0
+    """The same for K(η)."""
     num_parameters: int = 0
+    """Number of coordinates summed."""
     smoothness: float = 0.0
+    """Σ ρ√m N_i, to be held against the trace of H."""
 
     def __add__(self, other: ScoreTerms) -> ScoreTerms:
-        return ScoreTerms(
-            score=self.score + other.score,
-            kl_complexity=self.kl_complexity + other.kl_complexity,
-            num_active=self.num_active + other.num_active,
-            num_kl_active=self.num_kl_active + other.num_kl_active,
-            num_parameters=self.num_parameters + other.num_parameters,
-            smoothness=self.smoothness + other.smoothness,
-        )
+        return ScoreTerms(**{name: value + getattr(other, name) for name, value in vars(self).items()})
 
 
 def neighborhood(weights: Tensor, *, gamma: float, epsilon: float) -> Tensor:
@@ -79,9 +69,6 @@ def pacgen_score(
         gamma, epsilon: of the neighborhood, ≥ 0 and not both 0.
         eta: η > 0.
         num_parameters: m of the whole model; by default the number of weights given.
-
-    Returns:
-        The sums, in nats, and the number of coordinates where the curvature branch is the larger.
 
     Raises:
         ValueError: on settings out of range, shapes or names that differ, and non-finite values.
@@ -144,7 +131,7 @@ def _chunk_terms(
         log_inverse_box[empty] = math.log((1 + gamma) / gamma)
         log_range[empty] = 0.0
     smooth = smoothness * box
-    term = smooth.sum().item()
+    total_smoothness = smooth.sum().item()  # now, as the term is divided in place below
     curvature = (h + smooth).clamp_(min=0).log_().mul_(0.5)
     kl_curvature = (h.div(3).add_(smooth.div_(9))).mul_(eta).clamp_(min=0).log_().mul_(0.5)
     if epsilon == 0:
@@ -155,5 +142,5 @@ def _chunk_terms(
         num_active=int((curvature > log_inverse_box).sum()),
         num_kl_active=int((kl_curvature > log_inverse_box).sum()),
         num_parameters=w.numel(),
-        smoothness=term,
+        smoothness=total_smoothness,
     )

@@ -1,4 +1,4 @@
-"""Settings: what they refuse, and that they survive a dictionary."""
+"""Settings of the score: what they refuse, and that they survive a dictionary."""
 
 from __future__ import annotations
 

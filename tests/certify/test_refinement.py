@@ -1,0 +1,53 @@
+"""What gradient descent on the noise gains, and that it never loses."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from typing import Any
+
+import pytest
+import torch
+from certificates import QUICK, certified
+
+from hf_pacgen.config import CertificateConfig
+from hf_pacgen.maths.distributions import NoiseDistribution
+
+
+@pytest.mark.parametrize("distribution", list(NoiseDistribution))
+def test_refinement_gains_from_a_bad_start(solved, distribution):
+    model, data = solved
+    bad = CertificateConfig(eta=1e6, draws=400, distribution=distribution)
+    before = certified(model, data, bad)
+    after = certified(model, data, dataclasses.replace(bad, refine_steps=200))
+    assert after.refinement is not None and after.refinement["gain"] > 0.01
+    assert after.bound < before.bound - 0.01 and before.refinement is None
+    assert after.refinement["gain"] == after.refinement["shaped_bound"] - after.refinement["refined_bound"]
+
+
+def test_refinement_pulls_the_means_to_the_prior(solved):
+    model, data = copy.deepcopy(solved[0]), solved[1]
+    with torch.no_grad():
+        for p in model.parameters():
+            p.mul_(10)  # the same answers, further away
+    config = CertificateConfig(eta=0.3, draws=100, prior_scales=[1.0], refine_steps=150, refine_learning_rate=0.1)
+    moved, fixed = (certified(model, data, dataclasses.replace(config, refine_mean=move)) for move in (True, False))
+    assert moved.kl < 0.8 * fixed.kl and moved.bound < fixed.bound
+
+
+def test_refinement_never_makes_it_worse(solved):
+    model, data = solved
+    result = certified(model, data, dataclasses.replace(QUICK, refine_steps=3, refine_learning_rate=50.0))
+    assert result.refinement == {**(result.refinement or {}), "gain": 0.0}
+
+
+def test_refinement_with_errors_of_the_users(solved):
+    model, data = solved
+
+    def error_fn(model: Any, batch: Any) -> torch.Tensor:
+        return (model(batch["features"])["logits"].argmax(-1) != batch["labels"]).float()
+
+    own = certified(model, data, error_fn=error_fn)
+    assert dataclasses.replace(own, seconds=0) == dataclasses.replace(certified(model, data), seconds=0)
+    bad = CertificateConfig(eta=30.0, draws=100, refine_steps=20)
+    assert certified(model, data, bad, error_fn=error_fn).status == "certified"
