@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import chain
 from operator import itemgetter
 from typing import Any, TypeVar
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from hf_pacgen.certify.error_rate import ErrorRate
 from hf_pacgen.certify.posterior import Posterior
-from hf_pacgen.curvature.displacement import SavedWeights, TensorDirection
+from hf_pacgen.certify.splits import leaves
 from hf_pacgen.data.objective import Objective
 from hf_pacgen.distributed.processes import send_to_device
 from hf_pacgen.maths.counter_rng import stream_key
@@ -33,14 +33,7 @@ class NoisyErrors:
     """Errors of a noisy model, batch after batch, each under its own independent draw.
 
     The noise of a draw depends on (seed, key, batch) alone, so that processes that share the batches draw what one
-    process would.
-
-    Args:
-        objective: inspected, with the data.
-        rate: the error of each example.
-        saved: a copy of the certified weights, from which they are displaced.
-        seed: of the noise.
-        tick: called after every batch.
+    process would.  The weights are displaced from the copy in ``saved``; ``tick`` is called after every batch.
     """
 
     def __init__(
@@ -62,9 +55,9 @@ class NoisyErrors:
             kept: list[tuple[int, Any]] = []
             size = 0
             for index, batch in self.objective.batches:
-                size += sum(t.numel() * t.element_size() for t in _tensors(batch))
+                size += sum(t.numel() * t.element_size() for _, t in leaves(batch) if isinstance(t, Tensor))
                 self._fits = size <= CACHE_BYTES
-                if not self._fits:
+                if not self._fits:  # once too large, it is not tried again
                     return self.objective.batches
                 kept.append((index, batch))
             self._cache = kept
@@ -82,10 +75,7 @@ class NoisyErrors:
     def mean(self, posterior: Posterior, *key: str | int, stride: int = 1) -> tuple[float, list[int]]:
         """Mean error over one pass, with a draw for every batch, and the sizes of the batches.
 
-        Args:
-            posterior: of the noise.
-            key: names the draws; other keys give independent ones.
-            stride: go over every ``stride``-th batch only.
+        The key names the draws: other keys give independent ones.
         """
         stream = NoiseStream(posterior, self.seed, "certificate", *key)
 
@@ -126,6 +116,7 @@ class NoiseStream:
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         number, row = divmod(index, self.block)
         if number != self._number:
+            # a block, not a draw, has a generator of its own
             generator = torch.Generator().manual_seed(stream_key(*self.key, number) & (2**63 - 1))
             for name, noise in self.noises.items():
                 shape = (self.block, *self.means[name].shape)
@@ -147,11 +138,3 @@ def planned_passes(draws: int, sizes: Sequence[int]) -> list[int]:
     while looks[0] > 1 and len(looks) < MOST_LOOKS:
         looks.insert(0, (looks[0] + 1) // 2)
     return looks
-
-
-def _tensors(batch: Any) -> Iterator[Tensor]:
-    if isinstance(batch, Tensor):
-        yield batch
-    elif isinstance(batch, (Mapping, list, tuple)):
-        for item in batch.values() if isinstance(batch, Mapping) else batch:
-            yield from _tensors(item)

@@ -33,11 +33,7 @@ class ErrorRate:
 
     @torch.no_grad()
     def __call__(self, batch: Any, index: int) -> Tensor:
-        """The errors of one batch, float64 on the CPU.
-
-        Raises:
-            ValueError: not one finite error in [0, 1] for each example, or logits and labels that have no 0-1 error.
-        """
+        """The errors of one batch, float64 on the CPU."""
         model = self.objective.model
         if self.error_fn is not None:
             errors = self.error_fn(model, batch)
@@ -50,10 +46,9 @@ class ErrorRate:
         return _checked(errors, count_examples(batch), index)
 
     def soft(self, batch: Any, index: int) -> Tensor | None:
-        """A smooth stand-in for the errors, differentiable: the probability 1 - p of not predicting the label.
+        """A differentiable stand-in for the errors, the probability 1 - p of not predicting the label.
 
-        Returns:
-            (examples,), or None where errors are the user's or have no logits.
+        None where the errors are the user's, or where there are no logits.
         """
         if self.error_fn is not None or not isinstance(batch, Mapping):
             return None
@@ -61,8 +56,7 @@ class ErrorRate:
         counted = labels != IGNORED
         dtype = torch.promote_types(logits.dtype, torch.float32)
         chosen = logits.to(dtype).softmax(-1).gather(-1, labels.clamp(min=0).unsqueeze(-1)).squeeze(-1)
-        wrong, counted = (t.reshape(len(labels), -1) for t in ((1 - chosen) * counted, counted))
-        return wrong.sum(1) / counted.sum(1)
+        return _mean_over_labels((1 - chosen) * counted, counted)
 
     def _scored(self, outputs: Any, batch: Mapping[str, Any], index: int) -> tuple[Tensor, Tensor]:
         """Logits (examples, ..., classes) and their labels (examples, ...)."""
@@ -88,13 +82,16 @@ def _wrong_fraction(logits: Tensor, labels: Tensor, index: int) -> Tensor:
     counted = labels != IGNORED
     # a noisy model may overflow: what is not finite is wrong
     wrong = (logits.argmax(-1) != labels) | ~logits.isfinite().all(-1)
-    wrong, counted = (t.reshape(len(labels), -1) for t in (wrong & counted, counted))
-    if not bool(counted.any(1).all()):
+    if not bool(counted.reshape(len(labels), -1).any(1).all()):
         raise ValueError(
             f"Batch {index} has an example without a label: all of its labels are {IGNORED}, or it has a single token. "
             "Every example counts in a certificate; leave such examples out of the data."
         )
-    return wrong.sum(1).double() / counted.sum(1)
+    return _mean_over_labels((wrong & counted).double(), counted)
+
+
+def _mean_over_labels(values: Tensor, counted: Tensor) -> Tensor:
+    return values.reshape(len(values), -1).sum(1) / counted.reshape(len(values), -1).sum(1)
 
 
 def _checked(errors: Any, examples: int, index: int) -> Tensor:

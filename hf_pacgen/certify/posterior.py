@@ -66,12 +66,9 @@ class PriorFit:
 
 
 class PriorScales:
-    """A prior N(p, τ²) whose τ is chosen from a grid after the data were seen, by group of parameters.
+    """A prior N(p, τ²) whose τ is chosen, after the data were seen, from a grid that was fixed before.
 
-    Args:
-        center: p by parameter name; 0 where a name is missing.
-        groups: for every parameter name the name of its group.
-        grid: the values of τ, fixed before the data.
+    ``center`` has p by parameter name, 0 where a name is missing; ``groups`` says which names share one τ.
     """
 
     def __init__(self, center: Mapping[str, Tensor], groups: Mapping[str, str], grid: Sequence[float]) -> None:
@@ -80,11 +77,6 @@ class PriorScales:
         self.members: dict[str, list[str]] = {}
         for name, group in groups.items():
             self.members.setdefault(group, []).append(name)
-
-    @property
-    def price(self) -> float:
-        """G log k, in nats, for G groups and k scales."""
-        return len(self.members) * math.log(len(self.grid))
 
     def fit(self, posterior: Posterior) -> PriorFit:
         """The τ of each group at which the KL is smallest."""
@@ -97,7 +89,8 @@ class PriorScales:
             for name in names:
                 scales[name] = best.item()
                 parts[name] = normal_prior_kl(sums[name][0], sums[name][1], best, int(sums[name][2])).item()
-        return PriorFit(kl=sum(parts.values()), price=self.price, scales=scales, kl_by_name=parts)
+        price = len(self.members) * math.log(len(self.grid))  # G log k, for G groups and k scales
+        return PriorFit(kl=sum(parts.values()), price=price, scales=scales, kl_by_name=parts)
 
     def nearest(self, value: float) -> float:
         """The τ of the grid nearest to a value, in ratio."""
@@ -130,23 +123,18 @@ def shaped_posterior(
     This minimizes η Σ H_ii E u_i²/2 + KL for normal noise, and for uniform noise, whose σ is √3 times as large.  τ is
     the fixed point τ² = Σ(w - p)²/Σ(1 - s²/τ²) for each group of weights (MacKay 1992), on the prior's grid.
     Uniform and truncated normal noise is cut to the box N_i = γ|w_i| + ε.
-
-    Args:
-        means, curvature: w and H_ii by parameter name.
-        prior: center, groups and grid of the prior.
-        eta: η > 0, the inverse temperature.
-        distribution, gamma, epsilon: of the noise.
     """
     scales: dict[str, Tensor] = {}
     for names in prior.members.values():
         moved = sum(difference(means[n], prior.center_of(n, means[n])).square().sum().item() for n in names)
         felt = {n: curvature[n].to(means[n].device).double().clamp(min=0) * eta for n in names}
-        tau = prior.grid[-1].item()
+        tau = prior.grid[-1].item()  # from the widest prior downward
         for _ in range(SHAPE_ITERATIONS):
             effective = sum((f / (f + tau**-2)).sum().item() for f in felt.values())
             previous, tau = tau, prior.nearest(math.sqrt(moved / effective) if effective > 0 else math.inf)
             if tau == previous:
                 break
+        # 1/s² = ηH + 1/τ²
         scales |= {n: (f + tau**-2).rsqrt() for n, f in felt.items()}
     boxes = {n: neighborhood(w.double(), gamma=gamma, epsilon=epsilon) for n, w in means.items()}
     if distribution is NoiseDistribution.UNIFORM:

@@ -52,19 +52,9 @@ class Prior:
 def resolve_prior(
     prior: PriorLike, model: nn.Module, parameters: Mapping[str, Tensor], *, assume_independent: bool = False
 ) -> Prior:
-    """The prior for some parameters of a model.
+    """The prior for the certified ``parameters`` of a trained model, or an error that says why it cannot be one.
 
-    Args:
-        prior: ``"zero"``; initial weights by name, copied from the model before its training; a model of the same
-            names, or the folder of one; what :func:`train_prior` returned.
-        model: the trained model.
-        parameters: its certified parameters.
-        assume_independent: accept a prior that equals the trained weights.
-
-    Raises:
-        ValueError: weights of other names or shapes, that share memory with the model or equal it, that are not
-            finite, or that differ in what is not certified; an unknown word or a folder without weights.
-        TypeError: another kind of object.
+    ``assume_independent`` accepts a prior that equals the trained weights.
     """
     resolved = _read(prior, model)
     center = {name: resolved.state[name] for name in parameters if name in resolved.state}
@@ -157,7 +147,7 @@ def _from_folder(folder: Path, model: nn.Module) -> Prior:
 
 
 def _load_pretrained(folder: Path, base: PreTrainedModel) -> dict[str, Tensor]:
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]):  # new heads are initialized at random
         loaded, report = cast(Any, type(base)).from_pretrained(
             folder, config=base.config, dtype=torch.float32, ignore_mismatched_sizes=True, output_loading_info=True
         )
@@ -206,7 +196,7 @@ def _check_center(name: str, value: Tensor, parameter: Tensor) -> None:
 
 def _check_rest(prior: Prior, model: nn.Module, certified: Mapping[str, Tensor]) -> None:
     """What is not certified is part of every classifier that the prior knows, so it must be the same in both."""
-    names = {id(tensor) for tensor in certified.values()}
+    names = {id(tensor) for tensor in certified.values()}  # not names: tied weights have several
     for name, tensor in model.state_dict(keep_vars=True).items():
         theirs = prior.state.get(name)
         if id(tensor) in names or theirs is None or theirs.shape != tensor.shape or not tensor.is_floating_point():

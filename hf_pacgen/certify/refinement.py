@@ -24,7 +24,7 @@ from hf_pacgen.maths.pac_bayes import kl_bound
 __all__ = ["refined"]
 
 REFIT = 20
-"""Steps after which the prior's τ, and the bound's slopes, are taken anew."""
+"""Steps after which the prior's τ and the bound's slope are computed again."""
 BETAS = (0.9, 0.99)
 FARTHEST = 8.0
 """By how much the logarithm of a scale may change."""

@@ -26,19 +26,13 @@ SMALL_SHARE = 0.1
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """What all steps of one certificate share.
-
-    Attributes:
-        noisy: model, data and draws.
-        prior: center, groups and grid of the prior.
-        config: the settings.
-        sizes: numbers of examples of all batches.
-    """
+    """What all steps of one certificate share: model, data and draws, the prior, and the settings."""
 
     noisy: NoisyErrors
     prior: PriorScales
     config: CertificateConfig
     sizes: list[int]
+    """Numbers of examples of all batches."""
 
     @property
     def n(self) -> int:
@@ -53,17 +47,14 @@ class Case:
 
 @dataclass(frozen=True, kw_only=True)
 class Candidate:
-    """A posterior with its prior, and an estimate of its bound.
-
-    Attributes:
-        estimate: the kl bound at the error of a few draws, without a Monte-Carlo correction: not certified.
-    """
+    """A posterior with its prior, and an estimate of its bound."""
 
     posterior: Posterior
     fit: PriorFit
     eta: float
     error: float
     estimate: float
+    """The kl bound at the error of a few draws, without a Monte-Carlo correction: not certified."""
 
     @property
     def rank(self) -> tuple[float, float]:
@@ -119,10 +110,8 @@ def best_shape(case: Case, curvature: Mapping[str, Tensor]) -> Candidate:
 def certified_draws(case: Case, chosen: Candidate) -> tuple[CertifiedBound, float]:
     """Fresh draws of the chosen posterior until their correction hardly matters, and the bound they certify.
 
-    The draws are looked at after planned numbers of passes, each look with an equal part of the draws' share of δ.
-
-    Returns:
-        The bound, and the number of draws on the whole sample that were made.
+    They are looked at after planned numbers of passes, each look with an equal part of the draws' share of δ.  Also
+    returns the number of draws on the whole sample that were made.
     """
     looks, fit = planned_passes(case.config.draws, case.sizes), chosen.fit
     errors: list[float] = []

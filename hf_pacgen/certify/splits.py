@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Subset
 
 from hf_pacgen.model.state import unwrap
 
-__all__ = ["HeldOutPrior", "batch_fingerprints", "fingerprint", "train_prior"]
+__all__ = ["HeldOutPrior", "batch_fingerprints", "fingerprint", "leaves", "train_prior"]
 
 DERIVED = ("attention_mask", "token_type_ids", "position_ids")
 """Columns that a collator may add."""
@@ -58,7 +58,7 @@ def train_prior(
     prior_data_fraction: float = 0.5,
     seed: int = 0,
 ) -> HeldOutPrior:
-    """Train a copy of a model on a random part of the data, to be the prior of a certificate on the other part.
+    """Train a copy of a model on a random part of the data: the prior of a certificate on the other part.
 
     Args:
         model: is copied, and not changed.
@@ -82,7 +82,7 @@ def train_prior(
     """
     if not 0 < prior_data_fraction < 1:
         raise ValueError(
-            f"prior_data_fraction must be in (0, 1), the share of the data that trains the prior; "
+            "prior_data_fraction must be in (0, 1), the share of the data that trains the prior; "
             f"got {prior_data_fraction}."
         )
     if isinstance(data, (DataLoader, Mapping, str)) or not (hasattr(data, "__len__") and hasattr(data, "__getitem__")):
@@ -96,6 +96,7 @@ def train_prior(
             f"prior_data_fraction={prior_data_fraction} of {len(data)} examples leaves one part empty; "
             "give more data, or a fraction nearer to 0.5."
         )
+    # sorted, so that each part is read from front to back
     order = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed)).tolist()
     prior_data, certificate_data = (_select(data, sorted(rows)) for rows in (order[:first], order[first:]))
     trained = copy.deepcopy(unwrap(model))
@@ -127,7 +128,7 @@ def _row_fingerprints(data: Any) -> Iterator[bytes]:
 
 def batch_fingerprints(batch: Any) -> Iterator[bytes]:
     """The fingerprint of every example of a batch; the same as of the row it was made of."""
-    found = [(name, value) for name, value in _leaves(batch) if isinstance(value, Tensor) and value.ndim]
+    found = [(name, value) for name, value in leaves(batch) if isinstance(value, Tensor) and value.ndim]
     if not found:
         yield fingerprint(batch)
         return
@@ -143,9 +144,9 @@ def fingerprint(example: Any) -> bytes:
     >>> fingerprint({"label": 1, "input_ids": [7, 9]}) == fingerprint(padded)
     True
     """
-    leaves = [(name.split("/")[0], value) for name, value in _leaves(example)]
-    mask = next((numpy.asarray(value).astype(bool) for name, value in leaves if name == "attention_mask"), None)
-    digests = sorted(_digest(_bytes(value, mask)) for name, value in leaves if name not in DERIVED)
+    values = [(name.split("/")[0], value) for name, value in leaves(example)]
+    mask = next((numpy.asarray(value).astype(bool) for name, value in values if name == "attention_mask"), None)
+    digests = sorted(_digest(_bytes(value, mask)) for name, value in values if name not in DERIVED)
     return _digest(b"".join(digests))
 
 
@@ -153,13 +154,14 @@ def _digest(content: bytes) -> bytes:
     return hashlib.blake2b(content, digest_size=16).digest()
 
 
-def _leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+def leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    """The tensors, arrays, texts and numbers in a batch or an example, with the names that they go by."""
     if isinstance(value, Mapping):
         for key, item in value.items():
-            yield from _leaves(item, str(key))
+            yield from leaves(item, str(key))
     elif isinstance(value, tuple) or (isinstance(value, list) and not all(_is_number(item) for item in value)):
         for item in value:
-            yield from _leaves(item, name)
+            yield from leaves(item, name)
     elif value is not None:
         yield name, value
 

@@ -31,11 +31,7 @@ MOST_REPEATED = 0.05
 def certified_parameters(model: nn.Module, patterns: Sequence[str] | None) -> Iterator[dict[str, nn.Parameter]]:
     """The trainable parameters that match a pattern, by name; the others are frozen meanwhile.
 
-    Args:
-        patterns: shell patterns of parameter names, or names of modules.  None takes all.
-
-    Raises:
-        ValueError: no trainable parameter at all, or a pattern that none matches.
+    Patterns are shell patterns of parameter names, or names of modules; None takes all.
     """
     own = {name: p for name, p in model.named_parameters() if p.requires_grad}
     if not own:

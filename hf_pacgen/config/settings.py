@@ -141,7 +141,7 @@ def _rules(kind: type[Config]) -> list[tuple[str, Rule, bool]]:
     for name, hint in get_type_hints(kind, include_extras=True).items():
         parts = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
         for part in parts:
-            if get_origin(part) is Annotated:
+            if get_origin(part) is Annotated:  # such as Count
                 found.append((name, part.__metadata__[0], NoneType in parts))
             elif isinstance(part, type) and issubclass(part, Enum):
                 found.append((name, partial(choice, part), NoneType in parts))
