@@ -13,9 +13,9 @@ from hf_pacgen.certify.draws import NoiseStream, planned_passes
 from hf_pacgen.certify.error_rate import ErrorRate
 from hf_pacgen.certify.posterior import Posterior
 from hf_pacgen.config import CertificateConfig, ScoreConfig
+from hf_pacgen.curvature.displacement import SavedWeights
 from hf_pacgen.maths.distributions import NoiseDistribution
 from hf_pacgen.measures.session import measuring
-from hf_pacgen.curvature.displacement import SavedWeights
 
 
 def test_every_batch_has_its_own_draw_and_ragged_batches_count_less():
