@@ -1,5 +1,6 @@
-"""References in docstrings, :func:`name`, as code."""
+"""References in docstrings, :func:`name`, as code; and the fields of results, which say themselves what they are."""
 
+import importlib
 import re
 from typing import Any
 
@@ -13,5 +14,8 @@ class Roles(griffe.Extension):
 
     def on_object(self, *, obj: griffe.Object, **kwargs: Any) -> None:
         """Turn the roles of one docstring into plain code."""
+        if obj.is_class and obj.module.path.startswith("hf_pacgen.results.") and obj.docstring is not None:
+            # only the class as it runs has the lines that its fields add
+            obj.docstring.value = getattr(importlib.import_module(obj.module.path), obj.name).__doc__
         if obj.docstring is not None:
             obj.docstring.value = ROLE.sub(lambda match: f"`{match.group(1).split('.')[-1]}`", obj.docstring.value)

@@ -14,7 +14,7 @@ FLOORS: dict[str, str] = {
     "maths": "arrays binary_kl certified_bound counter_rng distributions lanczos noise_base noise_scale pac_bayes "
     "rank_correlation score truncation",
     "config": "certificate noise score settings sharpness spectrum",
-    "results": "base certificate diagonal landscape lipschitz measures pacgen reading sharpness spectrum worst_case",
+    "results": "base certificate diagonal fields landscape lipschitz measures pacgen sharpness spectrum worst_case",
     "show": "cards.contents cards.document cards.update plots.gap plots.landscape plots.score plots.spectrum "
     "plots.style tables wording",
     "distributed": "processes shards",

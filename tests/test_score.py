@@ -29,7 +29,7 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"missing \['score'\], unknown \['scores'\]"):
         PACGenResult.from_dict({("scores" if k == "score" else k): v for k, v in values.items()})
     (tmp_path / "broken.json").write_text("{")
-    with pytest.raises(ValueError, match=r"broken.json is not a JSON file"):
+    with pytest.raises(ValueError, match=r"broken.json is not JSON"):
         PACGenResult.load(tmp_path / "broken.json")
     with pytest.raises(FileNotFoundError, match=r"the folder .* does not exist"):
         sample_result().save(tmp_path / "nowhere" / "result.json")

@@ -8,7 +8,8 @@ from pathlib import Path
 from hf_pacgen.command_line.parser import CommandParser
 from hf_pacgen.config.settings import Config, option
 from hf_pacgen.errors import InputError
-from hf_pacgen.results.reading import read_json, read_result
+from hf_pacgen.results.base import read_json
+from hf_pacgen.results.pacgen import PACGenResult
 from hf_pacgen.show.cards.update import CARD, update_model_card
 
 __all__ = ["CardArguments", "run"]
@@ -54,7 +55,7 @@ def run(argv: list[str]) -> None:
     if not Path(args.model).is_dir():
         what = "is a file" if Path(args.model).exists() else "does not exist"
         raise InputError(f"--model {args.model!r} {what}: expected the folder of a saved model.")
-    result = read_result(positional.result)
+    result = PACGenResult.load(positional.result)
     certificate = read_json(args.certificate) if args.certificate is not None else None
     try:
         update_model_card(

@@ -149,7 +149,8 @@ def as_csv(rows: Sequence[Measures]) -> str:
     """A row for every run; what is not known is empty."""
     text = io.StringIO()
     values: list[dict[str, Any]] = [row.to_dict() | {"status": " ".join(row.status)} for row in rows]
-    writer = csv.DictWriter(text, fieldnames=list(values[0]), lineterminator="\n")
+    columns = [name for name in values[0] if name != "version"]  # of the JSON; a table has none
+    writer = csv.DictWriter(text, fieldnames=columns, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
     writer.writerows(values)
     return text.getvalue()

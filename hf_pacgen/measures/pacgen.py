@@ -24,8 +24,8 @@ from hf_pacgen.maths.score import ScoreTerms, pacgen_score
 from hf_pacgen.measures.session import measuring, next_stage, progress_bar, ticker
 from hf_pacgen.results.diagonal import DiagonalEstimate
 from hf_pacgen.results.lipschitz import LipschitzEstimate
-from hf_pacgen.results.pacgen import PACGenResult
-from hf_pacgen.show.wording import by_module, findings
+from hf_pacgen.results.pacgen import PACGenResult, by_module, score_fields
+from hf_pacgen.show.wording import findings
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -143,14 +143,8 @@ def _result(
 ) -> PACGenResult:
     total = sum(terms.values(), ScoreTerms())
     return PACGenResult(
-        score=total.score,
-        score_per_parameter=total.score / total.num_parameters,
-        kl_complexity=total.kl_complexity,
-        kl_complexity_per_parameter=total.kl_complexity / total.num_parameters,
+        **score_fields(total),
         eta=eta,
-        active_fraction=total.num_active / total.num_parameters,
-        kl_active_fraction=total.num_kl_active / total.num_parameters,
-        num_parameters=total.num_parameters,
         num_examples=diagonal.num_examples,
         num_units=diagonal.num_units,
         loss=diagonal.loss,

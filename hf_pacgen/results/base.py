@@ -1,63 +1,159 @@
-"""Results that are written as JSON, with the version of their form, and read again."""
+"""The base of all results: they are written as JSON, with the version of their format, and read again."""
 
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import json
 import os
+import shutil
+import typing
+import warnings
 from collections.abc import Mapping
+from enum import Enum
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, NoReturn, TypeVar
 
-__all__ = ["Record"]
+from hf_pacgen.errors import InputError
+from hf_pacgen.results.fields import FACTS, Facts, describe_type, excerpt, fits
 
-R = TypeVar("R", bound="Record")
+__all__ = ["MAX_BYTES", "MissingFile", "Result", "read_json", "write_whole"]
+
+R = TypeVar("R", bound="Result")
+
+MAX_BYTES = 20_000_000
+"""Of a result's file.  That of a model of a thousand modules has 0.3 MB."""
 
 
-class Record:
-    """Base of frozen dataclasses whose fields are values that JSON knows, and tuples of them.
+class MissingFile(InputError, FileNotFoundError):
+    """There is no such file."""
+
+
+class Result:
+    """Base of frozen dataclasses; every field says what it is, with ``measured(...)`` or ``other(...)``.
 
     Attributes:
         kind: what it is called in messages.
-        version: of the form in which it is written.
+        version: of the format in which it is written.
         remake: how to make one anew, where another version was found.
         derived: properties that are written beside the fields, for other readers.
+        unversioned: whether release 0.1 wrote it without a version.
     """
 
     kind: ClassVar[str]
-    version: ClassVar[int]
-    remake: ClassVar[str]
+    version: ClassVar[int] = 1
+    remake: ClassVar[str] = "Measure the model again"
     derived: ClassVar[tuple[str, ...]] = ()
+    unversioned: ClassVar[bool] = False
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        hints = {name: hint for name, hint in inspect.get_annotations(cls).items() if "ClassVar" not in str(hint)}
+        described: dict[str, Any] = {n: getattr(vars(cls).get(n), "metadata", {}).get(FACTS) for n in hints}
+        if bare := [name for name, facts in described.items() if facts is None]:
+            raise TypeError(
+                f"The fields {bare} of {cls.__name__} do not say what they are: declare each with "
+                "measured(label, says=...), or with other(says) where it is no measure."
+            )
+        lines = [f"    {name}: {facts.meaning}." for name, facts in described.items()]
+        cls.__doc__ = "\n".join([inspect.cleandoc(cls.__doc__ or ""), "", "Attributes:", *lines])
+
+    @classmethod
+    def facts(cls) -> dict[str, Facts]:
+        """What every field is."""
+        return {field.name: field.metadata[FACTS] for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
+
+    @classmethod
+    def keyed(cls, values: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
+        """The metrics among ``values``, which are by field name, under the keys of :meth:`metrics`."""
+        return {f"{prefix}{facts.key}": values[name] for name, facts in cls.facts().items() if facts.key}
+
+    def metrics(self, prefix: str = "") -> dict[str, float]:
+        """The numbers under the keys by which they are logged, reported and compared, such as ``eval_pacgen_kl``."""
+        return self.keyed(vars(self), prefix)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What limits the numbers, or was taken for granted, in sentences."""
+        return tuple(getattr(self, "status", ()))
 
     def to_dict(self) -> dict[str, Any]:
-        """All fields as values that JSON knows, with the version of this form."""
-        fields = dataclasses.asdict(self)  # type: ignore[call-overload]
-        values = {name: list(value) if isinstance(value, tuple) else value for name, value in fields.items()}
-        return {"version": self.version, **values, **{name: getattr(self, name) for name in self.derived}}
+        """All fields but tensors as values that JSON knows, with the version of this format."""
+        names = [name for name, facts in self.facts().items() if facts.written]
+        return {"version": self.version, **{name: _plain(getattr(self, name)) for name in (*names, *self.derived)}}
 
     @classmethod
     def from_dict(cls: type[R], values: Mapping[str, Any]) -> R:
-        """The record from :meth:`to_dict`.
+        """The result from :meth:`to_dict`.  A missing field gets its default; unknown ones are left out with a warning.
 
         Raises:
-            ValueError: another version, or fields missing or unknown; the message names them.
+            InputError: another version, a value of the wrong type, or a missing field that has no default.
         """
-        if not isinstance(values, Mapping) or "version" not in values:
-            raise ValueError(f"This is no {cls.kind} of hf_pacgen: expected a JSON object with a 'version'.")
-        if values["version"] != cls.version:
-            raise ValueError(
+        if not isinstance(values, Mapping) or not ("version" in values or cls.unversioned):
+            raise InputError(f"This is no {cls.kind} of hf_pacgen: expected a JSON object with a 'version'.")
+        if values.get("version", 1) != cls.version:
+            raise InputError(
                 f"The {cls.kind} has version {values['version']!r}; this release reads version {cls.version}. "
                 f"{cls.remake}, or install the release that wrote it."
             )
-        fields = dataclasses.fields(cls)  # type: ignore[arg-type]
-        names, given = {f.name for f in fields}, set(values) - {"version", *cls.derived}
-        if given != names:
-            raise ValueError(
-                f"The {cls.kind} does not have the expected fields: missing {sorted(names - given)}, "
-                f"unknown {sorted(given - names)}."
+        given = cls._known(values)
+        hints = typing.get_type_hints(cls, localns={"Tensor": object})  # tensors are not written, so never looked at
+        for name, value in given.items():
+            if not fits(value, hints[name]):
+                raise InputError(
+                    f"{name!r} must be of type {describe_type(hints[name])}; got {excerpt(value)}. "
+                    f"Write the file with {cls.__name__}.save()."
+                )
+            if typing.get_origin(hints[name]) is tuple:  # which JSON writes as a list
+                given[name] = tuple(value)
+        return cls(**given)
+
+    @classmethod
+    def _known(cls, values: Mapping[str, Any]) -> dict[str, Any]:
+        """The values of our fields, once none of those that are needed is missing."""
+        facts = cls.facts()
+        known = {name: values[name] for name, fact in facts.items() if fact.written and name in values}
+        unknown = sorted(set(values) - {"version", *cls.derived, *known})
+        fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
+        needed = {f.name for f in fields.values() if f.default is f.default_factory is dataclasses.MISSING}
+        if tensors := sorted(name for name in needed if not facts[name].written):
+            raise InputError(
+                f"A {cls.kind} cannot be read from JSON, which has no place for its tensors {tensors}. {cls.remake}."
             )
-        tuples = {f.name for f in fields if str(f.type).startswith("tuple")}
-        return cls(**{name: tuple(values[name]) if name in tuples else values[name] for name in names})
+        if missing := sorted(needed - known.keys()):
+            raise InputError(
+                f"The {cls.kind} does not have the expected fields: missing {missing}, unknown {unknown}. {cls.remake}."
+            )
+        if unknown:
+            warnings.warn(
+                f"The {cls.kind} has fields that this release does not know, and leaves out: {', '.join(unknown)}. "
+                "A newer release may have written it.",
+                stacklevel=3,
+            )
+        return known
+
+    @classmethod
+    def parse(cls: type[R], data: bytes, name: str = "The file") -> R:
+        """The result from the bytes of a file that somebody else may have written.
+
+        Raises:
+            InputError: more than ``MAX_BYTES``, no JSON, or what :meth:`from_dict` refuses.
+        """
+        values = _parse(data, name)
+        try:
+            return cls.from_dict(values)
+        except InputError as error:
+            raise InputError(f"{name}: {error}") from None
+
+    @classmethod
+    def load(cls: type[R], path: str | os.PathLike[str]) -> R:
+        """Read what :meth:`save` wrote.
+
+        Raises:
+            MissingFile: there is no such file.
+            InputError: what :meth:`parse` refuses.
+        """
+        return cls.parse(_content(path), os.fspath(path))
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write it as JSON, atomically.
@@ -65,27 +161,63 @@ class Record:
         Raises:
             FileNotFoundError: the folder does not exist.
         """
-        target = Path(path)
-        if not target.parent.is_dir():
-            raise FileNotFoundError(f"Cannot write {target}: the folder {target.parent} does not exist. Make it first.")
-        temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-        try:
-            temporary.write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
-            os.replace(temporary, target)
-        finally:
-            temporary.unlink(missing_ok=True)
+        folder = Path(path).parent
+        if not folder.is_dir():
+            raise FileNotFoundError(f"Cannot write {path}: the folder {folder} does not exist. Make it first.")
+        write_whole(path, json.dumps(self.to_dict(), indent=2) + "\n")
 
-    @classmethod
-    def load(cls: type[R], path: str | os.PathLike[str]) -> R:
-        """Read what :meth:`save` wrote.
 
-        Raises:
-            ValueError: the file is no JSON, or no record of this kind and version.
-        """
-        try:
-            values = json.loads(Path(path).read_text(encoding="utf-8"))
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise ValueError(
-                f"{path} is not a JSON file ({error}); expected a {cls.kind} written by hf_pacgen."
-            ) from None
-        return cls.from_dict(values)
+def read_json(path: str | os.PathLike[str]) -> Any:
+    """The JSON in a file.
+
+    Raises:
+        MissingFile: there is no such file.
+        InputError: it has more than ``MAX_BYTES``, or it is not JSON.
+    """
+    return _parse(_content(path), os.fspath(path))
+
+
+def _content(path: str | os.PathLike[str]) -> bytes:
+    file = Path(path)
+    if not file.is_file():
+        what = "is a folder" if file.is_dir() else "does not exist"
+        raise MissingFile(f"{os.fspath(path)} {what}: expected a JSON file written by 'hf-pacgen score --output'.")
+    with file.open("rb") as stream:
+        return stream.read(MAX_BYTES + 1)
+
+
+def _parse(data: bytes, name: str) -> Any:
+    if len(data) > MAX_BYTES:
+        raise InputError(
+            f"{name} has more than {MAX_BYTES // 10**6} MB: expected a result written by hf_pacgen, which is smaller."
+        )
+
+    def refuse(constant: str) -> NoReturn:
+        raise ValueError(f"{constant} is not a number of JSON")
+
+    try:
+        return json.loads(data.decode("utf-8-sig"), parse_constant=refuse)
+    except (ValueError, RecursionError) as error:  # wrong encodings and malformed JSON are ValueErrors
+        raise InputError(f"{name} is not JSON ({error}): expected a result written by hf_pacgen.") from None
+
+
+def write_whole(path: str | os.PathLike[str], text: str) -> None:
+    """Write a file as a whole or not at all; a link and the file's permissions stay."""
+    target = Path(path).resolve()
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_bytes(text.encode("utf-8"))
+        if target.exists():
+            shutil.copymode(target, temporary)
+        os.replace(temporary, target)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _plain(value: Any) -> Any:
+    """A value as JSON knows it."""
+    if isinstance(value, Enum):
+        return value.value
+    if isinstance(value, Mapping):
+        return {key: _plain(entry) for key, entry in value.items()}
+    return [_plain(entry) for entry in value] if isinstance(value, (list, tuple)) else value

@@ -5,31 +5,28 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from torch import Tensor
+from hf_pacgen.results.base import Result
+from hf_pacgen.results.fields import measured, other
 
 if TYPE_CHECKING:
-    pass
+    from torch import Tensor
 
 __all__ = ["LossSlice"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class LossSlice:
-    """The mean loss at w + s d (a line), or at w + s d + t e (a plane).
+class LossSlice(Result):
+    """The mean loss at w + s d (a line), or at w + s d + t e (a plane)."""
 
-    Attributes:
-        steps: the values of s, and of t for a plane.
-        losses: at these, shape (s,) or (s, t).
-        loss: L̂(w).
-        box: where the slice leaves the box |u_i| ≤ N_i: the two ends of s for a line, shape (2,), and the outline for a
-            plane, shape (points, 2).  Infinite where it never does.
-        names: of the directions.
-        num_parameters: m.
-    """
+    kind, remake = "slice of the loss", "Call loss_slice() again"
 
-    steps: tuple[Tensor, ...]
-    losses: Tensor
-    loss: float
-    box: Tensor
-    names: tuple[str, ...]
-    num_parameters: int
+    steps: tuple[Tensor, ...] = other("the values of s, and of t for a plane", written=False)
+    losses: Tensor = other("at these, shape (s,) or (s, t)", written=False)
+    loss: float = measured("mean training loss", says="L̂(w)")
+    box: Tensor = other(
+        "where the slice leaves the box |u_i| ≤ N_i: the two ends of s for a line, shape (2,), and the outline for a "
+        "plane, shape (points, 2); infinite where it never does",
+        written=False,
+    )
+    names: tuple[str, ...] = other("of the directions")
+    num_parameters: int = other("m")

@@ -1,78 +1,52 @@
-"""What all measures say of one solution."""
+"""What all measures say about one solution."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    pass
+from hf_pacgen.results.base import Result
+from hf_pacgen.results.fields import like, measured, other
+from hf_pacgen.results.pacgen import PACGenResult
+from hf_pacgen.results.sharpness import Sharpness
 
 __all__ = ["MEASURES", "Measures"]
 
-MEASURES = {
-    "score": "Ψ",
-    "score_per_parameter": "Ψ/m",
-    "active_fraction": "  active fraction of Ψ",
-    "kl_complexity": "K(η)",
-    "kl_complexity_per_parameter": "K(η)/m",
-    "kl_active_fraction": "  active fraction of K(η)",
-    "hessian_trace": "Hessian trace",
-    "largest_eigenvalue": "λ_max",
-    "hessian_lipschitz": "ρ",
-    "expected_sharpness": "expected sharpness",
-    "weight_norm": "‖w‖",
-    "loss": "training loss",
-    "test_loss": "test loss",
-    "gap": "gap",
-}
-"""Names of the measures for people, in the order of a table."""
-
 
 @dataclass(frozen=True, kw_only=True)
-class Measures:
-    """What all measures say of one solution.
+class Measures(Result):
+    """What all measures say about one solution."""
 
-    Attributes:
-        name: of the solution.
-        score, score_per_parameter, active_fraction: Ψ, Ψ/m, and the share of the weights in which Ψ feels curvature.
-        kl_complexity, kl_complexity_per_parameter, kl_active_fraction: the same of K(η), at ``eta``.
-        hessian_trace, hessian_trace_stderr: Σ H_ii and its standard error.
-        largest_eigenvalue, largest_eigenvalue_converged: λ_max of the Hessian.
-        hessian_lipschitz: ρ.
-        expected_sharpness, expected_sharpness_stderr: E_u L̂(w + u) - L̂(w) at ``noise_scale``.
-        weight_norm: ‖w‖, Euclidean, of the trainable weights.
-        loss, test_loss, gap: mean training and test loss, and test minus training loss; None without test data.
-        num_parameters, num_examples: m, and the examples measured.
-        seconds: time taken.
-        status: what limits the numbers, in sentences.
-    """
+    kind, unversioned = "comparison", True
 
-    name: str
-    score: float
-    score_per_parameter: float
-    active_fraction: float
-    kl_complexity: float
-    kl_complexity_per_parameter: float
-    kl_active_fraction: float
-    eta: float
-    hessian_trace: float
-    hessian_trace_stderr: float | None
-    largest_eigenvalue: float
-    largest_eigenvalue_converged: bool
-    hessian_lipschitz: float
-    expected_sharpness: float
-    expected_sharpness_stderr: float | None
-    noise_scale: float
-    weight_norm: float
-    loss: float
-    test_loss: float | None
-    gap: float | None
-    num_parameters: int
-    num_examples: int
-    seconds: float
-    status: tuple[str, ...]
+    name: str = other("of the solution")
+    score: float = like(PACGenResult, "score")
+    score_per_parameter: float = like(PACGenResult, "score_per_parameter")
+    active_fraction: float = like(PACGenResult, "active_fraction")
+    kl_complexity: float = like(PACGenResult, "kl_complexity")
+    kl_complexity_per_parameter: float = like(PACGenResult, "kl_complexity_per_parameter")
+    kl_active_fraction: float = like(PACGenResult, "kl_active_fraction")
+    eta: float = like(PACGenResult, "eta")
+    hessian_trace: float = like(PACGenResult, "hessian_trace")
+    hessian_trace_stderr: float | None = like(PACGenResult, "hessian_trace_stderr")
+    largest_eigenvalue: float = measured("λ_max of the Hessian", says="largest eigenvalue of the Hessian")
+    largest_eigenvalue_converged: bool = other("whether more Lanczos steps would hardly change it", default=False)
+    hessian_lipschitz: float = like(PACGenResult, "hessian_lipschitz")
+    expected_sharpness: float = like(Sharpness, "mean")
+    expected_sharpness_stderr: float | None = like(Sharpness, "stderr")
+    noise_scale: float = other("σ of the noise of the expected sharpness")
+    weight_norm: float = measured("‖w‖", says="Euclidean norm of the trainable weights")
+    loss: float = like(PACGenResult, "loss")
+    test_loss: float | None = measured(
+        "test loss", better="lower", says="mean loss on the test data; None without", default=None
+    )
+    gap: float | None = measured(
+        "gap", better="lower", says="test minus training loss; None without test data", default=None
+    )
+    num_parameters: int = other("trainable parameters")
+    num_examples: int = other("training examples measured")
+    seconds: float = other("time taken", default=0.0)
+    status: tuple[str, ...] = other("what limits the numbers, in sentences", default=())
 
-    def to_dict(self) -> dict[str, Any]:
-        """All fields as JSON-able values."""
-        return {name: getattr(self, name) for name in self.__dataclass_fields__} | {"status": list(self.status)}
+
+MEASURES = {name: facts.row for name, facts in Measures.facts().items() if facts.label}
+"""Labels of the measures, in the order of a table."""

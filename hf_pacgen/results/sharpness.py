@@ -3,43 +3,33 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    pass
+from hf_pacgen.results.base import Result
+from hf_pacgen.results.fields import measured, other
 
 __all__ = ["Sharpness"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sharpness:
-    """An estimate of E_u L̂(w + u) - L̂(w).
+class Sharpness(Result):
+    """An estimate of E_u L̂(w + u) - L̂(w)."""
 
-    Attributes:
-        mean: the estimate, in units of the loss.
-        stderr: its standard error, from the spread of every batch's draws; None after a single draw.
-        draws: draws of the noise for every batch; a pair ±u counts once.
-        converged: whether the standard error came below the tolerance.
-        loss: L̂(w).
-        num_examples, num_units: size of the data.
-        num_forward: forward passes of a batch, over all processes.
-        noise_scale: the level, where it is one number.
-        status: what limits the numbers, in sentences.
-        config: the settings.
-    """
+    kind, unversioned = "sharpness", True
 
-    mean: float
-    stderr: float | None
-    draws: int
-    converged: bool
-    loss: float
-    num_examples: int
-    num_units: float
-    num_forward: int
-    noise_scale: float | None
-    status: tuple[str, ...]
-    config: dict[str, Any]
-
-    def to_dict(self) -> dict[str, Any]:
-        """All fields as JSON-able values."""
-        return {name: getattr(self, name) for name in self.__dataclass_fields__} | {"status": list(self.status)}
+    mean: float = measured(
+        "expected sharpness", better="lower", says="mean rise of the loss under noise on the weights"
+    )
+    stderr: float | None = other(
+        "standard error of the mean rise, from the spread of every batch's draws; None after a single draw",
+        default=None,
+    )
+    draws: int = other("draws of the noise for every batch; a pair ±u counts once")
+    converged: bool = other("whether the standard error came below the tolerance", default=False)
+    loss: float = measured("training loss", says="L̂(w)")
+    num_examples: int = other("examples in the data")
+    num_units: float = other("loss units in the data")
+    num_forward: int = other("forward passes of a batch, over all processes", default=0)
+    noise_scale: float | None = other("the level, where it is one number", default=None)
+    status: tuple[str, ...] = other("what limits the numbers, in sentences", default=())
+    config: dict[str, Any] = other("the settings", default=dict)

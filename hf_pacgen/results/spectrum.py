@@ -4,52 +4,52 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
+from hf_pacgen.results.base import Result
+from hf_pacgen.results.fields import other
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 __all__ = ["Spectrum"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Spectrum:
-    """What is known of the eigenvalues of ∇²L̂(w), L̂ the mean loss over all loss units of the data.
+class Spectrum(Result):
+    """What is known of the eigenvalues of ∇²L̂(w), L̂ the mean loss over all loss units of the data."""
 
-    Attributes:
-        eigenvalues: the top k, best first; fewer where there are fewer parameters.
-        residuals: ‖H y - θ y‖ of each with its unit vector y, for the products as computed: there is an eigenvalue
-            of H within this distance, but for the bias of finite differences (1e-4 to 1e-3 of it in float32).
-        converged: whether more Lanczos steps would change it by less than the tolerance.  One that has not
-            converged is a bound from inside of the spectrum, no eigenvalue.
-        trace, trace_stderr: Σ of all eigenvalues, and its standard error: 0 where all were found, None without
-            probes or with a single one.
-        nodes, weights: the spectral density as point masses, which sum to 1: Ritz values and Gauss nodes of probes.
-        eigenvectors: by parameter name, where asked for (``keep_vectors``).
-        num_parameters, num_examples, num_units: m, and the size of the data.
-        iterations, probes: Lanczos steps for the eigenvalues, probes for trace and density.
-        num_hvps: Hessian-vector products of a batch, over all processes.
-        status: what limits the numbers, in sentences.
-        config: the settings.
-    """
+    kind, unversioned = "spectrum", True
 
-    eigenvalues: tuple[float, ...]
-    residuals: tuple[float, ...]
-    converged: tuple[bool, ...]
-    trace: float | None
-    trace_stderr: float | None
-    nodes: tuple[float, ...]
-    weights: tuple[float, ...]
-    eigenvectors: tuple[dict[str, Tensor], ...] | None
-    num_parameters: int
-    num_examples: int
-    num_units: float
-    iterations: int
-    probes: int
-    num_hvps: int
-    hvp_method: str
-    status: tuple[str, ...]
-    config: dict[str, Any]
+    eigenvalues: tuple[float, ...] = other("the top k, best first; fewer where there are fewer parameters")
+    residuals: tuple[float, ...] = other(
+        "‖H y - θ y‖ of each with its unit vector y, for the products as computed: there is an eigenvalue of H within "
+        "this distance, up to the bias of finite differences (1e-4 to 1e-3 of it in float32)"
+    )
+    converged: tuple[bool, ...] = other(
+        "whether more Lanczos steps would change it by less than the tolerance; one that has not converged is a bound "
+        "from inside of the spectrum, no eigenvalue"
+    )
+    trace: float | None = other("Σ of all eigenvalues; None without probes", default=None)
+    trace_stderr: float | None = other(
+        "its standard error: 0 where all were found, None without probes or with a single one", default=None
+    )
+    nodes: tuple[float, ...] = other(
+        "where the spectral density has point masses: Ritz values, and Gauss nodes of probes", default=()
+    )
+    weights: tuple[float, ...] = other("of the nodes, which sum to 1", default=())
+    eigenvectors: tuple[dict[str, Tensor], ...] | None = other(
+        "by parameter name, where asked for (keep_vectors)", default=None, written=False
+    )
+    num_parameters: int = other("m")
+    num_examples: int = other("examples in the data")
+    num_units: float = other("loss units in the data")
+    iterations: int = other("Lanczos steps for the eigenvalues", default=0)
+    probes: int = other("probes for trace and density", default=0)
+    num_hvps: int = other("Hessian-vector products of a batch, over all processes", default=0)
+    hvp_method: str = other("method of the Hessian-vector products")
+    status: tuple[str, ...] = other("what limits the numbers, in sentences", default=())
+    config: dict[str, Any] = other("the settings", default=dict)
 
     def density(self, points: Tensor, *, bandwidth: float | None = None) -> Tensor:
         """The spectral density (1/m) Σ_i g(t - λ_i) at some points t, shape like ``points``; it integrates to 1.
@@ -61,6 +61,8 @@ class Spectrum:
         Raises:
             ValueError: there are no nodes (``probes=0``), or a bandwidth that is not positive.
         """
+        import torch  # only here: a result is read and printed without it
+
         if not self.nodes:
             raise ValueError("There is no spectral density: it was measured with probes=0. Use at least one probe.")
         width = self.bandwidth if bandwidth is None else bandwidth
@@ -77,7 +79,7 @@ class Spectrum:
         spread = max(self.nodes) - min(self.nodes)
         return 0.01 * spread or 0.01 * max(map(abs, self.nodes)) or 0.01
 
-    def to_dict(self) -> dict[str, Any]:
-        """All but the eigenvectors as JSON-able values."""
-        values = {name: getattr(self, name) for name in self.__dataclass_fields__ if name != "eigenvectors"}
-        return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+    @property
+    def largest(self) -> float:
+        """λ_max, as far as it was found."""
+        return max(self.eigenvalues)

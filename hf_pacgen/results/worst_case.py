@@ -5,39 +5,31 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from hf_pacgen.results.base import Result
+from hf_pacgen.results.fields import measured, other
+
 __all__ = ["WorstCaseSharpness"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class WorstCaseSharpness:
-    """A lower estimate of the largest rise of the loss in a box around the weights.
+class WorstCaseSharpness(Result):
+    """A lower estimate of the largest rise of the loss in a box around the weights."""
 
-    Attributes:
-        value: max L̂(w + u) - L̂(w), in units of the loss; not negative.
-        relative: 100 value/(1 + L̂(w)), the sharpness of Keskar et al. 2017, in percent.
-        loss: L̂(w).
-        rises: of every start of the ascent.
-        steps: gradients of the whole loss, over all starts.
-        converged: whether the best ascent ended before its steps were used up.
-        num_examples, num_units: size of the data.
-        box: ε of the box ε(|w_i| + 1), None for half-widths by name.
-        status: what limits the numbers, in sentences.
-        config: the settings.
-    """
+    kind, unversioned = "worst-case sharpness", True
 
-    value: float
-    relative: float
-    loss: float
-    rises: tuple[float, ...]
-    steps: int
-    converged: bool
-    num_examples: int
-    num_units: float
-    box: float | None
-    status: tuple[str, ...]
-    config: dict[str, Any]
-
-    def to_dict(self) -> dict[str, Any]:
-        """All fields as JSON-able values."""
-        values = {name: getattr(self, name) for name in self.__dataclass_fields__}
-        return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+    value: float = measured("worst-case rise", better="lower", says="max L̂(w + u) - L̂(w) found; not negative")
+    relative: float = measured(
+        "worst-case sharpness",
+        unit="%",
+        better="lower",
+        says="100 value/(1 + L̂(w)), the sharpness of Keskar et al. 2017",
+    )
+    loss: float = measured("training loss", says="L̂(w)")
+    rises: tuple[float, ...] = other("of every start of the ascent", default=())
+    steps: int = other("gradients of the whole loss, over all starts", default=0)
+    converged: bool = other("whether the best ascent ended before its steps were used up", default=False)
+    num_examples: int = other("examples in the data")
+    num_units: float = other("loss units in the data")
+    box: float | None = other("ε of the box ε(|w_i| + 1), None for half-widths by name", default=None)
+    status: tuple[str, ...] = other("what limits the numbers, in sentences", default=())
+    config: dict[str, Any] = other("the settings", default=dict)

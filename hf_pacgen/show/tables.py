@@ -8,8 +8,9 @@ from rich.table import Table
 from rich.text import Text
 
 from hf_pacgen.results.pacgen import PACGenResult
+from hf_pacgen.show.wording import number, percent, spread
 
-__all__ = ["print_report", "report"]
+__all__ = ["PLAIN_WIDTH", "number", "percent", "print_report", "report", "spread"]
 
 HOW_TO_READ = (
     "Lower is better: a lower value promises a smaller gap between training and test loss. Compare models of one "
@@ -17,6 +18,12 @@ HOW_TO_READ = (
 )
 PLAIN_WIDTH = 100
 """Columns where the output is no terminal, such as a log file."""
+SECTIONS = (
+    "score score_per_parameter active_fraction kl_complexity kl_complexity_per_parameter kl_active_fraction".split(),
+    "loss hessian_trace hessian_lipschitz".split(),
+    "num_parameters num_examples".split(),
+)
+"""Fields of a result in the order of the table, whose labels and meanings are their own; a line between groups."""
 
 
 def print_report(
@@ -44,66 +51,45 @@ def report(result: PACGenResult, *, title: str = "PACGen", top_modules: int = 8)
     parts.append(Text(HOW_TO_READ, style="dim"))
     if result.status:
         parts.append(Text("\nWhat limits these numbers:", style="bold"))
-        parts.extend(_bullet(sentence) for sentence in result.status)
+    for sentence in result.status:
+        line = Table.grid(padding=(0, 1))
+        line.add_row("•", Text(sentence))
+        parts.append(line)
     return Group(*parts)
 
 
+def _table(title: str) -> Table:
+    return Table(title=title, title_style="bold", title_justify="left", header_style="bold")
+
+
 def _numbers(result: PACGenResult, title: str) -> Table:
-    table = Table(title=escape(title), title_style="bold", title_justify="left", header_style="bold")
+    table = _table(escape(title))
     table.add_column("Quantity", no_wrap=True)
     table.add_column("Value", justify="right", no_wrap=True)
     table.add_column("What it says")
-    eta = number(result.eta)
-    table.add_row("Ψ", number(result.score), "the published PACGen score, in nats; lower is better")
-    table.add_row("  Ψ/m", number(result.score_per_parameter), "per parameter")
-    table.add_row(
-        "  active fraction",
-        percent(result.active_fraction),
-        "share of weights in which Ψ feels the curvature; near 0 %, Ψ sees only how large the weights are",
-    )
-    table.add_row(
-        "K(η)",
-        number(result.kl_complexity),
-        f"complexity in the PAC-Bayes bound at η = {eta}, in nats; lower is better",
-    )
-    table.add_row("  K(η)/m", number(result.kl_complexity_per_parameter), "per parameter")
-    table.add_row(
-        "  active fraction",
-        percent(result.kl_active_fraction),
-        "share of weights in which K(η) feels it",
-        end_section=True,
-    )
-    table.add_row("loss", number(result.loss), "mean training loss without dropout")
     error = spread(result.hessian_trace_stderr)
-    noise = " (± its noise, not its bias)" if error and result.estimator in ("blend", "gauss_newton") else ""
-    table.add_row(
-        "Hessian trace",
-        number(result.hessian_trace) + error,
-        f"curvature of the loss: how sharp the minimum is{noise}",
-    )
-    table.add_row(
-        "ρ",
-        number(result.hessian_lipschitz),
-        "how fast the curvature changes nearby (a lower estimate)",
-        end_section=True,
-    )
-    table.add_row("m", f"{result.num_parameters:,}", "trainable parameters")
+    is_biased = result.estimator in ("blend", "gauss_newton")
+    noise = " (± its noise, not its bias)" if error and is_biased else ""
     is_counted = result.num_units == result.num_examples
     units = "" if is_counted else f", with {result.num_units:,.0f} labeled tokens as the units of the loss"
-    table.add_row("examples", f"{result.num_examples:,}", f"training examples scored{units}")
+    facts = result.facts()
+    for section in SECTIONS:
+        for name in section:
+            fact, value = facts[name], getattr(result, name)
+            shown = percent(value) if fact.is_share else f"{value:,}" if isinstance(value, int) else number(value)
+            meaning = fact.meaning.replace("at η", f"at η = {number(result.eta)}")
+            if name == "hessian_trace":
+                shown, meaning = shown + error, meaning + noise
+            table.add_row(fact.row, shown, meaning + units * (name == "num_examples"))
+        if section is not SECTIONS[-1]:
+            table.add_section()
     table.add_row("time", _duration(result.seconds), _cost(result))
     return table
 
 
 def _modules(result: PACGenResult, count: int) -> Table:
-    ranked = sorted(result.by_module.items(), key=lambda item: -item[1]["kl_complexity"])
-    shown = ranked[:count]
-    table = Table(
-        title=f"Modules by their share of K(η): {len(shown)} of {len(ranked)}",
-        title_style="bold",
-        title_justify="left",
-        header_style="bold",
-    )
+    shown, _ = result.ranked_modules(count)
+    table = _table(f"Modules by their share of K(η): {len(shown)} of {len(result.by_module)}")
     table.add_column("Module", overflow="fold")
     for heading in ("m", "K(η)", "share", "K(η)/m", "Ψ/m", "trace"):
         table.add_column(heading, justify="right", no_wrap=True)
@@ -121,12 +107,6 @@ def _modules(result: PACGenResult, count: int) -> Table:
     return table
 
 
-def _bullet(sentence: str) -> Table:
-    line = Table.grid(padding=(0, 1))
-    line.add_row("•", Text(sentence))
-    return line
-
-
 def _cost(result: PACGenResult) -> str:
     counts = ((result.num_gradients, "gradient"), (result.num_hvps, "Hessian-vector product"))
     work = " and ".join(f"{count:,} {name}{'s' * (count != 1)}" for count, name in counts if count)
@@ -137,22 +117,3 @@ def _cost(result: PACGenResult) -> str:
 
 def _duration(seconds: float) -> str:
     return f"{seconds:.1f} s" if seconds < 100 else f"{seconds / 60:.1f} min"
-
-
-def number(value: float) -> str:
-    """Four significant digits, with thousands separated: 1,234,568, 12.35, 0.001235, 1.2e-07."""
-    return f"{value:,.0f}" if 1000 <= abs(value) < 1e15 else f"{value:.4g}"
-
-
-def spread(stderr: float | None) -> str:
-    """The standard error behind a value, to two digits; nothing where it is unknown or 0."""
-    return f" ± {number(float(f'{stderr:.2g}'))}" if stderr else ""
-
-
-def percent(share: float) -> str:
-    """A share as a percentage; one that is not quite 0 or 100 % does not look so."""
-    if 0 < share < 0.0005:
-        return "< 0.1 %"
-    if 0.9995 <= share < 1:
-        return "> 99.9 %"
-    return f"{share:.1%}".replace("%", " %")

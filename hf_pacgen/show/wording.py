@@ -1,14 +1,17 @@
-"""What a score says in words, and what each module contributes to it."""
+"""What a score says in words."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
-from hf_pacgen.maths.score import ScoreTerms
-from hf_pacgen.results.diagonal import DiagonalEstimate
-from hf_pacgen.results.lipschitz import LipschitzEstimate
+if TYPE_CHECKING:
+    from hf_pacgen.maths.score import ScoreTerms
+    from hf_pacgen.results.diagonal import DiagonalEstimate
+    from hf_pacgen.results.lipschitz import LipschitzEstimate
+    from hf_pacgen.results.pacgen import PACGenResult
 
-__all__ = ["SATURATED", "by_module", "findings"]
+__all__ = ["SATURATED", "findings", "limits", "number", "percent", "spread"]
 
 SATURATED = 0.01
 """Active fraction below which Ψ hardly depends on the curvature."""
@@ -18,27 +21,6 @@ ALONE = 10
 """Ratio of the smoothness term to the trace above which the score is one of ρ alone."""
 
 
-def by_module(terms: Mapping[str, ScoreTerms], parameter_traces: Mapping[str, float]) -> dict[str, dict[str, float]]:
-    """The share of every module in the sums of the score and in the trace, from those of its parameters."""
-    sums: dict[str, ScoreTerms] = {}
-    traces: dict[str, float] = {}
-    for name, term in terms.items():
-        module = name.rpartition(".")[0] or name
-        sums[module] = sums.get(module, ScoreTerms()) + term
-        traces[module] = traces.get(module, 0.0) + parameter_traces[name]
-    return {
-        module: {
-            "score": term.score,
-            "kl_complexity": term.kl_complexity,
-            "hessian_trace": traces[module],
-            "num_parameters": term.num_parameters,
-            "active_fraction": term.num_active / term.num_parameters,
-            "kl_active_fraction": term.num_kl_active / term.num_parameters,
-        }
-        for module, term in sums.items()
-    }
-
-
 def findings(
     total: ScoreTerms, diagonal: DiagonalEstimate, smoothness: LipschitzEstimate | None, eta: float
 ) -> Iterator[str]:
@@ -46,16 +28,16 @@ def findings(
     active, kl_active = (n / total.num_parameters for n in (total.num_active, total.num_kl_active))
     if active < SATURATED:
         saturated = (
-            f"Ψ is saturated: the curvature is felt in {active:.1%} of the coordinates, so Ψ is a function of the "
-            "weights' size alone."
+            f"Ψ is saturated: curvature matters for {active:.1%} of the weights, so Ψ is a function of the weights' "
+            "size alone."
         )
         if kl_active >= SATURATED:
-            saturated += f" Judge by K(η) at η = {eta:g}, which feels it in {kl_active:.1%}."
+            saturated += f" Judge by K(η) at η = {eta:g}, where it matters for {kl_active:.1%}."
         yield saturated
     if kl_active < SATURATED:
         yield (
-            f"K(η) is saturated{' too' * (active < SATURATED)}: it feels the curvature in {kl_active:.1%} of the "
-            "coordinates. Raise eta, gamma or epsilon to see the curvature."
+            f"K(η) is saturated{' too' * (active < SATURATED)}: curvature matters for {kl_active:.1%} of the weights. "
+            "Raise eta, gamma or epsilon to see the curvature."
         )
     yield from diagonal.notes
     if diagonal.trace_stderr is None:
@@ -77,3 +59,32 @@ def findings(
             f"ρ did not converge in {max(smoothness.iterations)} iterations, and is a lower estimate. "
             "Use more lipschitz_iterations."
         )
+
+
+def limits(result: PACGenResult) -> list[str]:
+    """What limits the numbers, in sentences: the result's own, and that Ψ is saturated if it does not say so."""
+    sentences = list(result.status)
+    if result.active_fraction < SATURATED and not any("saturated" in sentence for sentence in sentences):
+        advice = "Judge by K(η)." if result.kl_active_fraction >= SATURATED else "So is K(η)."
+        share = percent(result.active_fraction)
+        sentences.insert(0, f"Ψ is saturated: curvature matters for {share} of the weights. {advice}")
+    return sentences
+
+
+def number(value: float) -> str:
+    """Four significant digits, with thousands separated: 1,234,568, 12.35, 0.001235, 1.2e-07."""
+    return f"{value:,.0f}" if 1000 <= abs(value) < 1e15 else f"{value:.4g}"
+
+
+def spread(stderr: float | None) -> str:
+    """The standard error behind a value, to two digits; nothing where it is unknown or 0."""
+    return f" ± {number(float(f'{stderr:.2g}'))}" if stderr else ""
+
+
+def percent(share: float) -> str:
+    """A share as a percentage; one that is not quite 0 or 100 % does not look so."""
+    if 0 < share < 0.0005:
+        return "< 0.1 %"
+    if 0.9995 <= share < 1:
+        return "> 99.9 %"
+    return f"{share:.1%}".replace("%", " %")

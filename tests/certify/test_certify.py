@@ -132,7 +132,7 @@ def test_written_and_read(tmp_path: Path, solved):
     with pytest.raises(FileNotFoundError, match=r"the folder .* does not exist. Make it first"):
         result.save(tmp_path / "missing" / "certificate.json")
     (tmp_path / "text.json").write_text("no json")
-    with pytest.raises(ValueError, match="is not a JSON file"):
+    with pytest.raises(ValueError, match="is not JSON"):
         Certificate.load(tmp_path / "text.json")
     with pytest.raises(ValueError, match="This is no certificate of hf_pacgen"):
         Certificate.from_dict({})

@@ -1,4 +1,4 @@
-"""Numbers of any kind as tensors; the errors are run through the metric, in test_metric.py."""
+"""Numbers of any kind as tensors; the errors are run through the metric, in test_pacgen.py of the metric."""
 
 from __future__ import annotations
 

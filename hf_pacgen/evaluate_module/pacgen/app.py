@@ -24,11 +24,11 @@ from huggingface_hub.repocard import REGEX_YAML_BLOCK
 
 from hf_pacgen.config import ScoreConfig
 from hf_pacgen.errors import InputError, describe
-from hf_pacgen.results.reading import MAX_BYTES, parse_result, read_result
-from hf_pacgen.show.cards.contents import limits
+from hf_pacgen.results.base import MAX_BYTES
+from hf_pacgen.results.pacgen import PACGenResult
 from hf_pacgen.show.cards.update import NUMBERS
 from hf_pacgen.show.plots import plot_by_module
-from hf_pacgen.show.tables import number, percent
+from hf_pacgen.show.wording import limits, number, percent
 
 logger = logging.getLogger("hf_pacgen.app")
 
@@ -61,7 +61,7 @@ def show_upload(data):
     """What an uploaded file says: numbers, chart."""
     if data is None:
         return NOTHING, NO_CHART
-    return _shown(lambda: parse_result(data, "The uploaded file"))
+    return _shown(lambda: PACGenResult.parse(data, "The uploaded file"))
 
 
 def show_model(model, dataset, dataset_config, examples):
@@ -91,7 +91,7 @@ def hub_result(model, dataset, dataset_config, examples):
     _check_id(model, "model")
     info = _look_up(model)
     if any(file.rfilename == NUMBERS and (file.size or 0) <= MAX_BYTES for file in info.siblings or []):
-        return read_result(hf_hub_download(model, NUMBERS, token=False))
+        return PACGenResult.load(hf_hub_download(model, NUMBERS, token=False))
     command = f"hf-pacgen score {model} --dataset {dataset or 'TRAINING_DATA'} --output result.json"
     if not dataset:
         raise InputError(
@@ -141,26 +141,30 @@ def _look_up(model):
 
 def summary(result):
     """The numbers as tiles, and what limits them."""
+
+    def per_parameter(value):
+        return f"{number(value)} per parameter"
+
+    facts = result.facts()
     tiles = (
-        ("Ψ, the published score", result.score, f"{number(result.score_per_parameter)} per parameter"),
+        ("Ψ, the published score", number(result.score), per_parameter(result.score_per_parameter)),
         (
             f"K(η) at η = {number(result.eta)}",
-            result.kl_complexity,
-            f"{number(result.kl_complexity_per_parameter)} per parameter",
+            number(result.kl_complexity),
+            per_parameter(result.kl_complexity_per_parameter),
         ),
         (
             "Active fraction",
             percent(result.active_fraction),
-            f"of the weights feel the curvature in Ψ; {percent(result.kl_active_fraction)} in K(η)",
+            f"curvature matters for these weights in Ψ; for {percent(result.kl_active_fraction)} in K(η)",
         ),
-        ("Trace of the Hessian", result.hessian_trace, "how sharp the minimum is"),
-        ("ρ", result.hessian_lipschitz, "how fast the Hessian changes nearby"),
+        ("Trace of the Hessian", number(result.hessian_trace), facts["hessian_trace"].says),
+        ("ρ", number(result.hessian_lipschitz), facts["hessian_lipschitz"].says),
         ("Parameters", f"{result.num_parameters:,}", f"scored on {result.num_examples:,} training examples"),
     )
     boxes = "".join(
         f"<div class='pacgen-tile'><small>{html.escape(label)}</small>"
-        f"<b>{html.escape(value if isinstance(value, str) else number(value))}</b>"
-        f"<small>{html.escape(note)}</small></div>"
+        f"<b>{html.escape(value)}</b><small>{html.escape(note)}</small></div>"
         for label, value, note in tiles
     )
     items = "".join(f"<li>{html.escape(sentence)}</li>" for sentence in limits(result))

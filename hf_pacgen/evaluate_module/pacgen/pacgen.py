@@ -7,6 +7,7 @@ class that it finds in it: import modules that define metrics as modules, never 
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import logging
 import os
 
@@ -18,6 +19,7 @@ from hf_pacgen.errors import InputError
 from hf_pacgen.maths.arrays import to_number, to_tensors
 from hf_pacgen.maths.score import pacgen_score
 from hf_pacgen.measures.pacgen import pacgen
+from hf_pacgen.results.pacgen import PACGenResult, score_fields
 from hf_pacgen.show.wording import SATURATED
 
 logger = logging.getLogger("hf_pacgen.evaluate_module")
@@ -70,15 +72,8 @@ apply without a model:
     rho: a known rho; needs lipschitz_directions=0.
     standard_error, displacement, seed: see `hf_pacgen.ScoreConfig`.
 
-Returns:
-    pacgen: the published score, in nats. At least 0, no upper limit; lower is better.
-    pacgen_per_parameter: the same over the number of parameters, to compare models of different sizes.
-    pacgen_kl, pacgen_kl_per_parameter: K(eta), in nats. Likewise.
-    pacgen_active_fraction: share of the weights, from 0 to 1, in which `pacgen` feels the curvature. Near 0 it is
-        saturated: it tells the size of the weights and nothing else. Judge by `pacgen_kl` then.
-    pacgen_kl_active_fraction: the same of `pacgen_kl`.
-    hessian_trace: the sum of H_ii.
-    hessian_lipschitz: rho; when estimated, from below.
+Returns a dictionary of floats; where `pacgen_active_fraction` is near 0, judge by `pacgen_kl`:
+RETURNS
 
 Examples:
 
@@ -91,12 +86,20 @@ Examples:
     {'pacgen': 7.0929, 'pacgen_per_parameter': 2.3643, 'pacgen_kl': 12.8979, 'pacgen_kl_per_parameter': 4.2993,
      'pacgen_active_fraction': 0.6667, 'pacgen_kl_active_fraction': 0.6667, 'hessian_trace': 495.0,
      'hessian_lipschitz': 3.0}
-"""
+""".replace("RETURNS", "\n".join(f"    {f.key}: {f.meaning}" for f in PACGenResult.facts().values() if f.key))
 
 _DEFAULTS = ScoreConfig()
-_SETTINGS = tuple(field.name for field in dataclasses.fields(ScoreConfig))
+_SETTINGS = {field.name: getattr(_DEFAULTS, field.name) for field in dataclasses.fields(ScoreConfig)}
 _NUMBER_SETTINGS = ("gamma", "epsilon", "eta", "num_training_examples")
 """The settings that mean something without a model."""
+
+
+def _with_settings(compute):
+    """The signature of a function with the settings as keywords instead of ``**settings``."""
+    *rest, _ = inspect.signature(compute).parameters.values()
+    kind = inspect.Parameter.KEYWORD_ONLY
+    settings = [inspect.Parameter(name, kind, default=default) for name, default in _SETTINGS.items()]
+    return inspect.Signature([*rest, *settings])
 
 
 @evaluate.utils.file_utils.add_start_docstrings(_DESCRIPTION, _KWARGS_DESCRIPTION)
@@ -146,29 +149,11 @@ class PACGen(evaluate.Metric):
         batch_size=8,
         accelerator=None,
         progress=True,
-        gamma=_DEFAULTS.gamma,
-        epsilon=_DEFAULTS.epsilon,
-        eta=_DEFAULTS.eta,
-        estimator=_DEFAULTS.estimator,
-        hvp=_DEFAULTS.hvp,
-        passes=_DEFAULTS.passes,
-        lipschitz_directions=_DEFAULTS.lipschitz_directions,
-        lipschitz_iterations=_DEFAULTS.lipschitz_iterations,
-        lipschitz_batches=_DEFAULTS.lipschitz_batches,
-        rho=_DEFAULTS.rho,
-        max_examples=_DEFAULTS.max_examples,
-        num_training_examples=_DEFAULTS.num_training_examples,
-        standard_error=_DEFAULTS.standard_error,
-        displacement=_DEFAULTS.displacement,
-        seed=_DEFAULTS.seed,
+        **settings,
     ):
-        given = locals()
-        config = ScoreConfig(**{name: given[name] for name in _SETTINGS if name in given})
-        numbers = {
-            name: given[name]
-            for name in ("weights", "hessian_diagonal", "hessian_lipschitz")
-            if given[name] is not None
-        }
+        config = ScoreConfig(**settings)
+        given = {"weights": weights, "hessian_diagonal": hessian_diagonal, "hessian_lipschitz": hessian_lipschitz}
+        numbers = {name: value for name, value in given.items() if value is not None}
         if model is None and data is None:
             return self._from_numbers(numbers, config)
         if numbers:
@@ -197,6 +182,9 @@ class PACGen(evaluate.Metric):
         self._tell(*notes, *self.result.status)
         return self.result.metrics()
 
+    # The settings are those of ScoreConfig, written there only; tools see them one by one.
+    _compute.__signature__ = _with_settings(_compute)
+
     def _from_numbers(self, numbers, config):
         missing = [name for name in ("weights", "hessian_diagonal", "hessian_lipschitz") if name not in numbers]
         if missing:
@@ -204,11 +192,8 @@ class PACGen(evaluate.Metric):
                 f"Not given: {', '.join(missing)}. A score needs model= and data=, or all of weights=, "
                 "hessian_diagonal= and hessian_lipschitz= (0 leaves the smoothness of the Hessian out)."
             )
-        useless = [
-            name
-            for name in _SETTINGS
-            if name not in _NUMBER_SETTINGS and getattr(config, name) != getattr(_DEFAULTS, name)
-        ]
+        changed = [name for name, default in _SETTINGS.items() if getattr(config, name) != default]
+        useless = [name for name in changed if name not in _NUMBER_SETTINGS]
         if useless:
             raise InputError(
                 f"{', '.join(useless)} cannot be heeded without a model: with weights= and hessian_diagonal= there is "
@@ -225,22 +210,18 @@ class PACGen(evaluate.Metric):
         h = to_tensors(numbers["hessian_diagonal"], "hessian_diagonal")
         h = {name: value.to(w[name].device) if name in w else value for name, value in h.items()}
         terms = pacgen_score(w, h, rho, gamma=config.gamma, epsilon=config.epsilon, eta=eta)
-        active, kl_active = (n / terms.num_parameters for n in (terms.num_active, terms.num_kl_active))
-        if active < SATURATED:
-            self._tell(
-                f"PACGen is saturated: it feels the curvature in {active:.1%} of the weights, so it is a function of "
-                f"their size alone. {'Judge by pacgen_kl.' if kl_active >= SATURATED else 'So is pacgen_kl.'}"
-            )
-        return {  # the keys of PACGenResult.metrics()
-            "pacgen": terms.score,
-            "pacgen_per_parameter": terms.score / terms.num_parameters,
-            "pacgen_kl": terms.kl_complexity,
-            "pacgen_kl_per_parameter": terms.kl_complexity / terms.num_parameters,
-            "pacgen_active_fraction": active,
-            "pacgen_kl_active_fraction": kl_active,
+        found = {
+            **score_fields(terms),
             "hessian_trace": sum(value.double().sum().item() for value in h.values()),
             "hessian_lipschitz": rho,
         }
+        if found["active_fraction"] < SATURATED:
+            self._tell(
+                f"PACGen is saturated: curvature matters for {found['active_fraction']:.1%} of the weights, so it is a "
+                "function of their size alone. "
+                f"{'Judge by pacgen_kl.' if found['kl_active_fraction'] >= SATURATED else 'So is pacgen_kl.'}"
+            )
+        return PACGenResult.keyed(found)
 
     def _tell(self, *sentences):
         """Warn at the first computation; a training run that computes the metric a hundred times is told once."""

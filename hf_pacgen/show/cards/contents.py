@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
+import functools
 import json
-import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,23 +15,12 @@ from huggingface_hub import EvalResult, ModelCardData
 from huggingface_hub.repocard_data import eval_results_to_model_index
 
 from hf_pacgen.maths.certified_bound import Bound
+from hf_pacgen.results.certificate import certificate_fields, rounded_up, sentence
 from hf_pacgen.results.pacgen import PACGenResult
-from hf_pacgen.results.reading import certificate_fields
-from hf_pacgen.show.tables import number, percent
-from hf_pacgen.show.wording import SATURATED
+from hf_pacgen.show.wording import limits, number, percent
 
-__all__ = ["card_section", "certificate_section", "evaluation_results", "limits", "merged", "new_card"]
+__all__ = ["card_section", "certificate_section", "evaluation_results", "merged", "new_card"]
 
-METRIC_NAMES = {
-    "pacgen": "PACGen (Ψ, nats; lower is better)",
-    "pacgen_per_parameter": "PACGen per parameter (Ψ/m, nats)",
-    "pacgen_kl": "PAC-Bayes complexity (K(η), nats; lower is better)",
-    "pacgen_kl_per_parameter": "PAC-Bayes complexity per parameter (K(η)/m, nats)",
-    "pacgen_active_fraction": "Share of the weights in which PACGen feels the curvature",
-    "pacgen_kl_active_fraction": "Share of the weights in which K(η) feels the curvature",
-    "hessian_trace": "Trace of the Hessian of the training loss",
-    "hessian_lipschitz": "Lipschitz constant of the Hessian (ρ, lower estimate)",
-}
 CERTIFICATE = "pacgen_certificate"
 BOUND_NAMES = {bound.value: bound.label for bound in Bound}
 
@@ -62,36 +51,31 @@ def evaluation_results(
     dataset_split: str = "train",
 ) -> list[EvalResult]:
     """The entries of a ``model-index``: the metrics of the result, with the settings as arguments, and the bound."""
-    common: dict[str, Any] = {
-        "task_type": task_type,
-        "dataset_type": dataset_type,
-        "dataset_name": dataset_name or (dataset_type if dataset_type != "unknown" else "training data"),
-        "dataset_split": dataset_split,
-    }
+    entry = functools.partial(
+        EvalResult,
+        task_type=task_type,
+        dataset_type=dataset_type,
+        dataset_name=dataset_name or (dataset_type if dataset_type != "unknown" else "training data"),
+        dataset_split=dataset_split,
+    )
     entries = []
     if result is not None:
         # K(η) with the η it was taken at, which "n" alone would not tell
         arguments = {"pacgen": result.config, "pacgen_kl": {**result.config, "eta": result.eta}}
+        names = {facts.key: facts.name for facts in result.facts().values()}
         for key, value in result.metrics().items():
             entries.append(
-                EvalResult(
-                    metric_type=key,
-                    metric_name=METRIC_NAMES[key],
-                    metric_value=value,
-                    metric_args=arguments.get(key),
-                    **common,
-                )
+                entry(metric_type=key, metric_name=names[key], metric_value=value, metric_args=arguments.get(key))
             )
     if certificate is not None:
         settings = certificate.get("config")
         proof = {key: certificate[key] for key in ("status", "empirical_error", "kl", "n", "delta")}
         entries.append(
-            EvalResult(
+            entry(
                 metric_type=CERTIFICATE,
                 metric_name=f"Certified error ({_bound_name(certificate)}, δ = {number(certificate['delta'])})",
                 metric_value=certificate["bound"],
                 metric_args={**(settings if isinstance(settings, Mapping) else {}), **proof},
-                **common,
             )
         )
     return entries
@@ -110,59 +94,36 @@ def card_section(result: PACGenResult, *, chart: str | None = None, numbers: str
         for key, value in result.config.items()
         if value is not None
     ]
-    template = TEMPLATES.get_template("pacgen_section.md.jinja")
-    bars = "" if chart else _text_bars(result)
-    return template.render(
+    return TEMPLATES.get_template("pacgen_section.md.jinja").render(
         result=result,
         chart=chart,
         numbers=numbers,
-        bars=bars,
+        bars="" if chart else _text_bars(result),
         limits=limits(result),
         settings=settings,
     )
 
 
-def limits(result: PACGenResult) -> list[str]:
-    """What limits the numbers, in sentences: the result's own, and that Ψ is saturated if it does not say so."""
-    sentences = list(result.status)
-    if result.active_fraction < SATURATED and not any("saturated" in sentence for sentence in sentences):
-        felt = f"{percent(result.active_fraction)} of the weights"
-        advice = "Judge by K(η)." if result.kl_active_fraction >= SATURATED else "So is K(η)."
-        sentences.insert(0, f"Ψ is saturated: it feels the curvature in {felt}. {advice}")
-    return sentences
-
-
 def certificate_section(certificate: Any) -> str:
     """The section of a certificate, in Markdown."""
     fields = certificate_fields(certificate)
-    unit, notes = fields.get("unit") or "example", fields.get("notes") or ()
-    error = f"{math.ceil(1e3 * fields['bound'] - 1e-9) / 10:g} %"  # a bound is rounded up
     return TEMPLATES.get_template("certificate_section.md.jinja").render(
         certificate=fields,
-        sentence=fields.get("sentence") or _sentence(fields, error),
-        error=error,
-        unit=unit,
-        notes=notes,
+        sentence=fields.get("sentence") or sentence(fields),
+        error=rounded_up(fields["bound"]),
+        unit=fields.get("unit") or "example",
+        notes=fields.get("notes") or (),
         kind=_bound_name(fields),
-    )
-
-
-def _sentence(certificate: Mapping[str, Any], error: str) -> str:
-    """For a certificate that does not bring its own, such as one of another program."""
-    if certificate["status"] == "vacuous":
-        return f"The certificate is vacuous: an error of at most {error} proves nothing."
-    confidence = f"{math.floor(1e4 * (1 - certificate['delta']) + 1e-6) / 100:g} %"
-    return (
-        f"With probability ≥ {confidence} over the draw of the {int(certificate['n']):,} training examples, the noisy "
-        f"classifier errs on at most {error} of new ones."
     )
 
 
 def new_card(model_name: str, task_type: str | None, library_name: str | None) -> str:
     """A card for a model that has none."""
     data = ModelCardData(library_name=library_name, pipeline_tag=task_type, tags=["pacgen"])
-    template = TEMPLATES.get_template("model_card.md.jinja")
-    return template.render(card_data=data.to_yaml(), model_name=plain(model_name)) + "\n"
+    return (
+        TEMPLATES.get_template("model_card.md.jinja").render(card_data=data.to_yaml(), model_name=plain(model_name))
+        + "\n"
+    )
 
 
 def _bound_name(certificate: Mapping[str, Any]) -> str:
@@ -172,10 +133,10 @@ def _bound_name(certificate: Mapping[str, Any]) -> str:
 
 
 def _text_bars(result: PACGenResult, count: int = 12, width: int = 32) -> str:
-    ranked = sorted(result.by_module.items(), key=lambda item: -item[1]["kl_complexity"])
-    rows = [(name, values["kl_complexity"]) for name, values in ranked[:count]]
-    if ranked[count:]:
-        rows.append((f"({len(ranked) - count} more)", sum(values["kl_complexity"] for _, values in ranked[count:])))
+    ranked, rest = result.ranked_modules(count)
+    rows = [(name, values["kl_complexity"]) for name, values in ranked]
+    if rest:
+        rows.append((f"({len(rest)} more)", sum(values["kl_complexity"] for values in rest)))
     longest = max((value for _, value in rows), default=0.0) or 1.0
     labels = [" ".join(name.split()).replace("`", "'") for name, _ in rows]
     room = max(map(len, labels), default=0)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,8 +12,9 @@ from typing import Any
 from huggingface_hub import ModelCard
 
 from hf_pacgen.errors import InputError
+from hf_pacgen.results.base import write_whole
+from hf_pacgen.results.certificate import certificate_fields
 from hf_pacgen.results.pacgen import PACGenResult
-from hf_pacgen.results.reading import certificate_fields
 from hf_pacgen.show.cards.contents import card_section, certificate_section, evaluation_results, merged, new_card
 from hf_pacgen.show.cards.document import Card, to_model_card
 
@@ -88,8 +88,12 @@ def update_model_card(
         return card
     if file is not None:
         if result is not None:
-            _write_beside(file, result, chart)
-        _write(file, str(document))
+            result.save(file.with_name(NUMBERS))
+            if chart is not None:
+                from hf_pacgen.show.plots import plot_by_module, save_figure
+
+                save_figure(plot_by_module(result), file.with_name(chart))
+        write_whole(file, str(document))
     return updated
 
 
@@ -113,27 +117,6 @@ def _open(file: Path, model_name: str | None) -> Card:
             return Card(stream.read(), name=name)
     except UnicodeDecodeError as error:
         raise InputError(f"{name} is not UTF-8 text ({error}). Nothing was changed; convert it first.") from None
-
-
-def _write_beside(file: Path, result: PACGenResult, chart: str | None) -> None:
-    result.save(file.with_name(NUMBERS))
-    if chart is not None:
-        from hf_pacgen.show.plots import plot_by_module, save_figure
-
-        save_figure(plot_by_module(result), file.with_name(chart))
-
-
-def _write(file: Path, text: str) -> None:
-    """Write the card as a whole or not at all; a link and the file's permissions stay."""
-    target = file.resolve()
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_bytes(text.encode("utf-8"))
-        if target.exists():
-            shutil.copymode(target, temporary)
-        os.replace(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _folder_name(folder: Path | None) -> str:

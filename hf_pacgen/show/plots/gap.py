@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from hf_pacgen.maths.rank_correlation import rank_correlation
-from hf_pacgen.results.measures import MEASURES, Measures
+from hf_pacgen.results.measures import Measures
 from hf_pacgen.results.pacgen import PACGenResult
 from hf_pacgen.results.sharpness import Sharpness
 from hf_pacgen.results.spectrum import Spectrum
@@ -20,14 +20,14 @@ if TYPE_CHECKING:
 __all__ = ["plot_gap"]
 
 Result = PACGenResult | Sharpness | WorstCaseSharpness | Spectrum | Measures
-DEFAULTS: dict[type, tuple[str, str]] = {
-    PACGenResult: ("kl_complexity_per_parameter", "K(η)/m"),
-    Measures: ("kl_complexity_per_parameter", "K(η)/m"),
-    Sharpness: ("mean", "expected sharpness"),
-    WorstCaseSharpness: ("relative", "worst-case sharpness, in %"),
-    Spectrum: ("largest", "λ_max of the Hessian"),
+DEFAULTS: dict[type, str] = {
+    PACGenResult: "kl_complexity_per_parameter",
+    Measures: "kl_complexity_per_parameter",
+    Sharpness: "mean",
+    WorstCaseSharpness: "relative",
+    Spectrum: "largest",
 }
-"""For every kind of result, the measure that is drawn, and its name for people."""
+"""For every kind of result, the measure that is drawn."""
 
 
 def plot_gap(
@@ -58,8 +58,8 @@ def plot_gap(
     if len(kinds) > 1 or not kinds <= DEFAULTS.keys():
         names = ", ".join(sorted(kind.__name__ for kind in kinds))
         raise ValueError(f"results must all be of one kind that pacgen(), ..., measure_all() return; got {names}.")
-    default, title = DEFAULTS[kinds.pop()]
-    field = measure or default
+    (kind,) = kinds
+    field = measure or DEFAULTS[kind]
     x = [_value(result, field) for result in results]
     heights = [r.gap for r in results if isinstance(r, Measures)] if gaps is None else list(gaps)
     names_of = [r.name for r in results if isinstance(r, Measures)] if labels is None else list(labels)
@@ -77,7 +77,8 @@ def plot_gap(
     plain(ax, grid="y")
     ax.margins(0.14, 0.12)
     ax.xaxis.set_major_formatter(lambda value, _: compact(value))
-    ax.set_xlabel(title if field == default else MEASURES.get(field, field).strip())
+    facts = {"largest": Measures.facts()["largest_eigenvalue"], **results[0].facts()}.get(field)
+    ax.set_xlabel(facts.axis if facts and facts.label else field)
     ax.set_ylabel("gap: test minus training loss")
     correlation = rank_correlation(x, y)
     said = "is undefined" if math.isnan(correlation) else f"{correlation:+.2f}"
@@ -86,9 +87,7 @@ def plot_gap(
 
 
 def _value(result: Result, field: str) -> float:
-    value = (
-        max(result.eigenvalues) if isinstance(result, Spectrum) and field == "largest" else getattr(result, field, None)
-    )
+    value = getattr(result, field, None)
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise ValueError(
             f"{type(result).__name__} has no number {field!r} to draw. Give the name of one of its numbers."

@@ -8,7 +8,7 @@ import torch
 
 from hf_pacgen.results.landscape import LossSlice
 from hf_pacgen.show.plots.style import BLUE, ORANGE, headline, new_axes, plain
-from hf_pacgen.show.tables import number
+from hf_pacgen.show.wording import number
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -42,7 +42,7 @@ def _line(slice: LossSlice, ax: Axes | None) -> Axes:
     plain(ax, grid="y")
     ax.set_xlim(steps[0].item(), steps[-1].item())
     ax.set_xlabel(slice.names[0])
-    ax.set_ylabel("mean training loss")
+    ax.set_ylabel(slice.facts()["loss"].label)
     headline(
         ax,
         f"Loss along a line through a solution of {slice.num_parameters:,} weights\n"
@@ -62,7 +62,7 @@ def _plane(slice: LossSlice, ax: Axes | None) -> Axes:
     levels = (low + (high - low or 1.0) * share).tolist()
     filled = ax.contourf(across.tolist(), up.tolist(), losses, levels=levels, cmap="Blues", extend="both")
     ax.contour(across.tolist(), up.tolist(), losses, levels=levels, colors="white", linewidths=0.5)
-    bar = ax.figure.colorbar(filled, ax=ax, ticks=levels[::2], label="mean training loss")
+    bar = ax.figure.colorbar(filled, ax=ax, ticks=levels[::2], label=slice.facts()["loss"].label)
     bar.ax.set_yticklabels([number(float(f"{level:.3g}")) for level in levels[::2]], fontsize=8)
     box = slice.box[slice.box.isfinite().all(1)]
     if len(box):

@@ -11,7 +11,7 @@ from torch import Tensor
 from hf_pacgen.results.diagonal import DiagonalEstimate
 from hf_pacgen.results.pacgen import PACGenResult
 from hf_pacgen.show.plots.style import BLUE, ORANGE, compact, headline, new_axes, plain
-from hf_pacgen.show.tables import number, percent
+from hf_pacgen.show.wording import number, percent
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -46,36 +46,36 @@ def plot_by_module(
         raise ValueError("The result lists no modules: expected one that pacgen() returned. Score the model again.")
     names, rows = zip(*_ranked(result, top_modules, per_parameter), strict=True)
     ax = ax or new_axes(1.5 + 0.4 * len(names))
+    psi, complexity = (result.facts()[name] for name in ("score", "kl_complexity"))
     series = (
-        ("Ψ, the published score", BLUE, [row[0] for row in rows], -0.2),
-        (f"K(η) at η = {number(result.eta)}", ORANGE, [row[1] for row in rows], 0.2),
+        (f"{psi.label}, the published score", BLUE, -0.2),
+        (f"{complexity.label} at η = {number(result.eta)}", ORANGE, 0.2),
     )
-    longest = max(max(values) for _, _, values, _ in series)
-    for label, color, values, shift in series:
+    longest = max(map(max, rows))
+    for (label, color, shift), values in zip(series, zip(*rows, strict=True), strict=True):
         bars = ax.barh([i + shift for i in range(len(names))], values, height=0.36, color=color, label=label)
         ax.bar_label(bars, [compact(value) for value in values], padding=3, fontsize=8, color="#333333")
     ax.set_xlim(0, 1.14 * longest or 1.0)  # leaves room for the numbers beside the bars
     ax.set_yticks(range(len(names)), [_shorten(name) for name in names], fontsize=8.5)
     ax.set_ylim(len(names) - 0.4, -0.6)  # the largest on top
-    ax.set_xlabel("nats per parameter (lower is better)" if per_parameter else "nats (lower is better)")
+    ax.set_xlabel(f"{psi.unit}{' per parameter' * per_parameter} ({psi.better} is better)")
     headline(
         ax,
-        f"PACGen by module\nΨ feels the curvature in {percent(result.active_fraction)} of the weights, "
-        f"K(η) in {percent(result.kl_active_fraction)}",
+        f"PACGen by module\ncurvature matters for {percent(result.active_fraction)} of the weights in Ψ, "
+        f"for {percent(result.kl_active_fraction)} in K(η)",
     )
     plain(ax, grid="x")
     return ax
 
 
 def _ranked(result: PACGenResult, count: int, per_parameter: bool) -> Iterator[tuple[str, tuple[float, float]]]:
-    def heights(modules: list[Mapping[str, float]]) -> tuple[float, float]:
+    def heights(modules: list[dict[str, float]]) -> tuple[float, float]:
         by = sum(module["num_parameters"] for module in modules) if per_parameter else 1
         return sum(m["score"] for m in modules) / by, sum(m["kl_complexity"] for m in modules) / by
 
-    ranked = sorted(result.by_module.items(), key=lambda item: -item[1]["kl_complexity"])
-    for name, values in ranked[:count]:
+    ranked, rest = result.ranked_modules(count)
+    for name, values in ranked:
         yield name, heights([values])
-    rest: list[Mapping[str, float]] = [values for _, values in ranked[count:]]
     if rest:
         yield f"{len(rest)} other module{'s' if len(rest) > 1 else ''}", heights(rest)
 
@@ -158,7 +158,4 @@ def _share(count: int, total: int) -> str:
 
 
 def _shorten(name: str) -> str:
-    """The last parts of a long name: they tell modules apart."""
-    if len(name) <= MAX_LABEL:
-        return name
-    return "..." + name[len(name) - MAX_LABEL + 3 :]
+    return name if len(name) <= MAX_LABEL else "..." + name[3 - MAX_LABEL :]  # the last parts tell modules apart

@@ -8,7 +8,7 @@ import torch
 
 from hf_pacgen.results.spectrum import Spectrum
 from hf_pacgen.show.plots.style import BLUE, ORANGE, headline, new_axes, plain
-from hf_pacgen.show.tables import number
+from hf_pacgen.show.wording import number, spread
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -66,11 +66,10 @@ def plot_spectral_density(
     ax.set_ylim(low, 3 * top)
     ax.set_xlabel("eigenvalue of the Hessian of the training loss")
     ax.set_ylabel("density (integrates to 1)")
-    error = f" ± {number(float(f'{spectrum.trace_stderr:.2g}'))}" if spectrum.trace_stderr else ""
     headline(
         ax,
         f"Spectrum of the Hessian of {spectrum.num_parameters:,} weights\n"
-        f"largest found {number(max(spectrum.eigenvalues))}, trace {number(spectrum.trace or 0)}{error}",
+        f"largest found {number(spectrum.largest)}, trace {number(spectrum.trace or 0)}{spread(spectrum.trace_stderr)}",
         columns=3,
     )
     return ax

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from hf_pacgen.show.tables import number
+from hf_pacgen.show.wording import number
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

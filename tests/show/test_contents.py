@@ -14,8 +14,8 @@ from sample_results import sample_result
 from hf_pacgen.certify.certify import Certificate
 from hf_pacgen.config import CertificateConfig
 from hf_pacgen.errors import InputError
-from hf_pacgen.show.cards.contents import limits
 from hf_pacgen.show.cards.update import card_section, certificate_section, update_model_card
+from hf_pacgen.show.wording import limits
 
 RESULT = sample_result()
 
@@ -39,12 +39,12 @@ def test_names_and_sentences_are_shown_as_they_are() -> None:
 
 def test_a_saturated_result_says_so_in_words() -> None:
     quiet = sample_result(active_fraction=0.0, status=())
-    assert "Ψ is saturated: it feels the curvature in 0.0 % of the weights. Judge by K(η)." in card_section(quiet)
+    assert "Ψ is saturated: curvature matters for 0.0 % of the weights. Judge by K(η)." in card_section(quiet)
     assert limits(sample_result(active_fraction=0.0, status=("Ψ is saturated: ...",))) == ["Ψ is saturated: ..."]
     assert limits(sample_result(status=())) == []
-    felt = "Ψ is saturated: it feels the curvature in 0.0 % of the weights."
-    assert limits(sample_result(active_fraction=0.0, status=())) == [f"{felt} Judge by K(η)."]
-    assert limits(sample_result(active_fraction=0.0, kl_active_fraction=0.0, status=())) == [f"{felt} So is K(η)."]
+    said = "Ψ is saturated: curvature matters for 0.0 % of the weights."
+    assert limits(sample_result(active_fraction=0.0, status=())) == [f"{said} Judge by K(η)."]
+    assert limits(sample_result(active_fraction=0.0, kl_active_fraction=0.0, status=())) == [f"{said} So is K(η)."]
 
 
 @dataclasses.dataclass
@@ -69,7 +69,10 @@ class WithToDict:
 def test_certificates_of_any_kind() -> None:
     assert SENTENCE in certificate_section(WithToDict())
     vacuous = certificate_section(Plain())
-    assert "certificate is vacuous: an error of at most 100 %" in vacuous and "With probability" not in vacuous
+    assert (
+        "certificate is vacuous: from 100 training examples at this KL, nothing is proved" in vacuous
+        and "With probability" not in vacuous
+    )
     assert "| Bound | PAC-Bayes |" in vacuous
 
 

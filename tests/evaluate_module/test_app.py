@@ -26,7 +26,7 @@ import hf_pacgen
 pytest.importorskip("gradio", reason="gradio is not installed: pip install gradio")
 
 APP = Path(hf_pacgen.metric_path()) / "app.py"
-ARTIFACTS = Path(__file__).parent / "artifacts"
+ARTIFACTS = Path(__file__).parents[1] / "artifacts"
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 FLAGS = [
     "--no-sandbox",
@@ -166,7 +166,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     settings = {
         "GRADIO_SERVER_PORT": str(port),
         "GRADIO_TEMP_DIR": str(tmp_path_factory.mktemp("uploads")),
-        "PYTHONPATH": str(Path(__file__).parents[1]),
+        "PYTHONPATH": str(Path(__file__).parents[2]),
     }
     environment = {name: value for name, value in os.environ.items() if not name.startswith("GRADIO_")}
     process = subprocess.Popen(

@@ -171,6 +171,15 @@ def test_the_settings_are_those_of_the_score_with_their_defaults(metric: Any) ->
     assert [name for name in (*parameters, *KEYS) if not re.search(rf"[*`]{name}[*`]", card)] == []
 
 
+def test_card_and_description_say_of_every_key_what_its_field_says(metric: Any) -> None:
+    card = README.read_text(encoding="utf-8")
+    known = [fact for fact in PACGenResult.facts().values() if fact.key]
+    rows = [f"| `{fact.key}` | {fact.span} | {fact.label}: {fact.meaning} |" for fact in known]
+    assert re.findall(r"^\| `.*\|$", card, re.MULTILINE) == rows
+    assert [(fact.unit, fact.better) for fact in known] == 4 * [("nats", "lower")] + 4 * [("", None)]
+    assert all(f"    {fact.key}: {fact.meaning}" in metric.inputs_description for fact in known)
+
+
 def test_saturation_is_told_once(metric: Any, caplog: pytest.LogCaptureFixture) -> None:
     fresh = evaluate.load("pacgen")
     for _ in range(3):

@@ -77,9 +77,9 @@ def test_report_shows_everything() -> None:
     for phrase in (
         "A [b] model",  # markup of rich is not taken for such
         "η = 1,234",
-        "0.0 % share of weights in which Ψ feels the curvature",
+        "0.0 % share of the weights for which curvature matters in Ψ",
         "> 99.9 %",
-        "1,234 ± 120 curvature of the loss: how sharp the minimum is (± its noise, not its bias)",
+        "1,234 ± 120 Σ H_ii, how sharp the minimum is (± its noise, not its bias)",
         "12 training examples scored, with 57 labeled tokens as the units of the loss",
         "2.2 min",
         "gauss-newton estimate of the Hessian diagonal: 2,000 gradients and 1 Hessian-vector product of a batch",
@@ -100,10 +100,12 @@ def test_report_leaves_out_what_there_is_not() -> None:
 
 
 def test_the_guide_names_fields_metrics_and_rows() -> None:
-    page = (Path(__file__).parents[1] / "docs" / "guides" / "score.md").read_text(encoding="utf-8")
+    page = (Path(__file__).parents[2] / "docs" / "guides" / "score.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\| `(\w+)` \| `(\w+)` \| (.+) \|$", page, flags=re.MULTILINE)
-    values = {field.name: i for i, field in enumerate(dataclasses.fields(RESULT))}
-    numbered: dict[str, Any] = {field: float(values[field]) for field, _, _ in rows}
-    assert {key: numbered[field] for field, key, _ in rows} == dataclasses.replace(RESULT, **numbered).metrics()
+    facts = RESULT.facts()
+    assert sorted(rows) == sorted((name, fact.key, fact.label) for name, fact in facts.items() if fact.key)
+    values: dict[str, Any] = {name: float(i) for i, name in enumerate(facts)}
+    numbered = {name: values[name] for name, _, _ in rows}
+    assert {key: numbered[name] for name, key, _ in rows} == dataclasses.replace(RESULT, **numbered).metrics()
     shown = printed(RESULT)
     assert all(row in shown for _, _, row in rows)

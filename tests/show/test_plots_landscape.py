@@ -18,7 +18,7 @@ from hf_pacgen.results.sharpness import Sharpness
 from hf_pacgen.results.spectrum import Spectrum
 from hf_pacgen.show.plots import plot_gap, plot_loss_slice, plot_spectral_density, save_figure
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 STEPS = torch.linspace(-2, 2, 5, dtype=torch.float64)
 LINE = LossSlice(
     steps=(STEPS,),
@@ -111,7 +111,8 @@ def test_the_gap_and_its_rank_correlation() -> None:
     ax = plot_gap(rows)
     assert ax.collections[0].get_offsets().tolist() == [[1, 0.1], [2, 0.5], [3, 0.4]]  # type: ignore[union-attr]
     assert [text.get_text() for text in ax.texts] == ["a", "b", "c"]
-    assert ax.get_xlabel() == "K(η)/m" and ax.get_title(loc="left").endswith("rank correlation (Spearman) +0.50")
+    assert ax.get_xlabel() == "K(η)/m, in nats"
+    assert ax.get_title(loc="left").endswith("rank correlation (Spearman) +0.50")
     assert plot_gap(rows, measure="loss").get_xlabel() == "training loss"
     scores = [sample_result(kl_complexity_per_parameter=value) for value in (1.0, 2.0)]
     ax = plot_gap(scores, [0.2, 0.1], labels=["x", "y"])

@@ -31,7 +31,7 @@ def test_bars_by_module() -> None:
     assert [label.get_text() for label in ax.get_yticklabels()] == ["layer.0", "layer.1", "head"]
     assert bars(ax) == {"Ψ, the published score": [30, 20, 10], "K(η) at η = 1,000": [120, 90, 30]}
     assert ax.get_xlabel() == "nats (lower is better)"
-    assert "25.0 % of the weights, K(η) in 75.0 %" in ax.get_title(loc="left")
+    assert "curvature matters for 25.0 % of the weights in Ψ, for 75.0 % in K(η)" in ax.get_title(loc="left")
     low, high = ax.get_xlim()
     assert low == 0 and high > 120
     assert ax.get_ylim()[0] > ax.get_ylim()[1], "the largest is on top"
