@@ -142,17 +142,17 @@ def _look_up(model):
 def summary(result):
     """The numbers as tiles, and what limits them."""
 
-    def per_parameter(value):
-        return f"{number(value)} per parameter"
-
     facts = result.facts()
+    psi, complexity = (
+        (number(total), f"{number(mean)} per parameter")
+        for total, mean in (
+            (result.score, result.score_per_parameter),
+            (result.kl_complexity, result.kl_complexity_per_parameter),
+        )
+    )
     tiles = (
-        ("Ψ, the published score", number(result.score), per_parameter(result.score_per_parameter)),
-        (
-            f"K(η) at η = {number(result.eta)}",
-            number(result.kl_complexity),
-            per_parameter(result.kl_complexity_per_parameter),
-        ),
+        ("Ψ, the published score", *psi),
+        (f"K(η) at η = {number(result.eta)}", *complexity),
         (
             "Active fraction",
             percent(result.active_fraction),

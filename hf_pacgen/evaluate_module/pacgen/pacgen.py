@@ -61,16 +61,7 @@ or from numbers, without a model:
 
 Settings, the fields of `hf_pacgen.ScoreConfig`; of these only `gamma`, `epsilon`, `eta` and `num_training_examples`
 apply without a model:
-    gamma, epsilon: of the neighborhood N_i = gamma * |w_i| + epsilon (0.1 each).
-    eta: of K(eta), a positive number, or "n" for the number of training examples (the default).
-    num_training_examples: that number, if it is not the length of `data`. Without a model, eta="n" needs it.
-    max_examples: score at most this many examples.
-    estimator: of the Hessian diagonal: "blend" (the default), "hutchinson", "gauss_newton" or "exact".
-    hvp: how Hessian-vector products are computed: "auto" (the default) or a method by name.
-    passes: how often the estimator goes over the data (1).
-    lipschitz_directions, lipschitz_iterations, lipschitz_batches: effort that goes into rho.
-    rho: a known rho; needs lipschitz_directions=0.
-    standard_error, displacement, seed: see `hf_pacgen.ScoreConfig`.
+SETTINGS
 
 Returns a dictionary of floats; where `pacgen_active_fraction` is near 0, judge by `pacgen_kl`:
 RETURNS
@@ -86,10 +77,14 @@ Examples:
     {'pacgen': 7.0929, 'pacgen_per_parameter': 2.3643, 'pacgen_kl': 12.8979, 'pacgen_kl_per_parameter': 4.2993,
      'pacgen_active_fraction': 0.6667, 'pacgen_kl_active_fraction': 0.6667, 'hessian_trace': 495.0,
      'hessian_lipschitz': 3.0}
-""".replace("RETURNS", "\n".join(f"    {f.key}: {f.meaning}" for f in PACGenResult.facts().values() if f.key))
+"""
+for _place, _lines in {  # settings and numbers are described where they are declared, and only there
+    "SETTINGS": [f"    {f.name}: {f.metadata['help'].replace('--', '')}" for f in dataclasses.fields(ScoreConfig)],
+    "RETURNS": [f"    {facts.key}: {facts.meaning}" for facts in PACGenResult.facts().values() if facts.key],
+}.items():
+    _KWARGS_DESCRIPTION = _KWARGS_DESCRIPTION.replace(_place, "\n".join(_lines))
 
-_DEFAULTS = ScoreConfig()
-_SETTINGS = {field.name: getattr(_DEFAULTS, field.name) for field in dataclasses.fields(ScoreConfig)}
+_SETTINGS = {field.name: getattr(ScoreConfig(), field.name) for field in dataclasses.fields(ScoreConfig)}
 _NUMBER_SETTINGS = ("gamma", "epsilon", "eta", "num_training_examples")
 """The settings that mean something without a model."""
 

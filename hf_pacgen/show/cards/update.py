@@ -64,22 +64,15 @@ def update_model_card(
     folder = None if file is None else file.parent
     document = Card(str(card), name="The card") if file is None else _open(file, model_name)
     metadata = document.metadata
-    entries = evaluation_results(
-        result,
-        fields,
-        task_type=task_type or _task_type(metadata, folder) or "other",
-        dataset_type=dataset_type or _dataset_type(metadata),
-        dataset_name=dataset_name,
-        dataset_split=dataset_split,
-    )
+    about = {"dataset_type": dataset_type or _dataset_type(metadata), "dataset_split": dataset_split}
+    task = task_type or _task_type(metadata, folder) or "other"
+    entries = evaluation_results(result, fields, task_type=task, dataset_name=dataset_name, **about)
     index = metadata.get("model-index")
     name = model_name or (str(index[0]["name"]) if index else _folder_name(folder))
     document.set("model-index", merged(index, name, entries))
-    chart = None
+    chart = CHART if folder and result and result.by_module and importlib.util.find_spec("matplotlib") else None
     if result is not None:
-        chart = CHART if folder and result.by_module and importlib.util.find_spec("matplotlib") else None
-        section = card_section(result, chart=chart, numbers=NUMBERS if folder else None)
-        document.put_section("score", section)
+        document.put_section("score", card_section(result, chart=chart, numbers=NUMBERS if folder else None))
     if fields is not None:
         document.put_section("certificate", certificate_section(fields))
     updated = to_model_card(str(document))
@@ -139,17 +132,16 @@ def _trained_task(folder: Path | None) -> str | None:
     from transformers.modelcard import TASK_MAPPING
 
     mapping: Mapping[str, Any] = TASK_MAPPING
-
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         architectures = set(config.get("architectures") or [])
     except (ValueError, AttributeError, TypeError):  # not a configuration: the card does not depend on it
         return None
-    return next((task for task, names in mapping.items() if architectures & _flat(names.values())), None)
-
-
-def _flat(names: Any) -> set[str]:
-    return {single for name in names for single in (name if isinstance(name, (list, tuple)) else (name,))}
+    for task, names in mapping.items():
+        for name in names.values():  # of a class, or of several
+            if architectures & ({name} if isinstance(name, str) else set(name)):
+                return task
+    return None
 
 
 def _dataset_type(metadata: Mapping[str, Any]) -> str:

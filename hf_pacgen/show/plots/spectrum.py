@@ -51,16 +51,9 @@ def plot_spectral_density(
     for found in (True, False):
         chosen = [v for v, c in zip(spectrum.eigenvalues, spectrum.converged, strict=True) if c is found]
         if chosen:
-            ax.plot(
-                chosen,
-                [1.6 * low] * len(chosen),
-                linestyle="none",
-                marker="^",
-                markersize=8,
-                color=ORANGE,
-                markerfacecolor=ORANGE if found else "white",
-                label="eigenvalues found" if found else "not converged",
-            )
+            face, label = (ORANGE, "eigenvalues found") if found else ("white", "not converged")
+            at = [1.6 * low] * len(chosen)
+            ax.plot(chosen, at, "^", color=ORANGE, markersize=8, markerfacecolor=face, label=label)
     plain(ax, grid="y")
     ax.set_yscale("log")
     ax.set_ylim(low, 3 * top)

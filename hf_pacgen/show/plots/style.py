@@ -54,15 +54,8 @@ def new_axes(height: float, *, width: float = WIDTH) -> Axes:
 
 def headline(ax: Axes, title: str, *, columns: int = 2) -> None:
     """A title with the legend in a row below it: inside the axes it would cover bars."""
-    ax.legend(
-        loc="lower left",
-        bbox_to_anchor=(0, 1),
-        ncols=columns,
-        frameon=False,
-        fontsize=8.5,
-        borderaxespad=0.3,
-        borderpad=0,
-    )
+    row: dict[str, Any] = {"loc": "lower left", "bbox_to_anchor": (0, 1), "borderaxespad": 0.3, "borderpad": 0}
+    ax.legend(ncols=columns, frameon=False, fontsize=8.5, **row)
     ax.set_title(title, fontsize=10.5, loc="left", pad=22)
 
 
