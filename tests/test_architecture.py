@@ -10,7 +10,7 @@ import hf_pacgen
 PACKAGE = Path(hf_pacgen.__file__).parent
 FLOORS: dict[str, str] = {
     # from the ground up; a module imports from its own folder and from those above it in this list
-    "": "errors facts old_paths register",
+    "": "errors facts files old_paths register",
     "maths": "arrays binary_kl certified_bound counter_rng distributions lanczos noise_base noise_scale pac_bayes "
     "rank_correlation score truncation",
     "config": "certificate noise score settings sharpness spectrum",
@@ -21,7 +21,7 @@ FLOORS: dict[str, str] = {
     "model": "embeddings parameters precision state",
     "data": "batches collation losses objective sharded_objective",
     "curvature": "ascent checkpoint diagonal.blend diagonal.estimate diagonal.exact diagonal.gauss_newton "
-    "diagonal.hutchinson diagonal.sums displacement hvp lipschitz operators run_identity spectrum "
+    "diagonal.hutchinson diagonal.sums displacement hvp lipschitz operators run_identity spectrum tensor_file "
     "weight_space",
     "noise": "curvature_tracker layout lookup pairs perturbation perturbed",
     "measures": "comparison hessian landscape pacgen session sharpness spectrum worst_case",

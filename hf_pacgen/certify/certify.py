@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 import time
 import warnings
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import Any
 
 from torch import nn
-from tqdm.auto import tqdm
+from typing_extensions import Unpack
 
 from hf_pacgen.certify.draws import NoisyErrors
 from hf_pacgen.certify.error_rate import ErrorFunction, ErrorRate, is_per_document
@@ -30,20 +30,19 @@ from hf_pacgen.certify.validity import (
 )
 from hf_pacgen.config import CertificateConfig, PriorGroups, ScoreConfig
 from hf_pacgen.curvature.displacement import SavedWeights
+from hf_pacgen.curvature.run_identity import agree, described
 from hf_pacgen.data.collation import count_examples
-from hf_pacgen.data.objective import LossFunction
+from hf_pacgen.distributed.processes import Processes
 from hf_pacgen.maths.certified_bound import CertifiedBound
 from hf_pacgen.measures.hessian import hessian_diagonal
-from hf_pacgen.measures.session import check_arguments, measuring
+from hf_pacgen.measures.session import DataOptions, measure, session
 from hf_pacgen.model.state import unwrap
 from hf_pacgen.results.certificate import Certificate
-
-if TYPE_CHECKING:
-    from accelerate import Accelerator
 
 __all__ = ["Certificate", "certify"]
 
 
+@measure
 def certify(
     model: nn.Module,
     data: Any,
@@ -51,17 +50,13 @@ def certify(
     prior: PriorLike,
     config: CertificateConfig = CertificateConfig(),
     error_fn: ErrorFunction | None = None,
-    loss_fn: LossFunction | None = None,
-    collate_fn: Callable[[list[Any]], Any] | None = None,
-    batch_size: int = 8,
-    accelerator: Accelerator | None = None,
-    progress: bool = True,
+    **options: Unpack[DataOptions],
 ) -> Certificate:
     """Bound the error of a model with Hessian-shaped noise on new examples, by PAC-Bayes.
 
-    The posterior is noise around the trained weights, 1/s_i² = ηH_ii + 1/τ² (refined, if asked); it may depend on the
-    data in every way.  The prior N(p, τ²) may not: its center p is given, and the choice of τ from a grid that was
-    fixed beforehand is paid for.  The model is left exactly as it was found.
+    The posterior is noise around the trained weights, 1/s_i² = ηH_ii + 1/τ² (and refined, if asked), which may depend
+    on the data in every way; the prior N(p, τ²) may not: its center p is given, and the choice of τ from a grid fixed
+    beforehand is paid for.  The model is left exactly as it was found.
 
     Args:
         model: as for :func:`hf_pacgen.pacgen`, trained on the data or not.
@@ -72,8 +67,7 @@ def certify(
         config: settings.
         error_fn: ``error_fn(model, batch)`` -> one error in [0, 1] for each example.  By default the 0-1 error of the
             model's logits, for an example with several labels the fraction of wrong ones.
-        loss_fn, collate_fn, batch_size, accelerator, progress: as for :func:`hf_pacgen.pacgen`; the loss shapes
-            the noise, and need not be bounded.
+        options: as for :func:`hf_pacgen.pacgen`; the loss shapes the noise, and need not be bounded.
 
     Returns:
         A :class:`Certificate`; print its ``sentence``.
@@ -88,36 +82,36 @@ def certify(
     Wang et al. 2018 (arXiv 1809.07402).
     """
     began = time.perf_counter()
-    check_arguments(model, config, CertificateConfig)
-    model = unwrap(model)
-    check_batch_norm(model)
-    check_sampling(data)
+    model, processes = unwrap(model), Processes.sharing_work(model, options.get("accelerator"))
+    with processes.together():
+        check_batch_norm(model)
+        check_sampling(data)
     trainable = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
-    common: Any = {"loss_fn": loss_fn, "collate_fn": collate_fn, "batch_size": batch_size, "accelerator": accelerator}
     # the curvature comes from a few examples, everything else from all
     few = min(config.search_examples, config.max_examples or config.search_examples)
     rough = ScoreConfig(estimator=config.estimator, max_examples=few, seed=config.seed)
-    whole = ScoreConfig(max_examples=config.max_examples, seed=config.seed)
     with certified_parameters(model, config.parameters) as parameters:
-        center = resolve_prior(prior, model, parameters, assume_independent=config.assume_independent)
-        curvature = hessian_diagonal(model, data, config=rough, progress=progress, **common).values
-        with measuring(model, data, whole, **common) as objective, SavedWeights(objective.parameters) as saved:
-            shown = progress and objective.batches.processes.is_main
-            with tqdm(disable=not shown, leave=False, unit="batch") as bar:
-                errors = ErrorRate(objective, error_fn)
-                noisy = NoisyErrors(objective, errors, saved, seed=config.seed, tick=bar.update)
-                sizes, unit, notes = _survey(noisy, center, config)
-                notes += center.notes
-                for sentence in doubts(model, trainable, parameters, center):
-                    warnings.warn(sentence, stacklevel=2)
-                    notes.append(sentence)
-                groups = {name: config.prior_groups.group_of(name) for name in parameters}
-                scales = PriorScales(center.state, groups, config.prior_scales or DEFAULT_SCALES)
-                case = Case(noisy=noisy, prior=scales, config=config, sizes=sizes)
-                start = chosen = best_shape(case, curvature)
-                if config.refine_steps:
-                    chosen = refined(case, start)
-                proved = certified_draws(case, chosen)
+        with processes.together():
+            center = resolve_prior(prior, model, parameters, assume_independent=config.assume_independent)
+            weights = described("prior", center.state) if processes.size > 1 else {}
+        agree(processes, {"the": weights})
+        curvature = hessian_diagonal(model, data, config=rough, **options).values
+        with session(model, data, config, **options) as (objective, tick), SavedWeights(objective.parameters) as saved:
+            # the refinement works outside processes.together(), where nobody may ask whether others have failed
+            noisy = NoisyErrors(objective, ErrorRate(objective, error_fn), saved, seed=config.seed, tick=tick.advance)
+            sizes, unit, notes = _survey(noisy, center, config)
+            notes += center.notes
+            for sentence in doubts(model, trainable, parameters, center):
+                warnings.warn(sentence, stacklevel=2)
+                notes.append(sentence)
+            groups = {name: config.prior_groups.group_of(name) for name in parameters}
+            scales = PriorScales(center.state, groups, config.prior_scales or DEFAULT_SCALES)
+            case = Case(noisy=noisy, prior=scales, config=config, sizes=sizes)
+            tick.stage("certificate")
+            start = chosen = best_shape(case, curvature)
+            if config.refine_steps:
+                chosen = refined(case, start)
+            proved = certified_draws(case, chosen)
         counts = {name: parameter.numel() for name, parameter in parameters.items()}
     seconds = time.perf_counter() - began
     about: Any = {"prior": center.description, "unit": unit, "notes": tuple(notes), "seconds": seconds}

@@ -1,9 +1,8 @@
 """The state of a long estimate on disk: a run that was killed goes on where it was last saved.
 
-Every process keeps one safetensors file: its sums, and the batches that are in them.  The files of a run need not
-be of one moment, because what is in them is a sum over disjoint sets of batches; so nobody waits for anybody when
-saving, and any number of processes can go on from any number of files.  A file is written beside the old one,
-flushed to the disk, and put in its place by a rename, so that at every moment there is a whole one.
+Every process keeps one safetensors file: its sums, and which batches are in them.  These are sums over disjoint sets
+of batches, so the files need not be of one moment: nobody waits for anybody when saving, and any number of processes
+can go on from any number of files.
 """
 
 from __future__ import annotations
@@ -25,11 +24,12 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from hf_pacgen.curvature.run_identity import batch_checksum, differences
+from hf_pacgen.curvature.tensor_file import write_tensors
 from hf_pacgen.data.batches import Batches
 from hf_pacgen.distributed.processes import Processes
 from hf_pacgen.results.lipschitz import LipschitzEstimate
 
-__all__ = ["Checkpoint", "TERMINATED", "write_tensors"]
+__all__ = ["Checkpoint", "TERMINATED"]
 
 FORMAT = 1
 """Version of the form in which state is saved."""
@@ -38,9 +38,6 @@ TERMINATED = 143
 SAMPLED = 64
 """Batches of the data that are compared with those of the checkpoint."""
 NAME = re.compile(r"pacgen-(\d{4})-(\d{5})-of-(\d{5})\.safetensors")
-PIECE = 1 << 22
-"""Elements written at a time."""
-DTYPES = {torch.float32: "F32", torch.float64: "F64", torch.int64: "I64"}
 
 logger = logging.getLogger(__name__)
 
@@ -48,35 +45,25 @@ logger = logging.getLogger(__name__)
 class Checkpoint:
     """The saved state of a run that is shared by some processes.
 
-    Files are of a generation, which begins when a run does, or goes on with another number of processes.  The newest
-    generation of which all files are there counts.
+    A generation of files begins when a run begins, or goes on with another number of processes.  The newest one of
+    which all files are there counts.
 
     Args:
-        folder: where the files are; all processes must see it, and it is made if need be.
+        folder: one for all processes; it is made if need be.
         identity: what the run is of; see :func:`~hf_pacgen.curvature.run_identity.identity`.
         every: batches of a process after which its state is saved.
     """
 
     def __init__(
-        self,
-        folder: str | os.PathLike[str],
-        *,
-        identity: Mapping[str, Mapping[str, Any]],
-        processes: Processes,
-        every: int,
+        self, folder: str | os.PathLike[str], *, identity: Mapping[str, Any], processes: Processes, every: int
     ) -> None:
         self.folder, self.identity, self.processes, self.every = Path(folder), identity, processes, every
         self.lipschitz: LipschitzEstimate | None = None
-        """ρ, once it is known."""
         self._generation = 0
-        self._mine: list[_State] = []
-        """Files whose sums this process goes on with."""
-        self._done: list[tuple[int, int, int]] = []
-        """Pass, index and checksum of the batches in this process's sums."""
-        self._skipped: set[tuple[int, int]] = set()
-        """Pass and index of the batches that were in anybody's sums at the start."""
-        self._goes_on = False
-        """Whether the files found are those that this run will write."""
+        self._mine: list[_State] = []  # files whose sums this process goes on with
+        self._done: list[list[int]] = []  # pass, index and checksum of the batches in its sums
+        self._skipped: set[tuple[int, int]] = set()  # pass and index of those in anybody's sums at the start
+        self._goes_on = False  # whether the files found are those that this run will write
         self._unsaved = 0
         self._terminated = False
 
@@ -91,8 +78,8 @@ class Checkpoint:
         with self.processes.together():
             states = self._newest()
             for state in states:
-                state.check(self.identity, self.folder)
-            done = {(sweep, index): check for state in states for sweep, index, check in state.done()}
+                self._check(state)
+            done = {(sweep, index): check for state in states for sweep, index, check in state.done}
             self._compare(batches, done)
         if not states:
             return
@@ -100,9 +87,11 @@ class Checkpoint:
         self._goes_on = len(states) == size
         self._generation = states[0].generation + (not self._goes_on)
         self._mine = states[rank::size]
-        self._done = [row for state in self._mine for row in state.done()]
+        self._done = [row for state in self._mine for row in state.done]
         self._skipped = set(done)
-        self.lipschitz = states[0].lipschitz()
+        if (values := states[0].metadata["lipschitz"]) is not None:
+            lists = {key: tuple(value) for key, value in values.items() if isinstance(value, list)}
+            self.lipschitz = LipschitzEstimate(**(values | lists))
 
     def start(self, sums: Mapping[str, Tensor]) -> None:
         """Load the sums of the state found, and make the files of this run.  Every process calls this.
@@ -112,7 +101,7 @@ class Checkpoint:
         """
         with self.processes.together():
             for number, state in enumerate(self._mine):
-                state.add_to(sums, first=number == 0)
+                self._load(state, sums, first=number == 0)
             if not self._goes_on:
                 self._first_save(sums)
         with self.processes.together():
@@ -144,7 +133,7 @@ class Checkpoint:
         Raises:
             SystemExit: with code 143, after SIGTERM; the state is saved.
         """
-        self._done.append((sweep, index, batch_checksum(batch)))
+        self._done.append([sweep, index, batch_checksum(batch)])
         self._unsaved += 1
         if self._unsaved >= self.every or self._terminated:
             self.save(sums)
@@ -177,11 +166,8 @@ class Checkpoint:
 
     @contextmanager
     def watching(self) -> Iterator[None]:
-        """Let SIGTERM end the process only at the next batch, with the state saved.
-
-        A program that handles SIGTERM itself, or that measures outside its main thread, keeps its ways.
-        """
-        in_main = threading.current_thread() is threading.main_thread()
+        """Let SIGTERM end the process only at the next batch, unless the program handles SIGTERM itself."""
+        in_main = threading.current_thread() is threading.main_thread()  # no other can take signals
         if not in_main or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
             yield
             return
@@ -211,11 +197,8 @@ class Checkpoint:
             ) from error
 
     def _write(self, sums: Mapping[str, Tensor]) -> None:
-        metadata = {
-            "format": FORMAT,
-            "identity": self.identity,
-            "lipschitz": None if self.lipschitz is None else asdict(self.lipschitz),
-        }
+        lipschitz = None if self.lipschitz is None else asdict(self.lipschitz)
+        metadata = {"format": FORMAT, "identity": self.identity, "lipschitz": lipschitz}
         done = torch.tensor(self._done, dtype=torch.int64).view(-1, 3)
         write_tensors(self._path(self.processes.rank), {**sums, "done": done}, metadata)
 
@@ -235,7 +218,7 @@ class Checkpoint:
             return [_State.read(path, max(whole)[0]) for path in generations[max(whole)]]
         # a run that was killed while it made its first files leaves some without any work in them
         for (number, size), paths in generations.items():
-            if any(_State.read(path, number).done() for path in paths):
+            if any(_State.read(path, number).done for path in paths):
                 raise ValueError(
                     f"The checkpoint in {str(self.folder)!r} is incomplete: it is of {size} processes, and only "
                     f"{', '.join(path.name for path in paths)} is there. Put the missing files back, or delete these "
@@ -249,14 +232,40 @@ class Checkpoint:
         step = -(-len(seen) // SAMPLED) or 1
         wanted = {*seen[::step], *seen[-1:]}
         checks = {index: check for (_, index), check in done.items()}
-        found = set()
         for index, batch in batches.only(wanted):
-            found.add(index)
+            wanted.discard(index)
             if batch_checksum(batch) != checks[index]:
-                raise ValueError(_other_run(self.folder, f"batch {index} of the data"))
-        if wanted - found:
-            what = f"batch {min(wanted - found)} of the data (only in the checkpoint)"
-            raise ValueError(_other_run(self.folder, what))
+                raise self._other_run(f"batch {index} of the data")
+        if wanted:
+            raise self._other_run(f"batch {min(wanted)} of the data (only in the checkpoint)")
+
+    def _check(self, state: _State) -> None:
+        """Raise where a file is of another run."""
+        if state.metadata.get("format") != FORMAT:
+            raise ValueError(
+                f"The checkpoint in {str(self.folder)!r} was written by another version of hf_pacgen: expected format "
+                f"{FORMAT}, got {state.metadata.get('format')}. Go on with that version, or delete it to start again."
+            )
+        mine = json.loads(json.dumps(self.identity))
+        found = differences(state.metadata["identity"], mine, there="in the checkpoint", here="now")
+        if found:
+            raise self._other_run(found)
+
+    def _load(self, state: _State, sums: Mapping[str, Tensor], *, first: bool) -> None:
+        with safe_open(state.path, framework="pt") as file:
+            names = set(file.keys()) - {"done"}
+            if names and names != sums.keys():
+                raise self._other_run(f"the sums {sorted(names ^ sums.keys())[:5]}")
+            for name in names:
+                saved = file.get_tensor(name)
+                # the first is copied, not added to 0, so that every bit is what it was
+                sums[name].copy_(saved) if first else sums[name].add_(saved.to(sums[name].device))
+
+    def _other_run(self, what: str) -> ValueError:
+        return ValueError(
+            f"The checkpoint in {str(self.folder)!r} is of another run. These differ: {what}. "
+            "Name another checkpoint_dir, or delete this one to start again."
+        )
 
     def _remove(self, keep: list[Path]) -> None:
         for path in (*self.folder.glob("pacgen-*.safetensors"), *self.folder.glob("pacgen-*.safetensors.*.tmp")):
@@ -266,105 +275,21 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class _State:
-    """A file of the checkpoint."""
+    """A file of the checkpoint; ``done`` are the pass, index and checksum of the batches in its sums."""
 
     path: Path
     generation: int
     metadata: dict[str, Any]
+    done: list[list[int]]
 
     @classmethod
     def read(cls, path: Path, generation: int) -> _State:
         try:
             with safe_open(path, framework="pt") as file:
                 metadata = {key: json.loads(value) for key, value in (file.metadata() or {}).items()}
-                file.get_tensor("done")
+                return cls(path, generation, metadata, file.get_tensor("done").tolist())
         except (OSError, ValueError, SafetensorError) as error:
             raise ValueError(
                 f"The checkpoint file {str(path)!r} is damaged and cannot be read ({error}). "
                 "Put back a good copy, or delete the folder's files to start again."
             ) from error
-        return cls(path, generation, metadata)
-
-    def check(self, identity: Mapping[str, Mapping[str, Any]], folder: Path) -> None:
-        if self.metadata.get("format") != FORMAT:
-            raise ValueError(
-                f"The checkpoint in {str(folder)!r} was written by another version of hf_pacgen: expected format "
-                f"{FORMAT}, got {self.metadata.get('format')}. Go on with that version, or delete it to start again."
-            )
-        there = "in the checkpoint"
-        found = differences(self.metadata["identity"], json.loads(json.dumps(identity)), there=there, here="now")
-        if found:
-            raise ValueError(_other_run(folder, found))
-
-    def done(self) -> list[tuple[int, int, int]]:
-        with safe_open(self.path, framework="pt") as file:
-            return [(sweep, index, check) for sweep, index, check in file.get_tensor("done").tolist()]
-
-    def lipschitz(self) -> LipschitzEstimate | None:
-        values = self.metadata["lipschitz"]
-        if values is None:
-            return None
-        lists = {key: tuple(value) for key, value in values.items() if isinstance(value, list)}
-        return LipschitzEstimate(**(values | lists))
-
-    def add_to(self, sums: Mapping[str, Tensor], *, first: bool) -> None:
-        with safe_open(self.path, framework="pt") as file:
-            names = set(file.keys()) - {"done"}
-            if names and names != sums.keys():
-                raise ValueError(_other_run(self.path.parent, f"the sums {sorted(names ^ sums.keys())[:5]}"))
-            for name in names:
-                saved = file.get_tensor(name)
-                # the first is copied, not added to 0, so that every bit is what it was
-                sums[name].copy_(saved) if first else sums[name].add_(saved.to(sums[name].device))
-
-
-def _other_run(folder: Path, what: str) -> str:
-    return (
-        f"The checkpoint in {str(folder)!r} is of another run. These differ: {what}. "
-        "Name another checkpoint_dir, or delete this one to start again."
-    )
-
-
-def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
-    """Write a safetensors file, piece by piece and so without a copy of the tensors in memory.
-
-    The file is whole at every moment: the old one until the new one is on the disk.
-
-    Args:
-        tensors: of float32, float64 or int64.
-        metadata: JSON-able values.
-
-    Raises:
-        OSError: it could not be written; the old file is untouched.
-    """
-    header: dict[str, Any] = {"__metadata__": {key: json.dumps(value) for key, value in metadata.items()}}
-    end = 0
-    for name, tensor in tensors.items():
-        begin, end = end, end + tensor.numel() * tensor.element_size()
-        header[name] = {"dtype": DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [begin, end]}
-    words = json.dumps(header).encode()
-    words += b" " * (-len(words) % 8)  # tensors begin at multiples of their size
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(len(words).to_bytes(8, "little"))
-            file.write(words)
-            for tensor in tensors.values():
-                for piece in tensor.detach().reshape(-1).split(PIECE):
-                    file.write(piece.cpu().numpy().data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        _sync_folder(path.parent)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-
-
-def _sync_folder(folder: Path) -> None:
-    # the rename itself is on the disk only when the folder is
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

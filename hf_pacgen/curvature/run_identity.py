@@ -2,18 +2,34 @@
 
 from __future__ import annotations
 
+import dataclasses
+import numbers
+import os
 from collections.abc import Iterator, Mapping
+from enum import Enum
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from hf_pacgen.config.settings import Config
+from hf_pacgen.data.batches import Batches, length
 from hf_pacgen.data.collation import batch_tensors
-from hf_pacgen.data.objective import Objective
+from hf_pacgen.distributed.processes import Processes
 from hf_pacgen.distributed.shards import is_sharded
+from hf_pacgen.model.state import unwrap
 
-__all__ = ["BUFFERS", "batch_checksum", "checksum", "differences", "identity"]
+__all__ = [
+    "BUFFERS",
+    "agree",
+    "arguments",
+    "batch_checksum",
+    "checksum",
+    "described",
+    "differences",
+    "identity",
+    "qualified_name",
+]
 
 WORDS = 1 << 20
 """Elements added up at a time."""
@@ -24,34 +40,94 @@ MOST_NAMED = 5
 """Differences that are spelled out in a message."""
 
 
-def identity(objective: Objective, config: Config) -> dict[str, dict[str, Any]]:
-    """Settings, model, loss and data of an inspected objective, as JSON-able values by group and name.
+def identity(model: nn.Module, batches: Batches, config: Config | None, loss: str) -> dict[str, dict[str, Any]]:
+    """Settings, model, loss and data of a run, as JSON-able values by group and name.
 
     Weights and buffers count with their values, frozen ones too; data with its length and its first batch.
     """
-    model, batches = objective.model, objective.batches
-    tensors = {
-        name: tensor for name, tensor in (*model.named_parameters(), *model.named_buffers()) if not tensor.is_meta
-    }
-    buffers = [name for name, _ in model.named_buffers()]
-    loss = objective.loss_fn
+    tensors, buffers = _tensors(model), [name for name, _ in model.named_buffers()]
     return {
-        "the setting": config.to_dict(),
+        "the setting": {} if config is None else config.to_dict(),
         "the": {
             "class of the model": type(model).__name__,
-            "loss": objective.kind.value if loss is None else getattr(loss, "__qualname__", type(loss).__name__),
-            "length of the data": batches.length(),
+            "loss": loss,
+            "length of the data": length(batches.data),
             "batch size": batches.batch_size if batches.indices is not None else None,
         },
-        "the form of": {
-            name: f"{str(t.dtype).removeprefix('torch.')} {list(t.shape)}{' trainable' if t.requires_grad else ''}"
-            for name, t in tensors.items()
-        },
+        "the form of": {name: _form(tensor) for name, tensor in tensors.items()},
         # every process has other shards
         "the values of": {name: checksum(t) for name, t in tensors.items() if name not in buffers and not is_sharded(t)}
         | {"the first batch of the data": batch_checksum([batch for _, batch in batches.head(1)])},
         BUFFERS: {name: checksum(tensors[name]) for name in buffers if name in tensors},
     }
+
+
+def arguments(measure: str, given: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """What a process is about to measure, from the arguments as the caller gave them, in the groups of an identity."""
+    model = unwrap(given["model"])
+    the: dict[str, Any] = {"measure": measure, "class of the model": type(model).__name__}
+    settings: dict[str, Any] = {}
+    others: dict[str, Any] = {}
+    for name, value in given.items():
+        if name in ("data", "test_data"):
+            the[f"length of the {name}"] = length(value)
+        elif name == "config" and isinstance(value, Config):
+            settings = value.to_dict()
+        elif name == "checkpoint_dir":  # processes may see one folder under different names
+            others["checkpoint_dir is given"] = value is not None
+        elif name not in ("model", "accelerator", "progress"):
+            others |= described(name, value)
+    forms = {name: _form(t) for name, t in _tensors(model).items()} if isinstance(model, nn.Module) else {}
+    return {"the": the, "the setting": settings, "the argument": others, "the form of": forms}
+
+
+def described(name: str, value: Any) -> dict[str, Any]:
+    """An argument in values that can be sent, compared and shown: what is inside by its place, tensors by checksum."""
+    if isinstance(value, nn.Module):
+        value = {"class": type(value).__name__, **value.state_dict()}
+    elif isinstance(value, Config):
+        value = value.to_dict()
+    elif dataclasses.is_dataclass(value) and not callable(value):
+        fields = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
+        value = {key: field for key, field in fields.items() if isinstance(field, (str, int, float))}
+    if isinstance(value, (Mapping, list, tuple)):
+        items = value.items() if isinstance(value, Mapping) else enumerate(value)
+        return {path: what for key, item in items for path, what in described(f"{name}[{key!r}]", item).items()}
+    if isinstance(value, Tensor):
+        known = not (is_sharded(value) or value.is_meta)
+        return {name: f"{_form(value)}, checksum {checksum(value)}" if known else _form(value)}
+    if isinstance(value, Enum):
+        value = value.value
+    elif isinstance(value, os.PathLike):
+        value = os.fspath(value)
+    plain = value is None or isinstance(value, (str, numbers.Real))
+    return {name: (value if value == value else "nan") if plain else qualified_name(value)}
+
+
+def qualified_name(function: Any) -> str:
+    """The name of a function, or of an object's class, with that of what it was defined in."""
+    function = getattr(function, "func", function)  # of a functools.partial
+    return getattr(function, "__qualname__", type(function).__qualname__)
+
+
+def agree(processes: Processes, mine: Mapping[str, Mapping[str, Any]]) -> None:
+    """Raise on every process if two of them are about to do different work.
+
+    Args:
+        processes: all of which call this at the same place.
+        mine: what this one works on, by group and name.
+    """
+    if processes.size == 1:
+        return
+    first, *others = processes.gather(mine)
+    for rank, other in enumerate(others, start=1):
+        found = differences(first, other, there="in process 0", here=f"in process {rank}")
+        if found:
+            raise ValueError(
+                f"Process {rank} has another model, data or settings than process 0. These differ: {found}. "
+                "Give every process the same model, the same arguments and the whole data; the batches are shared out "
+                "here."
+            )
 
 
 def differences(
@@ -65,7 +141,7 @@ def differences(
     found = []
     for group in now:
         old, new = before.get(group, {}), now[group]
-        for name in (*new, *(n for n in old if n not in new)):
+        for name in (*old, *(n for n in new if n not in old)):
             if name not in new or name not in old:
                 found.append(f"{group} {name} (only {here if name in new else there})")
             elif old[name] != new[name] and group.startswith("the values of"):
@@ -74,6 +150,15 @@ def differences(
                 found.append(f"{group} {name} ({old[name]} {there} and {new[name]} {here})")
     more = f", and {len(found) - MOST_NAMED} more" if len(found) > MOST_NAMED else ""
     return ", ".join(found[:MOST_NAMED]) + more
+
+
+def _tensors(model: nn.Module) -> dict[str, Tensor]:
+    return {name: t for name, t in (*model.named_parameters(), *model.named_buffers()) if not t.is_meta}
+
+
+def _form(tensor: Tensor) -> str:
+    kind = str(tensor.dtype).removeprefix("torch.")
+    return f"{kind} {list(tensor.shape)}{' trainable' if tensor.requires_grad else ''}"
 
 
 def batch_checksum(batch: Any) -> int:

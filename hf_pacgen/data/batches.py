@@ -9,11 +9,12 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
+from hf_pacgen.config.settings import check_number
 from hf_pacgen.data.collation import _model_columns, _truncate, collate, count_examples
 from hf_pacgen.distributed.processes import Processes
 from hf_pacgen.model.state import seed_everything
 
-__all__ = ["Batches"]
+__all__ = ["Batches", "length"]
 
 
 class Batches:
@@ -41,10 +42,12 @@ class Batches:
         seed: int = 0,
         processes: Processes | None = None,
     ) -> None:
-        if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
-            raise ValueError(f"batch_size must be an integer of at least 1; got {batch_size!r}.")
         self.processes = processes or Processes()
         self.max_examples, self.seed, self.batch_size = max_examples, seed, batch_size
+        check_number(self, "batch_size", minimum=1, integer=True)
+        check_number(self, "seed", minimum=0, integer=True)
+        if max_examples is not None:
+            check_number(self, "max_examples", minimum=1, integer=True)
         self.collate = collate_fn or (lambda rows: collate(rows, model))
         self.indices: list[list[int]] | None = None
         _refuse_single_use(data)
@@ -55,7 +58,7 @@ class Batches:
         if _is_map_style(data):
             self.indices = self._choose(len(data))
         elif isinstance(data, IterableDataset) or _is_hub_stream(data):
-            data = DataLoader(data, batch_size=batch_size, collate_fn=self.collate)
+            data = DataLoader(data, batch_size=self.batch_size, collate_fn=self.collate)
         self.data = data
         self._generator_states = [(g, g.get_state()) for g in _generators(data)]
         self.examples_per_pass: int | None = None
@@ -108,11 +111,6 @@ class Batches:
         total = len(self.data if self.indices is None else self.indices)
         return len(range(self.processes.rank, total, self.processes.size))
 
-    def length(self) -> int | None:
-        """Number of examples in the data given, of batches where it is a list of these, None for a stream."""
-        data: Any = self.data.dataset if isinstance(self.data, DataLoader) else self.data
-        return len(data) if _sized(data) else None
-
     def _choose(self, size: int) -> list[list[int]]:
         chosen: Sequence[int] = range(size)
         if self.max_examples is not None and self.max_examples < size:
@@ -153,6 +151,12 @@ class Batches:
         """Give back the state of the data's own random generators."""
         for generator, state in self._generator_states:
             generator.set_state(state)
+
+
+def length(data: Any) -> int | None:
+    """Number of examples in the data given, of batches where it is a list of these, None for a stream."""
+    data = data.dataset if isinstance(data, DataLoader) else data
+    return len(data) if _sized(data) else None
 
 
 def _refuse_single_use(data: Any) -> None:

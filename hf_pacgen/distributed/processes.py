@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate.utils import send_to_device
-from torch import Tensor
+from torch import Tensor, nn
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -47,6 +47,16 @@ class Processes:
         processes = cls()
         processes.rank, processes.size, processes.device, processes._prints = rank, size, device, rank == 0
         return processes
+
+    @classmethod
+    def sharing_work(cls, model: Any, accelerator: Accelerator | None) -> Processes:
+        """Those that measure a model together: the accelerator's, else those that hold its shards, else this one."""
+        parameters = model.parameters() if accelerator is None and isinstance(model, nn.Module) else ()
+        shard: Any = next((p for p in parameters if hasattr(p, "device_mesh")), None)
+        size = 0 if shard is None else shard.device_mesh.size()
+        if size == 0 or size != torch.distributed.get_world_size():  # a part of all is refused later
+            return cls(accelerator)
+        return cls.sharing(torch.distributed.get_rank(), size, shard.device)
 
     def as_one(self) -> Processes:
         """As if there were one process: all do the same, and only the main one prints."""

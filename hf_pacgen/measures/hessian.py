@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import Any
 
 from torch import Tensor, nn
+from typing_extensions import Unpack
 
 from hf_pacgen.config import HVPMethod, ScoreConfig
 from hf_pacgen.curvature.diagonal import estimate_diagonal
@@ -15,68 +15,54 @@ from hf_pacgen.curvature.hvp import HessianProduct
 from hf_pacgen.curvature.lipschitz import estimate_lipschitz
 from hf_pacgen.curvature.operators import MeanHessian
 from hf_pacgen.curvature.weight_space import WeightSpace
-from hf_pacgen.data.objective import LossFunction
-from hf_pacgen.measures.session import check_arguments, measuring, progress_bar, ticker
+from hf_pacgen.measures.session import DataOptions, measure, session
 from hf_pacgen.results.diagonal import DiagonalEstimate
 from hf_pacgen.results.lipschitz import LipschitzEstimate
-
-if TYPE_CHECKING:
-    from accelerate import Accelerator
 
 __all__ = ["hessian_diagonal", "hessian_lipschitz", "hessian_vector_product"]
 
 
+@measure
 def hessian_diagonal(
     model: nn.Module,
     data: Any,
     *,
     config: ScoreConfig = ScoreConfig(),
-    loss_fn: LossFunction | None = None,
-    collate_fn: Callable[[list[Any]], Any] | None = None,
-    batch_size: int = 8,
-    accelerator: Accelerator | None = None,
-    progress: bool = True,
+    **options: Unpack[DataOptions],
 ) -> DiagonalEstimate:
     """The diagonal of ∇²L̂(w), L̂ the mean loss over all loss units of the data.
 
-    Arguments and errors are those of :func:`pacgen`; ``config`` says by which estimator, how often over the
+    Arguments, options and errors are those of :func:`pacgen`; ``config`` says by which estimator, how often over the
     data, and whether every entry gets a standard error.
     """
-    with measuring(model, data, config, loss_fn, collate_fn, batch_size, accelerator, shards=True) as objective:
-        with ExitStack() as stack:
-            bar = stack.enter_context(progress_bar(objective, progress, "Hessian diagonal", passes=config.passes))
-            space = stack.enter_context(WeightSpace(objective))
-            estimate = estimate_diagonal(space, config, tick=ticker(objective, bar))
-        return dataclasses.replace(
-            estimate,
-            values=space.returned(estimate.values),
-            stderr=None if estimate.stderr is None else space.returned(estimate.stderr),
-        )
+    what: Any = {"stage": "Hessian diagonal", "passes": config.passes}
+    with session(model, data, config, shards=True, **what, **options) as (objective, tick):
+        with WeightSpace(objective) as space:
+            estimate = estimate_diagonal(space, config, tick=tick)
+        stderr = None if estimate.stderr is None else space.returned(estimate.stderr)
+        return dataclasses.replace(estimate, values=space.returned(estimate.values), stderr=stderr)
 
 
+@measure
 def hessian_lipschitz(
     model: nn.Module,
     data: Any,
     *,
     config: ScoreConfig = ScoreConfig(),
-    loss_fn: LossFunction | None = None,
-    collate_fn: Callable[[list[Any]], Any] | None = None,
-    batch_size: int = 8,
-    accelerator: Accelerator | None = None,
-    progress: bool = True,
+    **options: Unpack[DataOptions],
 ) -> LipschitzEstimate:
     """A lower estimate of ρ, the Lipschitz constant of the Hessian in the box |u_i| ≤ N_i around the weights.
 
-    Arguments and errors are those of :func:`pacgen`, and ``config.lipschitz_directions`` must be at least 1.
+    Arguments, options and errors are those of :func:`pacgen`, and ``config.lipschitz_directions`` must be at least 1.
     """
-    check_arguments(model, config, ScoreConfig)
     if config.lipschitz_directions < 1:
         raise ValueError("hessian_lipschitz needs lipschitz_directions of at least 1; got 0, which means 'not at all'.")
-    with measuring(model, data, config, loss_fn, collate_fn, batch_size, accelerator, shards=True) as objective:
-        with progress_bar(objective, progress, "ρ") as bar, WeightSpace(objective) as space:
-            return estimate_lipschitz(space, config, tick=ticker(objective, bar))
+    with session(model, data, config, stage="ρ", shards=True, **options) as (objective, tick):
+        with WeightSpace(objective) as space:
+            return estimate_lipschitz(space, config, tick=tick)
 
 
+@measure
 def hessian_vector_product(
     model: nn.Module,
     data: Any,
@@ -84,15 +70,12 @@ def hessian_vector_product(
     *,
     method: HVPMethod | str = HVPMethod.AUTO,
     displacement: float | None = None,
-    loss_fn: LossFunction | None = None,
-    collate_fn: Callable[[list[Any]], Any] | None = None,
-    batch_size: int = 8,
-    accelerator: Accelerator | None = None,
+    **options: Unpack[DataOptions],
 ) -> dict[str, Tensor]:
     """∇²L̂(w) v, with L̂ the mean loss over all loss units of the data.
 
     Args:
-        model, data, loss_fn, collate_fn, batch_size, accelerator: as for :func:`pacgen`.
+        model, data, options: as for :func:`pacgen`.
         vector: v by parameter name, shaped like the trainable parameters.
         method: ``auto``, ``finite_difference``, ``reverse_over_reverse`` or ``forward_over_reverse``.
         displacement: norm of the displacement of a finite difference; by default it suits ‖w‖ and the dtype.
@@ -105,9 +88,7 @@ def hessian_vector_product(
             what :func:`pacgen` raises.
     """
     config = ScoreConfig(hvp=method, displacement=displacement)
-    with measuring(
-        model, data, config, loss_fn, collate_fn, batch_size, accelerator, confirm=False, shards=True
-    ) as objective:
+    with session(model, data, config, confirm=False, shards=True, **options) as (objective, _):
         with WeightSpace(objective) as space:
             given, norm = space.given(vector)
             if norm == 0:

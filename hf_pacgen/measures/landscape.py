@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import Unpack
 
-from hf_pacgen.config import ScoreConfig
-from hf_pacgen.curvature.displacement import SavedWeights, TensorDirection
+from hf_pacgen.curvature.diagonal_sums import zeros_like
 from hf_pacgen.curvature.operators import MeanLoss
-from hf_pacgen.curvature.weight_space import zeros_like
-from hf_pacgen.data.objective import LossFunction
 from hf_pacgen.maths.counter_rng import rademacher, stream_key
 from hf_pacgen.maths.score import neighborhood
-from hf_pacgen.measures.session import measuring, progress_bar, ticker
+from hf_pacgen.measures.session import DataOptions, measure, session
+from hf_pacgen.model.displacement import SavedWeights, TensorDirection
 from hf_pacgen.noise.perturbed import check_scale
 from hf_pacgen.results.landscape import LossSlice
-
-if TYPE_CHECKING:
-    from accelerate import Accelerator
 
 __all__ = ["OUTLINE", "mean_loss", "loss_slice"]
 
@@ -29,24 +25,20 @@ OUTLINE = 360
 """Rays along which the outline of the noise box in a plane is found."""
 
 
+@measure
 def mean_loss(
     model: nn.Module,
     data: Any,
     *,
-    loss_fn: LossFunction | None = None,
-    collate_fn: Callable[[list[Any]], Any] | None = None,
-    batch_size: int = 8,
     max_examples: int | None = None,
-    accelerator: Accelerator | None = None,
-    progress: bool = True,
+    **options: Unpack[DataOptions],
 ) -> float:
-    """L̂(w), the mean loss over all loss units of the data, without dropout.  Arguments are those of ``pacgen()``."""
-    scope = ScoreConfig(max_examples=max_examples)
-    with measuring(model, data, scope, loss_fn, collate_fn, batch_size, accelerator) as objective:
-        with progress_bar(objective, progress, "loss", passes=1) as bar:
-            return MeanLoss(objective, ticker(objective, bar))()
+    """L̂(w), the mean loss over all loss units of the data, without dropout.  Arguments are those of :func:`pacgen`."""
+    with session(model, data, max_examples=max_examples, stage="loss", passes=1, **options) as (objective, tick):
+        return MeanLoss(objective, tick)()
 
 
+@measure
 def loss_slice(
     model: nn.Module,
     data: Any,
@@ -60,16 +52,12 @@ def loss_slice(
     names: Sequence[str] = (),
     seed: int = 0,
     max_examples: int | None = None,
-    loss_fn: LossFunction | None = None,
-    collate_fn: Callable[[list[Any]], Any] | None = None,
-    batch_size: int = 8,
-    accelerator: Accelerator | None = None,
-    progress: bool = True,
+    **options: Unpack[DataOptions],
 ) -> LossSlice:
     """The loss along a line or in a plane through the weights, and where it leaves the noise box |u_i| ≤ N_i.
 
     Args:
-        model, data, loss_fn, collate_fn, batch_size, accelerator, progress: as for :func:`hf_pacgen.pacgen`.
+        model, data, options: as for :func:`hf_pacgen.pacgen`.
         directions: one or two vectors by parameter name (eigenvectors of :func:`hessian_spectrum`, a path between two
             solutions), or 1 or 2 for random ones, N_i with random signs, which lead to corners of the box.
         points: of each direction; odd, so that w is one of them.
@@ -97,11 +85,14 @@ def loss_slice(
         raise ValueError(
             f"names must have one name for each of the {count} directions; got {len(names)}. Name them all."
         )
-    scope = ScoreConfig(max_examples=max_examples, seed=seed, gamma=gamma, epsilon=epsilon)
-    with measuring(model, data, scope, loss_fn, collate_fn, batch_size, accelerator) as objective:
-        bar = progress_bar(objective, progress, "loss slice", passes=points**count)
-        with SavedWeights(objective.parameters) as saved, bar:
-            half = _half_widths(saved, scope, half_widths)
+    check_scale("gamma", gamma, {})
+    check_scale("epsilon", epsilon, {})
+    if gamma == 0 and epsilon == 0:
+        raise ValueError("gamma and epsilon are both 0, so the box is empty; make at least one of them positive.")
+    scope: Any = {"max_examples": max_examples, "seed": seed, "stage": "loss slice", "passes": points**count}
+    with session(model, data, **scope, **options) as (objective, tick):
+        with SavedWeights(objective.parameters) as saved:
+            half = _half_widths(saved, gamma, epsilon, half_widths)
             vectors = (
                 [_corner(half, seed, i) for i in range(count)]
                 if isinstance(directions, int)
@@ -111,35 +102,28 @@ def loss_slice(
             far = _far(box, reach)
             steps = tuple(torch.linspace(-f, f, points, dtype=torch.float64) for f in far)
             losses = torch.zeros([points] * count, dtype=torch.float64)
-            mean = MeanLoss(objective, ticker(objective, bar))
             for place in torch.cartesian_prod(*[torch.arange(points)] * count).view(-1, count).tolist():
                 terms = [(TensorDirection(v), s[i].item()) for v, s, i in zip(vectors, steps, place, strict=True)]
                 saved.displace(terms)
-                losses[tuple(place)] = mean()
-    labels = tuple(names) or tuple(
-        f"{'random ' if isinstance(directions, int) else ''}direction {i + 1}" for i in range(count)
-    )
-    return LossSlice(
-        steps=steps,
-        losses=losses,
-        loss=losses[tuple([points // 2] * count)].item(),
-        box=box,
-        names=labels,
-        num_parameters=objective.num_parameters,
-    )
+                losses[tuple(place)] = MeanLoss(objective, tick)()
+    kind = "random direction" if isinstance(directions, int) else "direction"
+    labels = tuple(names) or tuple(f"{kind} {i + 1}" for i in range(count))
+    at_weights, m = losses[tuple([points // 2] * count)].item(), objective.num_parameters
+    return LossSlice(steps=steps, losses=losses, loss=at_weights, box=box, names=labels, num_parameters=m)
 
 
-def _half_widths(saved: SavedWeights, config: ScoreConfig, given: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
+def _half_widths(
+    saved: SavedWeights, gamma: float, epsilon: float, given: Mapping[str, Tensor] | None
+) -> dict[str, Tensor]:
     if given is not None:
         check_scale("half_widths", given, saved.parameters)
-        return {
-            name: given[name].to(zeros_like(w)).expand_as(w) if name in given else zeros_like(w)
-            for name, w in saved.copy.items()
-        }
-    return {
-        name: neighborhood(w.to(zeros_like(w)), gamma=config.gamma, epsilon=config.epsilon)
-        for name, w in saved.copy.items()
-    }
+        return _whole(saved, given)
+    return {n: neighborhood(w.to(zeros_like(w)), gamma=gamma, epsilon=epsilon) for n, w in saved.copy.items()}
+
+
+def _whole(saved: SavedWeights, given: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors for all parameters, 0 where none is given."""
+    return {n: given[n].to(zeros_like(w)).expand_as(w) if n in given else zeros_like(w) for n, w in saved.copy.items()}
 
 
 def _corner(half: Mapping[str, Tensor], seed: int, number: int) -> dict[str, Tensor]:
@@ -152,10 +136,7 @@ def _corner(half: Mapping[str, Tensor], seed: int, number: int) -> dict[str, Ten
 
 def _vector(saved: SavedWeights, given: Mapping[str, Tensor]) -> dict[str, Tensor]:
     check_scale("directions", {name: value.abs() for name, value in given.items()}, saved.parameters)
-    vector = {
-        name: given[name].to(zeros_like(w)).expand_as(w) if name in given else zeros_like(w)
-        for name, w in saved.copy.items()
-    }
+    vector = _whole(saved, given)
     if not any(bool(value.any()) for value in vector.values()):
         raise ValueError("directions has a vector of length 0: expected one that leads somewhere. Leave it out.")
     return vector

@@ -1,19 +1,21 @@
-"""What every measurement of a model begins with: batches, an inspected objective, and a model left as it was."""
+"""What every measure of a model begins with: processes that agree, an inspected objective, a model left as it was."""
 
 from __future__ import annotations
 
+import difflib
+import functools
+import inspect
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any, ParamSpec, TypedDict, TypeVar
 
+from accelerate import Accelerator
 from torch import nn
 from tqdm.auto import tqdm
 
-from hf_pacgen.config import ScoreConfig
 from hf_pacgen.config.settings import Config
-from hf_pacgen.curvature.checkpoint import Checkpoint
-from hf_pacgen.curvature.run_identity import BUFFERS, differences, identity
+from hf_pacgen.curvature.run_identity import BUFFERS, agree, arguments, identity, qualified_name
 from hf_pacgen.data.batches import Batches
 from hf_pacgen.data.objective import LossFunction, Objective
 from hf_pacgen.data.sharded_objective import ShardedObjective
@@ -21,116 +23,173 @@ from hf_pacgen.distributed.processes import Processes
 from hf_pacgen.distributed.shards import Shards
 from hf_pacgen.model.state import preserved, unwrap
 
-if TYPE_CHECKING:
-    from accelerate import Accelerator
+__all__ = ["DataOptions", "Tick", "measure", "session"]
 
-__all__ = ["check_arguments", "measuring", "next_stage", "progress_bar", "ticker"]
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class DataOptions(TypedDict, total=False):
+    """Options of every measure; :func:`hf_pacgen.pacgen` explains them."""
+
+    loss_fn: LossFunction | None
+    collate_fn: Callable[[list[Any]], Any] | None
+    batch_size: int
+    accelerator: Accelerator | None
+    progress: bool
+
+
+class Tick:
+    """Called after every batch: moves the bar on, and stops early where another process has failed."""
+
+    def __init__(self, batches: Batches, progress: bool) -> None:
+        self.batches, self._progress = batches, progress and batches.processes.is_main
+        self.bar: Any = None
+        self.then: Callable[[], object] = lambda: None
+        """Done after every batch as well."""
+
+    def stage(self, what: str, *, passes: int | None = None) -> None:
+        """Count from 0 again, up to the batches of ``passes`` passes where both numbers are known."""
+        if self.bar is None:
+            self.bar = tqdm(disable=not self._progress, leave=False, unit=" batches")
+        count = self.batches.count() if passes is not None else None
+        self.bar.reset(total=None if count is None or passes is None else count * passes)
+        self.bar.set_description_str(what)
+
+    def advance(self) -> None:
+        """Move the bar on, and no more: for work that is not inside ``processes.together()``."""
+        if self.bar is not None:
+            self.bar.update()
+
+    def __call__(self) -> None:
+        self.advance()
+        self.batches.processes.check()
+        self.then()
 
 
 @contextmanager
-def measuring(
+def session(
     model: nn.Module,
     data: Any,
-    config: ScoreConfig,
-    loss_fn: LossFunction | None,
-    collate_fn: Callable[[list[Any]], Any] | None,
-    batch_size: int,
-    accelerator: Accelerator | None,
+    config: Any = None,
     *,
-    confirm: bool = True,
+    stage: str = "",
+    passes: int | None = None,
     shards: bool = False,
-) -> Iterator[Objective]:
+    confirm: bool = True,
+    max_examples: int | None = None,
+    seed: int = 0,
+    loss_fn: LossFunction | None = None,
+    collate_fn: Callable[[list[Any]], Any] | None = None,
+    batch_size: int = 8,
+    accelerator: Accelerator | None = None,
+    progress: bool = True,
+) -> Iterator[tuple[Objective, Tick]]:
     """An inspected objective; on the way out the model, the random state and the data are as before.
 
-    ``shards`` says whether the measurement can be of a model that is sharded over processes.
+    Args:
+        config: any settings with ``max_examples`` and ``seed``, which are given by themselves where there are none.
+        stage, passes: what the bar shows at first; see :meth:`Tick.stage`.
+        shards: whether the measure can be taken of a model that is sharded over processes.
+        confirm: whether the loss is taken twice at once, to see that it is deterministic.
     """
-    check_arguments(model, config, ScoreConfig)
-    model = unwrap(model)
-    sharded = Shards(model)
-    processes = all_processes = Processes(accelerator)
-    if sharded.active:
-        if not shards:
-            raise ValueError(
-                "The model is sharded over processes by fully_shard: expected a whole one, because only the score and "
-                "its parts are made for shards. Gather the weights into one process."
-            )
-        all_processes = sharded.processes
-        processes = all_processes.as_one()
+    if config is not None:
+        max_examples, seed = config.max_examples, config.seed
+    model, everyone = unwrap(model), Processes.sharing_work(model, accelerator)
+    with everyone.together():
+        sharded = Shards(model)
+    if sharded.active and not shards:
+        raise ValueError(
+            "The model is sharded over processes by fully_shard: expected a whole one, because only the score and "
+            "its parts are made for shards. Gather the weights into one process."
+        )
+    # processes that share the weights all go through the same batches
+    processes = everyone.as_one() if sharded.active else everyone
     with sharded.as_found(), preserved(model):
-        with processes.together():
+        with everyone.together():
             batches = Batches(
                 data,
                 model=model,
                 batch_size=batch_size,
                 collate_fn=collate_fn,
-                max_examples=config.max_examples,
-                seed=config.seed,
+                max_examples=max_examples,
+                seed=seed,
                 processes=processes,
             )
-            objective = (ShardedObjective if sharded.active else Objective)(model, batches, loss_fn=loss_fn)
-            objective.inspect(confirm=confirm)
-        _refuse_differences(objective, config, all_processes)
+            mine = identity(model, batches, config, qualified_name(loss_fn)) if everyone.size > 1 else {}
+        # before the inspection, whose forward passes are collectives where the model is sharded
+        agree(everyone, {group: values for group, values in mine.items() if group != BUFFERS})
+        tick = Tick(batches, progress)
         try:
+            with processes.together():
+                objective = (ShardedObjective if sharded.active else Objective)(model, batches, loss_fn=loss_fn)
+                objective.inspect(confirm=confirm)
+            if stage:
+                tick.stage(stage, passes=passes)
             with objective.rows.watching():
-                yield objective
+                yield objective, tick
         finally:
             batches.close()
+            if tick.bar is not None:
+                tick.bar.close()
 
 
-def check_arguments(model: Any, config: Any, kind: type[Config]) -> None:
-    """Raise if the model is no module, or the settings are none of that kind."""
-    if not isinstance(model, nn.Module):
-        what = type(model).__name__
-        if isinstance(model, (str, os.PathLike)):
-            remedy = "Load it with from_pretrained(), or score it by its name with the command 'hf-pacgen score'"
-        elif isinstance(getattr(model, "model", None), nn.Module):
-            remedy = f"Pass {'trainer.model' if 'Trainer' in what else 'the model inside, its attribute model'}"
-        else:
-            remedy = "Pass a PreTrainedModel, a PEFT model, or another torch.nn.Module"
-        raise TypeError(f"model must be a loaded model, a torch.nn.Module; got {what}. {remedy}.")
+def measure(function: Callable[P, R]) -> Callable[P, R]:
+    """A public measure, which begins when all processes have the same arguments, a model and the right settings.
+
+    The arguments are compared as the caller gave them, before the first other collective; so what the function itself
+    refuses, it refuses on every process.  ``help()`` shows the options that the function takes as ``**options``.
+    """
+    bare = inspect.signature(function)
+    own = [p for p in bare.parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD]
+    shared = [p for name, p in inspect.signature(session).parameters.items() if name in DataOptions.__annotations__]
+    signature = bare.replace(parameters=[*own, *shared])
+    kind = type(bare.parameters["config"].default) if "config" in bare.parameters else None
+
+    @functools.wraps(function)
+    def begin(*args: P.args, **kwargs: P.kwargs) -> R:
+        model: Any = args[0] if args else kwargs.get("model")
+        accelerator: Any = kwargs.get("accelerator")
+        processes = Processes.sharing_work(model, accelerator)
+        with processes.together():
+            given = _bind(function.__name__, signature, args, kwargs)
+            mine = arguments(function.__name__, given) if processes.size > 1 else {}
+        agree(processes, mine)
+        _check_model(given["model"])
+        if kind is not None:
+            _check_config(given["config"], kind)
+        return function(*args, **kwargs)
+
+    begin.__signature__ = signature  # type: ignore[attr-defined]
+    return begin
+
+
+def _bind(name: str, signature: inspect.Signature, args: Any, kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    try:
+        bound = signature.bind(*args, **kwargs)
+    except TypeError as error:
+        unknown = [key for key in kwargs if key not in signature.parameters]
+        near = difflib.get_close_matches(unknown[0], signature.parameters, 1) if unknown else []
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        raise TypeError(f"{name}() {error}. It takes {', '.join(signature.parameters)}.{hint}") from None
+    bound.apply_defaults()
+    return bound.arguments
+
+
+def _check_model(model: Any) -> None:
+    if isinstance(model, nn.Module):
+        return
+    what = type(model).__name__
+    if isinstance(model, (str, os.PathLike)):
+        remedy = "Load it with from_pretrained(), or score it by its name with the command 'hf-pacgen score'"
+    elif isinstance(getattr(model, "model", None), nn.Module):
+        remedy = f"Pass {'trainer.model' if 'Trainer' in what else 'the model inside, its attribute model'}"
+    else:
+        remedy = "Pass a PreTrainedModel, a PEFT model, or another torch.nn.Module"
+    raise TypeError(f"model must be a loaded model, a torch.nn.Module; got {what}. {remedy}.")
+
+
+def _check_config(config: Any, kind: type[Config]) -> None:
     if not isinstance(config, kind):
         remedy = f"{kind.__name__}(**config)" if isinstance(config, Mapping) else f"{kind.__name__}(...)"
         raise TypeError(f"config must be a {kind.__name__}; got {type(config).__name__}. Pass config={remedy}.")
-
-
-def ticker(objective: Objective, bar: Any, checkpoint: Checkpoint | None = None) -> Callable[[], None]:
-    """What is called after every batch."""
-
-    def tick() -> None:
-        bar.update()
-        objective.batches.processes.check()
-        if checkpoint is not None:
-            checkpoint.stop_if_asked()
-
-    return tick
-
-
-def _refuse_differences(objective: Objective, config: ScoreConfig, processes: Processes) -> None:
-    """Raise on every process if two of them have different settings, models or data."""
-    if processes.size == 1:
-        return
-    with processes.together():
-        mine = {group: values for group, values in identity(objective, config).items() if group != BUFFERS}
-    first, *others = processes.gather(mine)
-    for rank, other in enumerate(others, start=1):
-        found = differences(first, other, there="in process 0", here=f"in process {rank}")
-        if found:
-            raise ValueError(
-                f"Process {rank} has another model, data or settings than process 0. These differ: {found}. "
-                "Load the same model and the whole data in every process; the batches are shared out here."
-            )
-
-
-def progress_bar(objective: Objective, progress: bool, what: str = "", *, passes: int | None = None) -> Any:
-    """A bar over batches, on the main process only, in its first stage if ``what`` names one."""
-    bar = tqdm(disable=not (progress and objective.batches.processes.is_main), leave=False, unit=" batches")
-    if what:
-        next_stage(bar, objective, what, passes=passes)
-    return bar
-
-
-def next_stage(bar: Any, objective: Objective, what: str, *, passes: int | None = None) -> None:
-    """Count from 0 again, up to the batches of ``passes`` passes where both numbers are known."""
-    count = objective.batches.count() if passes is not None else None
-    bar.reset(total=None if count is None or passes is None else count * passes)
-    bar.set_description_str(what)

@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import Unpack
 
-from hf_pacgen.config import ScoreConfig, SharpnessConfig
+from hf_pacgen.config import SharpnessConfig
 from hf_pacgen.curvature.ascent import coarse_weights
 from hf_pacgen.data.collation import count_examples
 from hf_pacgen.data.losses import require_units
-from hf_pacgen.data.objective import LossFunction, Objective
-from hf_pacgen.measures.session import check_arguments, measuring, progress_bar, ticker
+from hf_pacgen.data.objective import Objective
+from hf_pacgen.measures.session import DataOptions, Tick, measure, session
 from hf_pacgen.noise.perturbation import Perturbation, ScaleFunction
 from hf_pacgen.noise.perturbed import scaled_noise
 from hf_pacgen.results.sharpness import Sharpness
-
-if TYPE_CHECKING:
-    from accelerate import Accelerator
 
 __all__ = ["ENOUGH", "expected_sharpness"]
 
@@ -28,17 +26,14 @@ ENOUGH = 8
 """Degrees of freedom of a variance that is trusted to stop the drawing."""
 
 
+@measure
 def expected_sharpness(
     model: nn.Module,
     data: Any,
     *,
     noise_scale: float | Mapping[str, Tensor],
     config: SharpnessConfig = SharpnessConfig(),
-    loss_fn: LossFunction | None = None,
-    collate_fn: Callable[[list[Any]], Any] | None = None,
-    batch_size: int = 8,
-    accelerator: Accelerator | None = None,
-    progress: bool = True,
+    **options: Unpack[DataOptions],
 ) -> Sharpness:
     """E_u L̂(w + u) - L̂(w), the rise of the mean loss over all loss units under random noise on the weights.
 
@@ -46,12 +41,10 @@ def expected_sharpness(
 
     Every batch has noise of its own in every draw, which estimates the same with far less variance than one u for the
     whole data: E_u is taken of a sum over batches.  A draw costs two forward passes over the data if antithetic, else
-    one; the model's loss is evaluated without dropout.  The noise is a function of the seed, the draw, the batch's
-    number and the parameters' names, so it is the same on any number of processes.  The weights are never written
-    to: they come back bit for bit, after an exception too.
+    one, without dropout.  The noise is the same on any number of processes.  The weights are never written to.
 
     Args:
-        model, data, loss_fn, collate_fn, batch_size, accelerator, progress: as for :func:`hf_pacgen.pacgen`.
+        model, data, options: as for :func:`hf_pacgen.pacgen`.
         noise_scale: σ, for all trainable weights or by parameter name (the others then have no noise): the standard
             deviation of normal noise, the half-width of uniform noise.
         config: distribution, number of draws, tolerance.
@@ -62,46 +55,29 @@ def expected_sharpness(
 
     Source: Neyshabur, Bhojanapalli, McAllester, Srebro 2017, arXiv 1706.08947.
     """
-    check_arguments(model, config, SharpnessConfig)
-    scope = ScoreConfig(max_examples=config.max_examples, seed=config.seed)
-    with measuring(model, data, scope, loss_fn, collate_fn, batch_size, accelerator) as objective:
-        noise, scale = scaled_noise(
-            objective.parameters,
-            noise_scale,
-            distribution=config.distribution,
-            gamma=config.gamma,
-            epsilon=config.epsilon,
-        )
-        with progress_bar(objective, progress, "expected sharpness") as bar:
-            try:
-                found = _Draws(objective, noise, scale, config, ticker(objective, bar)).run()
-            finally:
-                noise.restore()
-    return Sharpness(
-        **found,
-        noise_scale=None if isinstance(noise_scale, Mapping) else float(noise_scale),
-        config=config.to_dict(),
-    )
+    box: Any = {"distribution": config.distribution, "gamma": config.gamma, "epsilon": config.epsilon}
+    with session(model, data, config, stage="expected sharpness", **options) as (objective, tick):
+        noise, scale = scaled_noise(objective.parameters, noise_scale, **box)
+        try:
+            found = _Draws(objective, noise, scale, config, tick).run()
+        finally:
+            noise.restore()
+    level = None if isinstance(noise_scale, Mapping) else float(noise_scale)
+    return Sharpness(**found, noise_scale=level, config=config.to_dict())
 
 
 class _Draws:
     """The running mean and variance of each batch's rise, and what they come to over all batches."""
 
     def __init__(
-        self,
-        objective: Objective,
-        noise: Perturbation,
-        scale: ScaleFunction,
-        config: SharpnessConfig,
-        tick: Callable[[], Any],
+        self, objective: Objective, noise: Perturbation, scale: ScaleFunction, config: SharpnessConfig, tick: Tick
     ) -> None:
         self.objective, self.noise, self.scale, self.config, self.tick = objective, noise, scale, config, tick
+        # by the batch's number: loss at w and units, mean rise of a unit, and Σ (rise - mean)²
         self.base: dict[int, float] = {}
-        """Summed loss at w."""
         self.units: dict[int, float] = {}
         self.means: dict[int, float] = {}
         self.squares: dict[int, float] = {}
-        """Σ (rise - mean)²."""
         self.examples = self.forward = 0
 
     def run(self) -> dict[str, Any]:
@@ -113,24 +89,23 @@ class _Draws:
                     if self.objective.has_units(batch):
                         self._add(draw, index, batch)
                     self.tick()
-            sums = processes.sum_(self._sums(draw))
-            rise, variance, units, count, examples, loss, forward = sums.tolist()
+            rise, variance, units, count, examples, loss, forward = processes.sum_(self._sums(draw)).tolist()
             require_units(units)
-            mean, stderr = rise / units, math.sqrt(variance) / units
-            known = draw > 1
-            met = known and (draw - 1) * count >= ENOUGH and stderr <= self.config.tolerance * abs(mean)
-            if met and (self.config.tolerance or stderr == 0):
+            mean, spread = rise / units, math.sqrt(variance) / units
+            met = draw > 1 and (draw - 1) * count >= ENOUGH and spread <= self.config.tolerance * abs(mean)
+            if met and (self.config.tolerance or spread == 0):
                 break
+        stderr = spread if draw > 1 else None
         return {
             "mean": mean,
-            "stderr": stderr if known else None,
+            "stderr": stderr,
             "draws": draw,
             "converged": met,
             "loss": loss / units,
             "num_examples": int(examples),
             "num_units": units,
             "num_forward": int(forward),
-            "status": tuple(self._status(mean, stderr if known else None)),
+            "status": tuple(self._status(mean, stderr)),
         }
 
     def _add(self, draw: int, index: int, batch: Any) -> None:

@@ -2,35 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import nn
+from typing_extensions import Unpack
 
-from hf_pacgen.config import ScoreConfig, SpectrumConfig
+from hf_pacgen.config import SpectrumConfig
 from hf_pacgen.curvature.spectrum import estimate_spectrum
 from hf_pacgen.curvature.weight_space import WeightSpace
-from hf_pacgen.data.objective import LossFunction
-from hf_pacgen.measures.session import check_arguments, measuring, progress_bar, ticker
+from hf_pacgen.measures.session import DataOptions, measure, session
 from hf_pacgen.results.spectrum import Spectrum
-
-if TYPE_CHECKING:
-    from accelerate import Accelerator
 
 __all__ = ["hessian_spectrum"]
 
 
+@measure
 def hessian_spectrum(
     model: nn.Module,
     data: Any,
     *,
     k: int = 5,
     config: SpectrumConfig = SpectrumConfig(),
-    loss_fn: LossFunction | None = None,
-    collate_fn: Callable[[list[Any]], Any] | None = None,
-    batch_size: int = 8,
-    accelerator: Accelerator | None = None,
-    progress: bool = True,
+    **options: Unpack[DataOptions],
 ) -> Spectrum:
     """Top eigenvalues, trace and spectral density of ∇²L̂(w), L̂ the mean loss over all loss units of the data.
 
@@ -39,7 +32,7 @@ def hessian_spectrum(
     there are about four such vectors, and for the probes one for each of their steps.
 
     Args:
-        model, data, loss_fn, collate_fn, batch_size, accelerator, progress: as for :func:`hf_pacgen.pacgen`.
+        model, data, options: as for :func:`hf_pacgen.pacgen`.
         k: how many eigenvalues; as many as there are parameters if that is less.
         config: which eigenvalues, how exactly, and the probes.
 
@@ -53,8 +46,6 @@ def hessian_spectrum(
     """
     if isinstance(k, bool) or not isinstance(k, int) or k < 1:
         raise ValueError(f"k, the number of eigenvalues, must be an integer of at least 1; got {k!r}.")
-    check_arguments(model, config, SpectrumConfig)
-    scope = ScoreConfig(max_examples=config.max_examples, seed=config.seed)
-    with measuring(model, data, scope, loss_fn, collate_fn, batch_size, accelerator) as objective:
-        with WeightSpace(objective) as space, progress_bar(objective, progress, "Hessian spectrum") as bar:
-            return estimate_spectrum(space, config, k=k, tick=ticker(objective, bar))
+    with session(model, data, config, stage="Hessian spectrum", **options) as (objective, tick):
+        with WeightSpace(objective) as space:
+            return estimate_spectrum(space, config, k=k, tick=tick)

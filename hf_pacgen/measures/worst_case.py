@@ -2,36 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import Any
 
 from torch import Tensor, nn
+from typing_extensions import Unpack
 
-from hf_pacgen.config import ScoreConfig, SharpnessConfig
+from hf_pacgen.config import SharpnessConfig
 from hf_pacgen.curvature.ascent import ascend
 from hf_pacgen.curvature.weight_space import WeightSpace
-from hf_pacgen.data.objective import LossFunction
-from hf_pacgen.measures.session import check_arguments, measuring, progress_bar, ticker
+from hf_pacgen.measures.session import DataOptions, measure, session
 from hf_pacgen.noise.perturbed import check_scale
 from hf_pacgen.results.worst_case import WorstCaseSharpness
-
-if TYPE_CHECKING:
-    from accelerate import Accelerator
 
 __all__ = ["worst_case_sharpness"]
 
 
+@measure
 def worst_case_sharpness(
     model: nn.Module,
     data: Any,
     *,
     box: float | Mapping[str, Tensor] = 1e-3,
     config: SharpnessConfig = SharpnessConfig(),
-    loss_fn: LossFunction | None = None,
-    collate_fn: Callable[[list[Any]], Any] | None = None,
-    batch_size: int = 8,
-    accelerator: Accelerator | None = None,
-    progress: bool = True,
+    **options: Unpack[DataOptions],
 ) -> WorstCaseSharpness:
     """max L̂(w + u) - L̂(w) over a box |u_i| ≤ b_i, by projected gradient ascent: a lower estimate of the maximum.
 
@@ -40,7 +34,7 @@ def worst_case_sharpness(
     enough (Armijo).  It takes five vectors of the model's size.  The weights come back bit for bit.
 
     Args:
-        model, data, loss_fn, collate_fn, batch_size, accelerator, progress: as for :func:`hf_pacgen.pacgen`.
+        model, data, options: as for :func:`hf_pacgen.pacgen`.
         box: ε of Keskar et al.'s box, b_i = ε(|w_i| + 1), or the half-widths b_i by parameter name (others stay).
         config: number of starts and steps, seed.
 
@@ -50,9 +44,7 @@ def worst_case_sharpness(
 
     Source: Keskar, Mudigere, Nocedal, Smelyanskiy, Tang 2017, arXiv 1609.04836.
     """
-    check_arguments(model, config, SharpnessConfig)
-    scope = ScoreConfig(max_examples=config.max_examples, seed=config.seed)
-    with measuring(model, data, scope, loss_fn, collate_fn, batch_size, accelerator) as objective:
+    with session(model, data, config, stage="worst case", **options) as (objective, tick):
         check_scale("box", box, objective.parameters)
-        with WeightSpace(objective) as space, progress_bar(objective, progress, "worst case") as bar:
-            return ascend(space, box, config, tick=ticker(objective, bar))
+        with WeightSpace(objective) as space:
+            return ascend(space, box, config, tick=tick)

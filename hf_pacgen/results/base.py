@@ -6,7 +6,6 @@ import dataclasses
 import inspect
 import json
 import os
-import shutil
 import typing
 import warnings
 from collections.abc import Mapping
@@ -15,9 +14,10 @@ from pathlib import Path
 from typing import Any, ClassVar, NoReturn, TypeVar
 
 from hf_pacgen.errors import InputError
+from hf_pacgen.files import write_atomically
 from hf_pacgen.results.fields import FACTS, Facts, describe_type, excerpt, fits
 
-__all__ = ["MAX_BYTES", "MissingFile", "Result", "read_json", "write_whole"]
+__all__ = ["MAX_BYTES", "MissingFile", "Result", "read_json"]
 
 R = TypeVar("R", bound="Result")
 
@@ -164,7 +164,8 @@ class Result:
         folder = Path(path).parent
         if not folder.is_dir():
             raise FileNotFoundError(f"Cannot write {path}: the folder {folder} does not exist. Make it first.")
-        write_whole(path, json.dumps(self.to_dict(), indent=2) + "\n")
+        text = json.dumps(self.to_dict(), indent=2) + "\n"
+        write_atomically(path, lambda file: file.write(text.encode()))
 
 
 def read_json(path: str | os.PathLike[str]) -> Any:
@@ -199,19 +200,6 @@ def _parse(data: bytes, name: str) -> Any:
         return json.loads(data.decode("utf-8-sig"), parse_constant=refuse)
     except (ValueError, RecursionError) as error:  # wrong encodings and malformed JSON are ValueErrors
         raise InputError(f"{name} is not JSON ({error}): expected a result written by hf_pacgen.") from None
-
-
-def write_whole(path: str | os.PathLike[str], text: str) -> None:
-    """Write a file as a whole or not at all; a link and the file's permissions stay."""
-    target = Path(path).resolve()
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_bytes(text.encode("utf-8"))
-        if target.exists():
-            shutil.copymode(target, temporary)
-        os.replace(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _plain(value: Any) -> Any:

@@ -22,15 +22,13 @@ from hf_pacgen.config import CurvatureSource, Estimator, NoiseConfig, NoiseDraw,
 from hf_pacgen.curvature.diagonal import estimate_diagonal
 from hf_pacgen.curvature.lipschitz import estimate_lipschitz
 from hf_pacgen.curvature.weight_space import WeightSpace
-from hf_pacgen.data.batches import Batches
 from hf_pacgen.data.objective import LossFunction, Objective
-from hf_pacgen.data.sharded_objective import ShardedObjective
 from hf_pacgen.distributed.processes import Processes
 from hf_pacgen.distributed.shards import Shards, local
 from hf_pacgen.maths.distributions import NoiseDistribution
+from hf_pacgen.measures.session import session
 from hf_pacgen.model.embeddings import dense, lone_embeddings, reaches_beyond
 from hf_pacgen.model.parameters import trainable_parameters
-from hf_pacgen.model.state import preserved, unwrap
 from hf_pacgen.noise.curvature_tracker import CurvatureTracker
 from hf_pacgen.noise.lookup import LookupNoise, worthwhile
 from hf_pacgen.noise.pairs import PairedProducts, single_products, summed_products
@@ -348,37 +346,21 @@ class NoiseEngine:
     def _estimate(self, step: int) -> None:
         """Estimates that are made now and then, each on one batch of the training data."""
         config, tracker = self.config, self.tracker
+        batch: Any = {"max_examples": self.run.batch_size, "seed": config.seed + step}
         if tracker.source is CurvatureSource.HUTCHINSON and step % int(config.curvature_every or 1) == 0:
-            score = ScoreConfig(estimator=Estimator.HUTCHINSON, lipschitz_directions=0, seed=config.seed + step)
-            with self._objective(step) as objective, WeightSpace(objective) as space:
+            score = ScoreConfig(estimator=Estimator.HUTCHINSON, lipschitz_directions=0, **batch)
+            with self._objective(score) as objective, WeightSpace(objective) as space:
                 tracker.add_estimate(estimate_diagonal(space, score).values)
         if config.rho == "estimate" and tracker.source is not None and step % config.rho_every == 0:
-            score = ScoreConfig(
-                gamma=config.gamma, epsilon=config.epsilon, lipschitz_directions=1, seed=config.seed + step
-            )
-            with self._objective(step) as objective, WeightSpace(objective) as space:
+            score = ScoreConfig(gamma=config.gamma, epsilon=config.epsilon, lipschitz_directions=1, **batch)
+            with self._objective(score) as objective, WeightSpace(objective) as space:
                 tracker.rho = estimate_lipschitz(space, score).value
 
     @contextmanager
-    def _objective(self, step: int) -> Iterator[Objective]:
+    def _objective(self, score: ScoreConfig) -> Iterator[Objective]:
         run = self.run
-        model = unwrap(run.model)
+        how: Any = {"loss_fn": run.loss_fn, "collate_fn": run.collate_fn, "batch_size": run.batch_size}
         self.shards.reduce_every_gradient()
-        with self.shards.as_found(), preserved(model), torch.enable_grad():
-            # every process takes the same batch, so the running curvature stays the same everywhere
-            batches = Batches(
-                run.dataset,
-                model=model,
-                batch_size=run.batch_size,
-                collate_fn=run.collate_fn,
-                max_examples=run.batch_size,
-                seed=self.config.seed + step,
-                processes=self.shards.processes.as_one(),
-            )
-            objective = (ShardedObjective if self.shards.active else Objective)(model, batches, loss_fn=run.loss_fn)
-            objective.inspect()
-            try:
-                with objective.rows.watching():
-                    yield objective
-            finally:
-                batches.close()
+        # every process takes the same batch, so the running curvature stays the same everywhere
+        with torch.enable_grad(), session(run.model, run.dataset, score, shards=True, **how) as (objective, _):
+            yield objective

@@ -11,7 +11,8 @@ from torch.utils.data import Dataset
 from transformers import TrainingArguments
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
-from hf_pacgen.config import ScoreConfig
+from hf_pacgen.config import NoiseConfig, ScoreConfig
+from hf_pacgen.curvature.run_identity import agree
 from hf_pacgen.data.objective import LossFunction
 from hf_pacgen.distributed.processes import Processes
 from hf_pacgen.measures.pacgen import pacgen
@@ -19,7 +20,7 @@ from hf_pacgen.model.state import unwrap
 from hf_pacgen.results.pacgen import PACGenResult
 from hf_pacgen.training.noisy_step import Run
 
-__all__ = ["describe_run", "refuse_unsupported", "refuse_unknown_metric", "score_on_training_data"]
+__all__ = ["agree_on_noise", "describe_run", "refuse_unsupported", "refuse_unknown_metric", "score_on_training_data"]
 
 
 def refuse_unsupported(args: TrainingArguments) -> None:
@@ -61,6 +62,11 @@ def _fsdp_version(args: TrainingArguments) -> int:
     """The version that the arguments ask for; 1 where they say nothing, as accelerate has it."""
     given = getattr(args, "fsdp_plugin_args", None) or {}
     return int(given.get("fsdp_version") or 1)
+
+
+def agree_on_noise(args: TrainingArguments, noise: NoiseConfig | None) -> None:
+    """Raise on every process if two of them train with different noise."""
+    agree(_processes(args), {"the setting": {} if noise is None else noise.to_dict()})
 
 
 def refuse_unknown_metric(args: TrainingArguments) -> None:

@@ -20,7 +20,13 @@ from hf_pacgen.results.pacgen import PACGenResult
 from hf_pacgen.training.arguments import PACGenTrainingArguments, as_config
 from hf_pacgen.training.callback.callback import PACGenCallback
 from hf_pacgen.training.noisy_step import NoiseEngine
-from hf_pacgen.training.run_facts import describe_run, refuse_unknown_metric, refuse_unsupported, score_on_training_data
+from hf_pacgen.training.run_facts import (
+    agree_on_noise,
+    describe_run,
+    refuse_unknown_metric,
+    refuse_unsupported,
+    score_on_training_data,
+)
 
 __all__ = ["PACGenTrainer"]
 
@@ -260,6 +266,7 @@ class _Steps(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         trainer = self.trainer
         self._close()
+        agree_on_noise(trainer.args, trainer.noise)
         if trainer._has_noise:
             engine = trainer._start_engine(kwargs["train_dataloader"])
             if trainer._resumed_from is not None:

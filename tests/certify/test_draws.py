@@ -12,10 +12,10 @@ from hf_pacgen.certify import draws
 from hf_pacgen.certify.draws import NoiseStream, planned_passes
 from hf_pacgen.certify.error_rate import ErrorRate
 from hf_pacgen.certify.posterior import Posterior
-from hf_pacgen.config import CertificateConfig, ScoreConfig
+from hf_pacgen.config import CertificateConfig
 from hf_pacgen.curvature.displacement import SavedWeights
 from hf_pacgen.maths.distributions import NoiseDistribution
-from hf_pacgen.measures.session import measuring
+from hf_pacgen.measures.session import session
 
 
 def test_every_batch_has_its_own_draw_and_ragged_batches_count_less():
@@ -54,7 +54,7 @@ def test_noise_streams(distribution):
 def test_noise_is_drawn_around_the_means_of_the_posterior(solved):
     """Hardly any noise around -w turns every answer into its opposite."""
     model, data = solved
-    with measuring(model, data, ScoreConfig(), None, None, 8, None) as objective:
+    with session(model, data) as (objective, _):
         with SavedWeights(objective.parameters) as saved:
             noisy = draws.NoisyErrors(objective, ErrorRate(objective), saved, seed=0)
             tiny = {name: torch.full_like(w, 1e-6) for name, w in saved.copy.items()}

@@ -12,7 +12,7 @@ from typing import Any
 from huggingface_hub import ModelCard
 
 from hf_pacgen.errors import InputError
-from hf_pacgen.results.base import write_whole
+from hf_pacgen.files import write_atomically
 from hf_pacgen.results.certificate import certificate_fields
 from hf_pacgen.results.pacgen import PACGenResult
 from hf_pacgen.show.cards.contents import card_section, certificate_section, evaluation_results, merged, new_card
@@ -86,7 +86,7 @@ def update_model_card(
                 from hf_pacgen.show.plots import plot_by_module, save_figure
 
                 save_figure(plot_by_module(result), file.with_name(chart))
-        write_whole(file, str(document))
+        write_atomically(file, lambda target: target.write(str(document).encode()))
     return updated
 
 

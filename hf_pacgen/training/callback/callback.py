@@ -16,7 +16,7 @@ from hf_pacgen.config.settings import choice
 from hf_pacgen.results.pacgen import PACGenResult
 from hf_pacgen.training.arguments import as_config
 from hf_pacgen.training.noisy_step import NOISE_FILE, NoiseEngine
-from hf_pacgen.training.run_facts import describe_run, refuse_unsupported, score_on_training_data
+from hf_pacgen.training.run_facts import agree_on_noise, describe_run, refuse_unsupported, score_on_training_data
 
 __all__ = ["PACGenCallback", "ScoreOn"]
 
@@ -88,6 +88,7 @@ class PACGenCallback(TrainerCallback):
     ) -> None:
         """Set the noise up, and take over the state of a checkpoint."""
         self._close()
+        agree_on_noise(args, self.noise)
         if self.noise is None or not self._has_noise:
             return
         refuse_unsupported(args)
