@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import Unpack
 
-from hf_pacgen.curvature.diagonal_sums import zeros_like
+from hf_pacgen.curvature.displacement import SavedWeights, TensorDirection
 from hf_pacgen.curvature.operators import MeanLoss
+from hf_pacgen.curvature.weight_space import zeros_like
 from hf_pacgen.maths.counter_rng import rademacher, stream_key
 from hf_pacgen.maths.score import neighborhood
 from hf_pacgen.measures.session import DataOptions, measure, session
-from hf_pacgen.model.displacement import SavedWeights, TensorDirection
 from hf_pacgen.noise.perturbed import check_scale
 from hf_pacgen.results.landscape import LossSlice
 
