@@ -160,11 +160,25 @@ class SavedWeights:
         """Set the weights to w + Σ scale · direction; with ``whole``, all rows of every matrix."""
         if not terms:
             return self.restore()
-        self._restore_rows()
+        if self._rows or self.by_rows:
+            self._restore_rows()
         self._terms = terms
-        for name in self.parameters:
-            if whole or name not in self.by_rows:
-                self._displace_whole(name)
+        *first, (direction, scale) = terms
+        for name, parameter in self.parameters.items():
+            if name in self.by_rows and not whole:
+                continue
+            weights = parameter.detach()
+            if name not in self.copy:
+                self.copy[name] = weights.clone()
+            self._displaced.add(name)
+            for start, (piece, kept) in chunks(weights, self.copy[name]):
+                for other, factor in first:
+                    kept = torch.add(kept, other.piece(name, start, kept), alpha=factor)
+                displacement = direction.piece(name, start, kept)
+                if displacement.dtype == piece.dtype and displacement.shape == piece.shape:
+                    torch.add(kept, displacement, alpha=scale, out=piece)  # one pass, not two
+                else:
+                    piece.copy_(torch.add(kept, displacement, alpha=scale))
         # autocast caches casts of the weights and would go on using the old ones
         torch.clear_autocast_cache()
 
@@ -188,26 +202,13 @@ class SavedWeights:
     @torch.no_grad()
     def restore(self) -> None:
         """Put the weights back, bit for bit."""
-        self._restore_rows()
+        if self._rows or self.by_rows:
+            self._restore_rows()
+        self._terms = ()
         for name in self._displaced:
             self.parameters[name].detach().copy_(self.copy[name])
         self._displaced.clear()
         torch.clear_autocast_cache()
-
-    def _displace_whole(self, name: str) -> None:
-        weights = self.parameters[name].detach()
-        if name not in self.copy:
-            self.copy[name] = weights.clone()
-        self._displaced.add(name)
-        for start, (piece, kept) in chunks(weights, self.copy[name]):
-            *first, (direction, scale) = self._terms
-            for other, factor in first:
-                kept = torch.add(kept, other.piece(name, start, kept), alpha=factor)
-            displacement = direction.piece(name, start, kept)
-            if displacement.dtype == piece.dtype and displacement.shape == piece.shape:
-                torch.add(kept, displacement, alpha=scale, out=piece)  # one pass, not two
-            else:
-                piece.copy_(torch.add(kept, displacement, alpha=scale))
 
     def _restore_rows(self) -> None:
         for name, parts in self._rows.items():

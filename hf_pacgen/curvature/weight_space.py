@@ -19,7 +19,6 @@ from hf_pacgen.curvature.displacement import (
     Direction,
     RademacherDirection,
     SavedWeights,
-    Terms,
     chunks,
 )
 from hf_pacgen.data.losses import BatchLoss
@@ -45,6 +44,7 @@ class WeightSpace:
 
     Attributes:
         weights: this process's part of every trainable weight.
+        displace, restore: set the weights to w + Σ scale · direction, and put them back: see :class:`SavedWeights`.
         num_parameters: m, of the whole weights.
         has_second_derivatives: whether autograd can differentiate a gradient; it cannot through sharded weights.
     """
@@ -53,8 +53,10 @@ class WeightSpace:
         self.objective, self._shards = objective, objective.shards
         self.num_parameters = objective.num_parameters
         self.has_second_derivatives = not objective.shards.active
-        self.weights: Vector = {name: local(p) for name, p in objective.parameters.items()}
+        whole = not self._shards.active
+        self.weights: Vector = {n: p if whole else local(p) for n, p in objective.parameters.items()}
         self.saved = SavedWeights(self.weights, by_rows=objective.rows.alone, lazily=True)
+        self.displace, self.restore = self.saved.displace, self.saved.restore
 
     def __enter__(self) -> WeightSpace:
         self.objective.rows.on_read = self.saved.look_up
@@ -74,11 +76,14 @@ class WeightSpace:
         """A sum over the elements of this process, added up over all parts of the weights, in place."""
         return self._shards.sum_(tensor)
 
+    def _sum(self, value: float) -> float:
+        return self._shards.sum(value) if self._shards.active else value
+
     def norm(self, vector: Mapping[str, Tensor]) -> float:
         """‖v‖, over all parts; partial sums add in float64."""
         # the values of a sparse gradient are all that is not 0
         stored = (v.values() if v.is_sparse else v for v in vector.values())
-        return math.sqrt(self._shards.sum(sum(torch.linalg.vector_norm(v).item() ** 2 for v in stored)))
+        return math.sqrt(self._sum(sum(torch.linalg.vector_norm(v).item() ** 2 for v in stored)))
 
     def signs(self, *key: str | int) -> RademacherDirection:
         """Independent signs ±1, the same on any number of processes."""
@@ -110,7 +115,7 @@ class WeightSpace:
         for name, value in self.weights.items():
             for start, (weights,) in chunks(value.detach()):
                 squares += torch.linalg.vector_norm(direction.piece(name, start, weights)).item() ** 2
-        return math.sqrt(self._shards.sum(squares))
+        return math.sqrt(self._sum(squares))
 
     def given(self, vector: Mapping[str, Tensor]) -> tuple[Vector, float]:
         """This process's part of a user's vector, and the norm of the whole.
@@ -132,8 +137,10 @@ class WeightSpace:
                     f"vector[{name!r}] must have shape {tuple(parameters[name].shape)}, like the parameter; "
                     f"got {tuple(value.shape)}."
                 )
-            parts[name] = part_like(value, parameters[name], self._shards.offsets.get(name, 0))
-            square = self._shards.sum(torch.linalg.vector_norm(parts[name], dtype=wide(value)).item() ** 2)
+            parts[name] = (
+                part_like(value, parameters[name], self._shards.offsets[name]) if self._shards.active else value
+            )
+            square = self._sum(torch.linalg.vector_norm(parts[name], dtype=wide(value)).item() ** 2)
             if not math.isfinite(square):
                 raise ValueError(f"vector[{name!r}] contains NaN, infinity or huge numbers: expected finite numbers.")
             squares += square
@@ -141,6 +148,8 @@ class WeightSpace:
 
     def returned(self, vector: Mapping[str, Tensor]) -> Vector:
         """A vector for the user: sharded as the parameters are."""
+        if not self._shards.active:
+            return dict(vector)
         return {name: shard_like(value, self.objective.parameters[name]) for name, value in vector.items()}
 
     # ------------------------------------------------------------------------------------------------- the weights
@@ -153,15 +162,7 @@ class WeightSpace:
             few = weights.reshape(-1)[:: max(1, weights.numel() >> 12)] if weights.is_contiguous() else weights
             squares += torch.linalg.vector_norm(few.detach()).item() ** 2 / max(few.numel(), 1) * weights.numel()
         # weights that are all (nearly) zero give no scale: take that of an ordinary initialization
-        return max(math.sqrt(self._shards.sum(squares)), 0.02 * math.sqrt(self.num_parameters))
-
-    def displace(self, terms: Terms, *, whole: bool = False) -> None:
-        """Set the weights to w + Σ scale · direction; ``whole`` leaves out no row of an embedding."""
-        self.saved.displace(terms, whole=whole)
-
-    def restore(self) -> None:
-        """Put the weights back, bit for bit."""
-        self.saved.restore()
+        return max(math.sqrt(self._sum(squares)), 0.02 * math.sqrt(self.num_parameters))
 
     # ------------------------------------------------------------------------------------------------- gradients
 
@@ -191,17 +192,18 @@ class WeightSpace:
                 along = direction.rows(name, rows[name], gradient).to(gradient.dtype)
                 found += torch.dot(gradient.view(-1), along.reshape(-1)).item()
             elif parameter.grad is not None:
-                for start, (piece,) in chunks(dense(local(parameter.grad)).detach()):
+                gradient = local(parameter.grad) if self._shards.active else parameter.grad
+                for start, (piece,) in chunks(dense(gradient).detach()):
                     along = direction.piece(name, start, piece).to(piece.dtype).reshape(-1)
                     found += torch.dot(piece.reshape(-1), along).item()
-        return self._shards.sum(found)
+        return self._sum(found)
 
     def take_gradient(self) -> Vector:
         """Move the accumulated gradient out of the parameters; what no loss reached is absent."""
         found = {}
         for name, parameter in self.objective.parameters.items():
             if parameter.grad is not None:
-                gradient = local(parameter.grad).detach()
+                gradient = (local(parameter.grad) if self._shards.active else parameter.grad).detach()
                 found[name] = gradient.coalesce() if gradient.is_sparse else gradient
                 parameter.grad = None
         return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping, Sequence
+from enum import Enum
 from typing import Any
 
 import torch
@@ -50,23 +51,28 @@ class Batches:
             check_number(self, "max_examples", minimum=1, integer=True)
         self.collate = collate_fn or (lambda rows: collate(rows, model))
         self.indices: list[list[int]] | None = None
-        _refuse_single_use(data)
-        if isinstance(data, DataLoader):
-            _refuse_sharded_loader(data, self.processes)
-        elif collate_fn is None and hasattr(data, "column_names"):
+        form = _Form.of(data)
+        if form is _Form.LOADER and self.processes.size > 1 and hasattr(data, "total_dataset_length"):
+            # accelerate's prepared loaders give each process its share, and repeat examples to even them out
+            raise ValueError(
+                "data is a DataLoader prepared by accelerate, which repeats examples so that all processes get equally "
+                "many. Pass the unprepared DataLoader or the dataset: the batches are shared out without repeats."
+            )
+        if form in (_Form.ROWS, _Form.STREAM) and collate_fn is None and hasattr(data, "column_names"):
             data = _model_columns(data, model)
-        if _is_map_style(data):
+        if form is _Form.ROWS:
             self.indices = self._choose(len(data))
-        elif isinstance(data, IterableDataset) or _is_hub_stream(data):
+        elif form is _Form.STREAM:
             data = DataLoader(data, batch_size=self.batch_size, collate_fn=self.collate)
         self.data = data
-        self._generator_states = [(g, g.get_state()) for g in _generators(data)]
+        loaded = isinstance(data, DataLoader)
+        self._generator_states = [(g, g.get_state()) for g in _generators(data)] if loaded else []
         self.examples_per_pass: int | None = None
         """Number of examples in one pass (before any share of a process), known after one."""
 
     def __iter__(self) -> Iterator[tuple[int, Any]]:
         """The batches of this process, with their indices among all batches."""
-        return self.without(frozenset())
+        return self.every(lambda index: index % self.processes.size == self.processes.rank)
 
     def without(self, skipped: Container[int]) -> Iterator[tuple[int, Any]]:
         """The batches of this process but for some, which are not even loaded where that is possible."""
@@ -102,7 +108,8 @@ class Batches:
             return len(self.data)
         if isinstance(self.data, DataLoader) and not self.data.drop_last and _sized(self.data.dataset):
             return len(self.data.dataset)  # type: ignore[arg-type]
-        return sum(count_examples(batch) for batch in self._reseeded())
+        self._reseed()
+        return sum(count_examples(batch) for batch in self.data)
 
     def count(self) -> int | None:
         """Number of batches that a pass of this process goes over, None where the data does not tell beforehand."""
@@ -130,7 +137,8 @@ class Batches:
                 yield index, self.collate(examples)
             return
         left = self.max_examples
-        for index, batch in enumerate(self._reseeded()):
+        self._reseed()
+        for index, batch in enumerate(self.data):
             if left is not None:
                 size = count_examples(batch)
                 if size > left:
@@ -141,11 +149,10 @@ class Batches:
             if left == 0:
                 return
 
-    def _reseeded(self) -> Iterable[Any]:
+    def _reseed(self) -> None:
         seed_everything(self.seed)
         for generator, state in self._generator_states:
             generator.set_state(state)
-        return self.data
 
     def close(self) -> None:
         """Give back the state of the data's own random generators."""
@@ -159,40 +166,44 @@ def length(data: Any) -> int | None:
     return len(data) if _sized(data) else None
 
 
-def _refuse_single_use(data: Any) -> None:
-    if isinstance(data, (str, bytes, Mapping)):
-        hint = "pick one of its splits" if hasattr(data, "column_names") else "wrap a single batch in a list: [batch]"
-        raise TypeError(
-            f"data must be a DataLoader, a dataset, or an iterable of batches; got {type(data).__name__}. "
-            f"{'If it is a batch or several splits, ' + hint if isinstance(data, Mapping) else 'Load it first'}."
-        )
-    if _is_map_style(data) or isinstance(data, (DataLoader, IterableDataset)):
-        return
-    if not isinstance(data, Iterable):
-        raise TypeError(f"data must be a DataLoader, a dataset, or an iterable of batches; got {type(data).__name__}.")
-    if iter(data) is data:
-        raise ValueError(
-            f"data is an iterator ({type(data).__name__}), which is exhausted after one pass, and several passes are "
-            "needed. Pass a list of batches, a DataLoader or a dataset."
-        )
+class _Form(Enum):
+    """How data is gone over."""
 
+    ROWS = "a dataset whose rows have numbers"
+    STREAM = "a dataset that is read from its beginning"
+    LOADER = "a DataLoader"
+    BATCHES = "an iterable of batches"
 
-def _refuse_sharded_loader(loader: DataLoader[Any], processes: Processes) -> None:
-    # accelerate's prepared loaders give each process its share, and repeat examples to even them out
-    if processes.size > 1 and hasattr(loader, "total_dataset_length"):
-        raise ValueError(
-            "data is a DataLoader prepared by accelerate, which repeats examples so that all processes get equally "
-            "many. Pass the unprepared DataLoader or the dataset: the batches are shared out without repeats."
-        )
+    @classmethod
+    def of(cls, data: Any) -> _Form:
+        """The form of some data.
 
-
-def _is_map_style(data: Any) -> bool:
-    is_dataset = isinstance(data, Dataset) or hasattr(data, "column_names")
-    return is_dataset and hasattr(data, "__getitem__") and _sized(data) and not isinstance(data, IterableDataset)
-
-
-def _is_hub_stream(data: Any) -> bool:
-    return hasattr(data, "column_names") and not _sized(data)
+        Raises:
+            TypeError: it is none of these.
+            ValueError: it can be gone over only once.
+        """
+        if isinstance(data, (list, tuple)):
+            return cls.BATCHES
+        if isinstance(data, DataLoader):
+            return cls.LOADER
+        if isinstance(data, (str, bytes, Mapping)) or not isinstance(data, (Iterable, Dataset)):
+            splits = hasattr(data, "column_names")
+            hint = "pick one of its splits" if splits else "wrap a single batch in a list: [batch]"
+            remedy = f" If it is a batch or several splits, {hint}." if isinstance(data, Mapping) else " Load it first."
+            raise TypeError(
+                f"data must be a DataLoader, a dataset, or an iterable of batches; got {type(data).__name__}."
+                f"{remedy if isinstance(data, (str, bytes, Mapping)) else ''}"
+            )
+        if isinstance(data, (Dataset, IterableDataset)) or hasattr(data, "column_names"):
+            numbered = hasattr(data, "__getitem__") and _sized(data) and not isinstance(data, IterableDataset)
+            if numbered or isinstance(data, IterableDataset) or hasattr(data, "column_names"):
+                return cls.ROWS if numbered else cls.STREAM
+        if iter(data) is data:
+            raise ValueError(
+                f"data is an iterator ({type(data).__name__}), which is exhausted after one pass, and several passes "
+                "are needed. Pass a list of batches, a DataLoader or a dataset."
+            )
+        return cls.BATCHES
 
 
 def _sized(data: Any) -> bool:
@@ -205,6 +216,6 @@ def _sized(data: Any) -> bool:
 
 def _generators(data: Any) -> list[torch.Generator]:
     owners = (data, getattr(data, "sampler", None), getattr(getattr(data, "batch_sampler", None), "sampler", None))
-    found = [getattr(owner, "generator", None) for owner in owners] if isinstance(data, DataLoader) else []
+    found = [getattr(owner, "generator", None) for owner in owners]
     unique = {id(g): g for g in found if isinstance(g, torch.Generator)}
     return list(unique.values())

@@ -47,6 +47,7 @@ class Objective:
     Args:
         model: any module, without wrappers.
         batches: the data.
+        shards: of the model, if they are known.
         loss_fn: ``loss_fn(model, batch) -> (loss_sum, num_units)``, instead of the model's own loss: a sum over the
             batch's units, not their mean.
 
@@ -58,9 +59,11 @@ class Objective:
         ValueError: no trainable or no floating-point trainable parameters, non-finite weights.
     """
 
-    def __init__(self, model: nn.Module, batches: Batches, *, loss_fn: LossFunction | None = None) -> None:
+    def __init__(
+        self, model: nn.Module, batches: Batches, shards: Shards | None = None, *, loss_fn: LossFunction | None = None
+    ) -> None:
         self.model, self.batches, self.loss_fn = model, batches, loss_fn
-        self.shards = Shards(model)
+        self.shards = shards or Shards(model)
         self.parameters = trainable_parameters(model, self.shards)
         self.num_parameters = sum(parameter.numel() for parameter in self.parameters.values())
         self.device = next(iter(self.parameters.values())).device
@@ -88,7 +91,7 @@ class Objective:
             with precision:
                 value, units, outputs = self._example_loss(index, on_device)
             if self.loss_fn is None:
-                self._check_finite(BatchLoss(value, 1), index)
+                self._require_finite(BatchLoss(value, 1), index)
                 with torch.no_grad():
                     self.kind = self._recognize(value, outputs, on_device.get("labels"))
             # the graph does not show what is inside a checkpoint
@@ -137,7 +140,7 @@ class Objective:
             units = self.units(batch)
             # a mean over no units is 0/0: such a batch counts for nothing
             result = BatchLoss(loss * units if units else loss.detach().new_zeros(()), units)
-        self._check_finite(result, index)
+        self._require_finite(result, index)
         return result
 
     def units(self, batch: Mapping[str, Any]) -> int:
@@ -170,7 +173,7 @@ class Objective:
         with known_indices(index):
             true = functional.cross_entropy(scores.detach(), labels, reduction="sum")
         result = BatchLoss(true, float(labels.numel()))
-        self._check_finite(result, index)
+        self._require_finite(result, index)
         generator = torch.Generator(device=scores.device).manual_seed(key)
         with torch.no_grad():
             drawn = torch.multinomial(scores.softmax(-1), 1, generator=generator).squeeze(-1)
@@ -260,7 +263,7 @@ class Objective:
         tolerance = 1e-3 if self.low_precision else (1e-9 if dtype == torch.float64 else 1e-5)
         return math.isclose(first, second, rel_tol=tolerance, abs_tol=tolerance)
 
-    def _check_finite(self, result: BatchLoss, index: int) -> None:
+    def _require_finite(self, result: BatchLoss, index: int) -> None:
         if result.units and not bool(result.total.detach().isfinite()):
             raise ValueError(
                 f"The loss of batch {index} is {result.total.item()}: expected a finite number. "

@@ -29,7 +29,7 @@ class ShardedObjective(Objective):
         self.shards.reshard()
         mine = super().loss(_take(batch, rows), index)
         result = BatchLoss(*self.shards.whole_loss(mine.total, mine.units, weight))
-        super()._check_finite(result, index)
+        super()._require_finite(result, index)
         return result
 
     def sampled_loss(self, batch: Mapping[str, Any], index: int, key: int) -> tuple[Tensor, BatchLoss]:
@@ -41,7 +41,7 @@ class ShardedObjective(Objective):
         scores, labels = self._scores(part, index)
         true = functional.cross_entropy(scores.detach(), labels, reduction="sum")
         result = BatchLoss(*self.shards.whole_loss(true, float(labels.numel()), weight))
-        super()._check_finite(result, index)
+        super()._require_finite(result, index)
         generator = torch.Generator(device=scores.device).manual_seed(key)
         first = self.units(_take(batch, list(range(rows[0])))) if rows[0] else 0
         with torch.no_grad():
@@ -58,7 +58,7 @@ class ShardedObjective(Objective):
             return self.shards.share([True] * count)
         return self.shards.share([self.units({"labels": labels[i : i + 1]}) > 0 for i in range(count)])
 
-    def _check_finite(self, result: BatchLoss, index: int) -> None:
+    def _require_finite(self, result: BatchLoss, index: int) -> None:
         """Nothing: a share that one process alone refused would leave the others waiting."""
 
 

@@ -33,7 +33,8 @@ class Processes:
         self.rank = accelerator.process_index if accelerator is not None else 0
         self.size = accelerator.num_processes if accelerator is not None else 1
         self.device = accelerator.device if accelerator is not None else None
-        self._prints = self.rank == 0
+        self.is_main = self.rank == 0
+        """Whether this is the process that prints."""
         self._asked = 0.0
 
     @classmethod
@@ -45,7 +46,7 @@ class Processes:
                 "them. Make the mesh of all processes."
             )
         processes = cls()
-        processes.rank, processes.size, processes.device, processes._prints = rank, size, device, rank == 0
+        processes.rank, processes.size, processes.device, processes.is_main = rank, size, device, rank == 0
         return processes
 
     @classmethod
@@ -61,13 +62,8 @@ class Processes:
     def as_one(self) -> Processes:
         """As if there were one process: all do the same, and only the main one prints."""
         one = Processes()
-        one._prints = self.is_main
+        one.is_main = self.is_main
         return one
-
-    @property
-    def is_main(self) -> bool:
-        """Whether this is the process that prints."""
-        return self._prints
 
     def sum_(self, tensor: Tensor) -> Tensor:
         """Sum a tensor over all processes, in place."""
@@ -98,7 +94,7 @@ class Processes:
         try:
             if own:
                 self._tell()
-            failures = self.gather(f"{type(error).__name__}: {error}" if own else None)
+            failures = [None] if self.size == 1 else self.gather(f"{type(error).__name__}: {error}" if own else None)
             if any(failures):
                 self._forget()
         except RuntimeError:

@@ -62,6 +62,7 @@ class Shards:
     """The shards of a model's weights on this process, or a whole model.
 
     Attributes:
+        active: whether the weights are sharded at all.
         offsets: index in the whole flat weight at which this process's part begins, by name.
         processes: those that share the weights; a single one for a whole model.
 
@@ -71,26 +72,24 @@ class Shards:
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
+        self.modules = [m for m in model.modules() if any(kind.__name__ == "FSDPModule" for kind in type(m).__mro__)]
+        """Those that FSDP2 manages, outer before inner."""
         refuse_partitioned(model)
-        self.reshard()
-        parameters: dict[str, Any] = {n: p for n, p in model.named_parameters() if is_sharded(p)}
-        self.offsets = {name: _offset(name, parameter) for name, parameter in parameters.items()}
-        self.processes = Processes()
-        if parameters:
-            mesh = next(iter(parameters.values())).device_mesh
+        if self.modules:
+            self.reshard()
+        parameters: dict[str, Any] = {n: p for n, p in model.named_parameters() if hasattr(p, "to_local")}
+        self.active, self.offsets, self.processes = bool(parameters), dict[str, int](), Processes()
+        if self.active:
+            self.offsets = {name: _offset(name, parameter) for name, parameter in parameters.items()}
+            first = next(iter(parameters.values()))
             whole = [n for n, p in model.named_parameters() if p.requires_grad and not is_sharded(p)]
             if whole:
                 raise ValueError(
                     f"Some trainable parameters are sharded and others are not: {whole[:5]}. Expected all of them "
                     "under fully_shard; call fully_shard(model) on the model itself, after its layers."
                 )
-            device = next(iter(parameters.values())).device
-            self.processes = Processes.sharing(mesh.get_local_rank(), mesh.size(), device)
-
-    @property
-    def active(self) -> bool:
-        """Whether the weights are sharded at all."""
-        return bool(self.offsets)
+            mesh = first.device_mesh
+            self.processes = Processes.sharing(mesh.get_local_rank(), mesh.size(), first.device)
 
     @property
     def count(self) -> int:
@@ -106,9 +105,8 @@ class Shards:
 
         FSDP2 keeps those of the outermost module after a forward pass, and would not see a displacement.
         """
-        for module in self.model.modules():
-            if _is_fully_sharded(module):
-                module.reshard()  # type: ignore[operator]
+        for module in self.modules:
+            module.reshard()  # type: ignore[operator]
 
     def reduce_every_gradient(self) -> None:
         """Let the next backward pass add to the gradients of the shards, also where it was to wait for others."""
@@ -117,8 +115,8 @@ class Shards:
 
     def _outermost(self) -> Iterator[nn.Module]:
         inside: set[nn.Module] = set()
-        for module in self.model.modules():  # outer before inner
-            if module not in inside and _is_fully_sharded(module):
+        for module in self.modules:
+            if module not in inside:
                 inside.update(module.modules())
                 yield module
 
@@ -178,10 +176,6 @@ class Shards:
         value = torch.stack([total.detach().double() * weight, total.new_tensor(units * weight).double()])
         value = self.sum_(value)
         return share + (value[0].to(share.dtype) - share.detach()), float(value[1])
-
-
-def _is_fully_sharded(module: nn.Module) -> bool:
-    return any(kind.__name__ == "FSDPModule" for kind in type(module).__mro__)
 
 
 def refuse_partitioned(model: nn.Module) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from typing_extensions import Unpack
 
 from hf_pacgen.config import HVPMethod, ScoreConfig
+from hf_pacgen.config.settings import choice
 from hf_pacgen.curvature.diagonal import estimate_diagonal
 from hf_pacgen.curvature.hvp import HessianProduct
 from hf_pacgen.curvature.lipschitz import estimate_lipschitz
@@ -87,12 +89,14 @@ def hessian_vector_product(
         ValueError: names or shapes that differ from the trainable parameters', a vector that is not finite, and
             what :func:`pacgen` raises.
     """
-    config = ScoreConfig(hvp=method, displacement=displacement)
-    with session(model, data, config, confirm=False, shards=True, **options) as (objective, _):
+    method = choice(HVPMethod, method, "hvp")
+    if displacement is not None and not (isinstance(displacement, (int, float)) and 0 < displacement < math.inf):
+        raise ValueError(f"displacement must be a finite number greater than 0; got {displacement!r}.")
+    with session(model, data, confirm=False, shards=True, **options) as (objective, _):
         with WeightSpace(objective) as space:
             given, norm = space.given(vector)
             if norm == 0:
                 return space.returned(space.zeros())
             with objective.batches.processes.together():
-                product = HessianProduct(space, config.hvp, displacement=displacement)
+                product = HessianProduct(space, method, displacement=displacement)
             return space.returned(MeanHessian(product, same_steps=True).times(given, norm=norm))

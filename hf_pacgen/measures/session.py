@@ -7,7 +7,7 @@ import functools
 import inspect
 import os
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, ParamSpec, TypedDict, TypeVar
 
 from accelerate import Accelerator
@@ -105,7 +105,7 @@ def session(
         )
     # processes that share the weights all go through the same batches
     processes = everyone.as_one() if sharded.active else everyone
-    with sharded.as_found(), preserved(model):
+    with sharded.as_found() if sharded.active else nullcontext(), preserved(model):
         with everyone.together():
             batches = Batches(
                 data,
@@ -118,11 +118,14 @@ def session(
             )
             mine = identity(model, batches, config, qualified_name(loss_fn)) if everyone.size > 1 else {}
         # before the inspection, whose forward passes are collectives where the model is sharded
-        agree(everyone, {group: values for group, values in mine.items() if group != BUFFERS})
+        if mine:
+            agree(everyone, {group: values for group, values in mine.items() if group != BUFFERS})
         tick = Tick(batches, progress)
         try:
             with processes.together():
-                objective = (ShardedObjective if sharded.active else Objective)(model, batches, loss_fn=loss_fn)
+                objective = (ShardedObjective if sharded.active else Objective)(
+                    model, batches, sharded, loss_fn=loss_fn
+                )
                 objective.inspect(confirm=confirm)
             if stage:
                 tick.stage(stage, passes=passes)
@@ -154,10 +157,12 @@ def measure(function: Callable[P, R]) -> Callable[P, R]:
         with processes.together():
             given = _bind(function.__name__, signature, args, kwargs)
             mine = arguments(function.__name__, given) if processes.size > 1 else {}
-        agree(processes, mine)
-        _check_model(given["model"])
-        if kind is not None:
-            _check_config(given["config"], kind)
+        if mine:
+            agree(processes, mine)
+        if not isinstance(given["model"], nn.Module):
+            raise _no_module(given["model"])
+        if kind is not None and not isinstance(given["config"], kind):
+            raise _no_config(given["config"], kind)
         return function(*args, **kwargs)
 
     begin.__signature__ = signature  # type: ignore[attr-defined]
@@ -176,9 +181,7 @@ def _bind(name: str, signature: inspect.Signature, args: Any, kwargs: Mapping[st
     return bound.arguments
 
 
-def _check_model(model: Any) -> None:
-    if isinstance(model, nn.Module):
-        return
+def _no_module(model: Any) -> TypeError:
     what = type(model).__name__
     if isinstance(model, (str, os.PathLike)):
         remedy = "Load it with from_pretrained(), or score it by its name with the command 'hf-pacgen score'"
@@ -186,10 +189,9 @@ def _check_model(model: Any) -> None:
         remedy = f"Pass {'trainer.model' if 'Trainer' in what else 'the model inside, its attribute model'}"
     else:
         remedy = "Pass a PreTrainedModel, a PEFT model, or another torch.nn.Module"
-    raise TypeError(f"model must be a loaded model, a torch.nn.Module; got {what}. {remedy}.")
+    return TypeError(f"model must be a loaded model, a torch.nn.Module; got {what}. {remedy}.")
 
 
-def _check_config(config: Any, kind: type[Config]) -> None:
-    if not isinstance(config, kind):
-        remedy = f"{kind.__name__}(**config)" if isinstance(config, Mapping) else f"{kind.__name__}(...)"
-        raise TypeError(f"config must be a {kind.__name__}; got {type(config).__name__}. Pass config={remedy}.")
+def _no_config(config: Any, kind: type[Config]) -> TypeError:
+    remedy = f"{kind.__name__}(**config)" if isinstance(config, Mapping) else f"{kind.__name__}(...)"
+    return TypeError(f"config must be a {kind.__name__}; got {type(config).__name__}. Pass config={remedy}.")

@@ -37,8 +37,9 @@ def trainable_parameters(model: nn.Module, shards: Shards | None = None) -> dict
                 "Load the model so that every trainable weight is on a device."
             )
         # of a sharded weight every process knows a part, and all must come to the same conclusion
-        bad = float(not is_finite(local(parameter)))
-        if (shards.sum(bad) if shards is not None else bad) > 0:
+        divided = shards is not None and shards.active
+        bad = float(not is_finite(local(parameter) if divided else parameter))
+        if (shards.sum(bad) if shards is not None and divided else bad) > 0:
             raise ValueError(
                 f"The weights {name!r} contain NaN or infinity: expected finite numbers. Score an earlier checkpoint."
             )
