@@ -39,7 +39,7 @@ class Settings:
         (torch.empty(2, device="meta"), {"x": "float32 [2]"}),
         (torch.tensor([1]), {"x": f"int64 [1], checksum {checksum(torch.tensor([1]))}"}),
     ],
-    ids=str,
+    ids=lambda value: type(value).__name__,
 )
 def test_arguments_are_described_by_what_matters(value: Any, expected: dict[str, Any]) -> None:
     assert described("x", value) == expected
