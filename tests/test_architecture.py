@@ -11,7 +11,7 @@ PACKAGE = Path(hf_pacgen.__file__).parent
 FLOORS: dict[str, str] = {
     # from the ground up; a module imports from its own folder and from those above it in this list
     "": "errors facts files old_paths register",
-    "maths": "arrays binary_kl certified_bound counter_rng distributions lanczos noise_base noise_scale pac_bayes "
+    "maths": "arrays binary_kl certified_bound counter_rng distributions facts lanczos noise_scale pac_bayes "
     "rank_correlation score truncation",
     "config": "certificate noise score settings sharpness spectrum",
     "results": "base certificate diagonal fields landscape lipschitz measures pacgen sharpness spectrum worst_case",
@@ -21,14 +21,15 @@ FLOORS: dict[str, str] = {
     "model": "embeddings parameters precision state",
     "data": "batches collation losses objective sharded_objective",
     "curvature": "ascent checkpoint diagonal.blend diagonal.estimate diagonal.exact diagonal.gauss_newton "
-    "diagonal.hutchinson diagonal.sums displacement hvp lipschitz operators run_identity spectrum tensor_file "
-    "weight_space",
-    "noise": "curvature_tracker layout lookup pairs perturbation perturbed",
+    "diagonal.hutchinson diagonal.sums displacement hvp lipschitz operators run_identity spectrum "
+    "tensor_file weight_space",
+    "noise": "curvature_tracker layout perturbation perturbed",
     "measures": "comparison hessian landscape pacgen session sharpness spectrum worst_case",
     "certify": "certify draws error_rate posterior priors refinement search splits validity",
-    "training": "arguments callback.callback callback.guard clipping noisy_step run_facts trainer",
+    "training": "arguments callback.callback callback.guard clipping estimates hooks noisy_step run_facts trainer",
     "command_line": "card certify compare inputs.columns inputs.data inputs.examples inputs.labels inputs.load "
-    "inputs.models inputs.processors inputs.tasks main parser printing quiet register run_options score sharpness",
+    "inputs.models inputs.processors inputs.tasks main parser printing quiet register run_options score "
+    "sharpness",
     "evaluate_module": "pacgen.app pacgen.pacgen",
 }
 """Every module of every folder, by name: a new file needs a decision where it belongs."""

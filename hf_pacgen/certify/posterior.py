@@ -13,8 +13,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from hf_pacgen.maths.distributions import NoiseDistribution, make_noise, normal_prior_kl
-from hf_pacgen.maths.noise_base import Noise, difference
+from hf_pacgen.maths.distributions import Noise, NoiseDistribution, difference, make_noise, normal_prior_kl
 from hf_pacgen.maths.score import neighborhood
 
 __all__ = ["DEFAULT_SCALES", "Posterior", "PriorFit", "PriorScales", "shaped_posterior"]
@@ -137,13 +136,14 @@ def shaped_posterior(
         # 1/s² = ηH + 1/τ²
         scales |= {n: (f + tau**-2).rsqrt() for n, f in felt.items()}
     boxes = {n: neighborhood(w.double(), gamma=gamma, epsilon=epsilon) for n, w in means.items()}
-    if distribution is NoiseDistribution.UNIFORM:
-        scales = {n: (math.sqrt(3) * s).minimum(boxes[n]) for n, s in scales.items()}
+    kind = distribution.facts
+    scales = {n: math.sqrt(kind.level_ratio) * s for n, s in scales.items()}
+    if kind.within_level:
+        scales = {n: s.minimum(boxes[n]) for n, s in scales.items()}
     dtype = {n: torch.promote_types(w.dtype, torch.float32) for n, w in means.items()}
-    truncated = distribution is NoiseDistribution.TRUNCATED_NORMAL
     return Posterior(
         means={n: w.detach().clone() for n, w in means.items()},
         scales={n: scales[n].to(dtype[n]) for n in means},
-        half_widths={n: boxes[n].to(dtype[n]) for n in means} if truncated else None,
+        half_widths={n: boxes[n].to(dtype[n]) for n in means} if kind.needs_box else None,
         distribution=distribution,
     )

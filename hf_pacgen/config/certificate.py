@@ -112,7 +112,7 @@ class CertificateConfig(Config):
         super().__post_init__()
         if self.delta >= 1:
             raise ValueError(f"delta must be less than 1, the probability that the bound fails; got {self.delta}.")
-        if self.epsilon == 0 and self.distribution is not NoiseDistribution.NORMAL:
+        if self.epsilon == 0 and self.distribution.facts.stays_in_box():
             raise ValueError("epsilon is 0, so weights of 0 have no noise; make it positive, or use 'normal' noise.")
         if self.etas is not None and not self.bound.has_eta:
             raise ValueError(

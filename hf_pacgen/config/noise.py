@@ -2,58 +2,95 @@
 
 from __future__ import annotations
 
+import inspect
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from enum import Enum
 
-from hf_pacgen.config.settings import (
-    Config,
-    check_flag,
-    check_number,
-    choice,
-    inverse_temperature,
-    option,
-)
+from torch import Tensor
+
+from hf_pacgen.config.settings import Config, check_flag, check_number, choice, inverse_temperature, option
+from hf_pacgen.maths import noise_scale
 from hf_pacgen.maths.distributions import NoiseDistribution
+from hf_pacgen.maths.facts import Choice
 
-__all__ = ["NoiseShape", "CurvatureSource", "NoiseDraw", "DEFAULT_SCALES", "NoiseConfig"]
+__all__ = ["CurvatureSource", "NoiseConfig", "NoiseDraw", "NoiseShape"]
 
 
-class NoiseShape(str, Enum):
+@dataclass(frozen=True)
+class ShapeFacts:
+    """What is known of a shape of the noise.
+
+    Attributes:
+        level: σ of some weights.  What else it takes, it names as the settings or the tracker of the curvature do.
+        scale: by default.
+        limit: the setting that ``scale`` may not exceed, where no formula keeps the noise in its box N_i.
+    """
+
+    level: Callable[..., Tensor]
+    scale: float
+    limit: str | None
+
+    @property
+    def takes(self) -> frozenset[str]:
+        """The names of what the level depends on."""
+        return frozenset(inspect.signature(self.level).parameters)
+
+
+class NoiseShape(Choice):
     """How the level σ_i of the noise depends on the weight and its curvature."""
 
-    PACGEN = "pacgen"
-    ARTICLE = "article"
-    MAGNITUDE = "magnitude"
-    ISOTROPIC = "isotropic"
+    facts: ShapeFacts
+
+    PACGEN = "pacgen", ShapeFacts(noise_scale.optimal_noise_scale, 1.0, None)
+    ARTICLE = "article", ShapeFacts(noise_scale.article_noise_scale, 0.05, None)
+    MAGNITUDE = "magnitude", ShapeFacts(noise_scale.magnitude_noise_scale, 0.1, "gamma")
+    ISOTROPIC = "isotropic", ShapeFacts(noise_scale.isotropic_noise_scale, 0.01, "epsilon")
 
     @property
     def uses_curvature(self) -> bool:
         """Whether a running curvature is needed."""
-        return self in (NoiseShape.PACGEN, NoiseShape.ARTICLE)
+        return "hessian_diagonal" in self.facts.takes
 
 
-class CurvatureSource(str, Enum):
+@dataclass(frozen=True, kw_only=True)
+class SourceFacts:
+    """Where a running curvature comes from (exactly one of the first three), and when.
+
+    Attributes:
+        from_products: of noise and gradient; the weights take turns.
+        from_optimizer: from its second moments, which are no sums of our own.
+        from_batches: from estimates of the whole diagonal on batches of the training data.
+        every: optimizer steps between two samples of a weight, by default.
+    """
+
+    from_products: bool = False
+    from_optimizer: bool = False
+    from_batches: bool = False
+    every: int
+
+    def __post_init__(self) -> None:
+        if self.from_products + self.from_optimizer + self.from_batches != 1:
+            raise ValueError(f"A curvature comes from products, from the optimizer or from batches; got {self}.")
+
+
+class CurvatureSource(Choice):
     """Where the running curvature h comes from during training."""
 
-    PRICE = "price"
-    ADAM = "adam"
-    HUTCHINSON = "hutchinson"
+    facts: SourceFacts
+
+    PRICE = "price", SourceFacts(from_products=True, every=4)
+    ADAM = "adam", SourceFacts(from_optimizer=True, every=4)
+    HUTCHINSON = "hutchinson", SourceFacts(from_batches=True, every=50)
 
 
-class NoiseDraw(str, Enum):
-    """How long one draw of the noise lasts."""
+class NoiseDraw(Choice):
+    """How long one draw of the noise lasts; a member's facts say which draw of its step a micro-batch has."""
 
-    MICRO_BATCH = "micro_batch"
-    STEP = "step"
+    facts: Callable[[int], int]
 
-
-DEFAULT_SCALES = {
-    NoiseShape.PACGEN: 1.0,
-    NoiseShape.ARTICLE: 0.05,
-    NoiseShape.MAGNITUDE: 0.1,
-    NoiseShape.ISOTROPIC: 0.01,
-}
+    MICRO_BATCH = "micro_batch", lambda micro_step: micro_step
+    STEP = "step", lambda micro_step: 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,17 +143,14 @@ class NoiseConfig(Config):
 
     def __post_init__(self) -> None:
         set_field = object.__setattr__
-        normal = NoiseDistribution.NORMAL
-        set_field(self, "distribution", choice(NoiseDistribution, self.distribution, "distribution", without=normal))
-        for name, kind in (
-            ("shape", NoiseShape),
-            ("curvature", CurvatureSource),
-            ("draw", NoiseDraw),
-        ):
+        outside = [kind for kind in NoiseDistribution if not kind.facts.stays_in_box()]
+        set_field(self, "distribution", choice(NoiseDistribution, self.distribution, "distribution", without=outside))
+        for name, kind in (("shape", NoiseShape), ("curvature", CurvatureSource), ("draw", NoiseDraw)):
             set_field(self, name, choice(kind, getattr(self, name), name))
-        if self.distribution is normal:
+        if self.distribution in outside:
             raise ValueError(
-                "distribution='normal' leaves the box N_i in which the theory holds; use 'truncated_normal' instead."
+                f"distribution={self.distribution.value!r} leaves the box N_i in which the theory holds; use "
+                "'truncated_normal' instead."
             )
         set_field(self, "eta", inverse_temperature(self.eta))
         for name in ("gamma", "epsilon", "warmup_ratio", "decay_ratio"):
@@ -127,7 +161,7 @@ class NoiseConfig(Config):
                 f"{self.decay_ratio}."
             )
         if self.scale is None:
-            set_field(self, "scale", DEFAULT_SCALES[self.shape])
+            set_field(self, "scale", self.shape.facts.scale)
         check_number(self, "scale", minimum=0)
         self._check_box()
         check_flag(self, "antithetic")
@@ -139,7 +173,7 @@ class NoiseConfig(Config):
         if self.curvature_decay > 1:
             raise ValueError(f"curvature_decay must be at most 1 (a plain mean); got {self.curvature_decay}.")
         if self.curvature_every is None:
-            set_field(self, "curvature_every", 50 if self.curvature is CurvatureSource.HUTCHINSON else 4)
+            set_field(self, "curvature_every", self.curvature.facts.every)
         for name in ("curvature_every", "rho_every"):
             check_number(self, name, minimum=1, integer=True)
         check_number(self, "seed", minimum=0, integer=True)
@@ -150,9 +184,8 @@ class NoiseConfig(Config):
         return self.scale == 0
 
     def _check_box(self) -> None:
-        # the other shapes are cut off at N_i; these would leave the box where N_i is smallest for them
-        limits = {NoiseShape.ISOTROPIC: ("epsilon", self.epsilon), NoiseShape.MAGNITUDE: ("gamma", self.gamma)}
-        name, limit = limits.get(self.shape, ("", math.inf))
+        name = self.shape.facts.limit
+        limit = math.inf if name is None else getattr(self, name)
         if self.scale is not None and self.scale > limit:
             raise ValueError(
                 f"The noise is larger than the box N_i = gamma*|w_i| + epsilon: shape={self.shape.value!r} with "

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import numbers
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from enum import Enum
 from functools import cache, partial
 from types import NoneType, UnionType
@@ -33,12 +33,12 @@ def option(default: Any, help: str) -> Any:
     return dataclasses.field(default=default, metadata={"help": help})
 
 
-def choice(kind: type[E], value: str | E, name: str, *, without: E | None = None) -> E:
-    """Turn a string into a member of a closed choice, or say which there are (``without`` one that does not fit)."""
+def choice(kind: type[E], value: str | E, name: str, *, without: Collection[E] = ()) -> E:
+    """Turn a string into a member of a closed choice, or say which there are (``without`` some that do not fit)."""
     try:
         return kind(value)
     except ValueError:
-        known = ", ".join(repr(member.value) for member in kind if member is not without)
+        known = ", ".join(repr(member.value) for member in kind if member not in without)
         raise ValueError(f"{name} must be one of {known}; got {value!r}.") from None
 
 

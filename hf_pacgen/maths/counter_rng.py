@@ -1,13 +1,12 @@
 """Counter-based random numbers: element i of a stream is a pure function of (key, i).
 
-The stream needs no generator state, so any slice of it (a shard, some rows of an embedding)
-can be drawn alone, the same on every device and process, and the caller's own random state
-is never touched.  A hashed 64-bit word serves 64 signs or 8 uniform numbers, which makes a
-probe several times cheaper than a generator's (measured on 22.7M weights on CPU: 15 ms for
-signs, 100 ms for ``torch.rand``).
+The stream needs no generator state, so any slice of it (a shard, some rows of an embedding) can be drawn alone, the
+same on every device and process, and the caller's own random state is never touched.  A hashed 64-bit word serves 64
+signs or 8 uniform numbers, several times cheaper than a generator's (22.7M weights on a CPU: signs in 15 ms,
+``torch.rand`` in 100 ms).
 
-The hash is the finalizer of SplitMix64 (Steele, Lea, Flood, *Fast splittable pseudorandom
-number generators*, 2014), computed in wrapping int64 arithmetic.
+The hash is the finalizer of SplitMix64 (Steele, Lea, Flood, *Fast splittable pseudorandom number generators*,
+2014), computed in wrapping int64 arithmetic.
 """
 
 from __future__ import annotations
@@ -95,14 +94,16 @@ class CenteredBytes:
     def __init__(self, size: int, *, device: torch.device | str = "cpu") -> None:
         self._numbers = torch.arange(-(-size // 8), dtype=torch.int64, device=device).mul_(_GOLDEN)
         # a CPU's allocator is slow, and a buffer in the cache is fast; on a GPU memory is what is scarce
-        self._memory = self._allocate(self._numbers.numel()) if self._numbers.device.type == "cpu" else None
+        self._memory = self._allocate(self._numbers) if self._numbers.device.type == "cpu" else None
+        self._views: dict[int, tuple[Tensor, ...]] = {}
 
-    def __call__(self, streams: Sequence[tuple[int, int, int]], size: int) -> Tensor:
+    def __call__(self, pieces: Sequence[tuple[int, int, int]], size: int, key: int = 0) -> Tensor:
         """The values, float32, shape (size,); they hold until the next call.
 
         Args:
-            streams: (key, start, at) of each piece, whose elements from ``start`` on lie at ``at``; starts and
+            pieces: (stream, start, at) of each piece, whose elements from ``start`` on lie at ``at``; starts and
                 places are multiples of 8, and a piece reaches to the next.
+            key: every stream is combined with it, by exclusive or.
 
         >>> pieces = CenteredBytes(64)([(5, 16, 0), (7, 0, 8)], 24)
         >>> bool((pieces[:8] == 128 * uniform(5, 8, start=16)).all())
@@ -110,24 +111,32 @@ class CenteredBytes:
         >>> bool((pieces[8:] == 128 * uniform(7, 16)).all())
         True
         """
-        count = -(-size // 8)
-        words, scratch, levels = (part[:count] for part in self._memory or self._allocate(count))
-        keys = [_wrap(key + (start - at) // 8 * _GOLDEN) for key, start, at in streams]
-        if len(streams) == 1:
-            torch.add(self._numbers[:count], keys[0], out=words)
+        # a model's blocks have few sizes, and a view costs as much as an addition of a thousand numbers
+        views = self._views.get(size)
+        if views is None:
+            numbers = self._numbers[: -(-size // 8)]
+            words, scratch, levels = self._memory or self._allocate(numbers)
+            words, scratch = words[: len(numbers)], scratch[: len(numbers)]
+            views = (numbers, words, scratch, words.view(torch.uint8)[:size], levels.view(-1)[:size])
+            if self._memory is not None:
+                self._views[size] = views
+        numbers, words, scratch, raw, values = views
+        added, cuts = [], []
+        for stream, start, at in pieces:
+            value = (stream ^ key) + (start - at) // 8 * _GOLDEN
+            added.append((value + (1 << 63)) % (1 << 64) - (1 << 63))  # as int64 wraps
+            cuts.append(at // 8)
+        if len(pieces) == 1:
+            torch.add(numbers, added[0], out=words)
         else:
-            words.copy_(self._numbers[:count])
-            torch._foreach_add_(list(words.tensor_split([at // 8 for _, _, at in streams[1:]])), keys)
-        raw = _finish(words, scratch)
-        return levels.view(-1)[:size].copy_(raw[:size]).sub_(127.5)
+            words.copy_(numbers)
+            torch._foreach_add_(list(words.tensor_split(cuts[1:])), added)
+        _finish(words, scratch)
+        return values.copy_(raw).sub_(127.5)
 
-    def _allocate(self, count: int) -> tuple[Tensor, Tensor, Tensor]:
-        numbers = self._numbers[:count]
-        return torch.empty_like(numbers), torch.empty_like(numbers), numbers.new_empty((count, 8), dtype=torch.float32)
-
-
-def _wrap(value: int) -> int:
-    return (value + (1 << 63)) % (1 << 64) - (1 << 63)
+    def _allocate(self, numbers: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        levels = numbers.new_empty((len(numbers), 8), dtype=torch.float32)
+        return torch.empty_like(numbers), torch.empty_like(numbers), levels
 
 
 def _words(count: int, start: int, *, per_word: int, device: torch.device | str) -> tuple[Tensor, int]:

@@ -9,9 +9,6 @@ from torch import Tensor
 
 __all__ = ["article_noise_scale", "isotropic_noise_scale", "magnitude_noise_scale", "optimal_noise_scale"]
 
-Buffers = tuple[Tensor, Tensor]
-"""Memory to work in, for those who call often."""
-
 
 def optimal_noise_scale(
     weights: Tensor,
@@ -23,7 +20,8 @@ def optimal_noise_scale(
     epsilon: float = 0.1,
     num_parameters: int,
     scale: float = 1.0,
-    buffers: Buffers | None = None,
+    divisor: float = 1.0,
+    buffers: tuple[Tensor, Tensor] | None = None,
     peak: float | None = None,
 ) -> Tensor:
     """Half-width of the uniform noise that minimizes the third-order PAC-Bayes bound.
@@ -38,7 +36,8 @@ def optimal_noise_scale(
         gamma, epsilon: of the neighborhood.
         num_parameters: m of the whole model.
         scale: factor of 1/sqrt(...), 1 for the optimum; the box stays.
-        buffers: two tensors like the result to work in, which will be one of them.
+        divisor: H_ii is this part of ``hessian_diagonal``; a running sum need not be divided first.
+        buffers: two tensors like the result to work in, for those who call often; one of them will be the result.
         peak: the largest of ``hessian_diagonal``, if it is known: where even that leaves all noise at N_i, the
             elementwise work on the curvature is skipped.
 
@@ -52,7 +51,8 @@ def optimal_noise_scale(
     0.1
     """
     # η(H/3 + ρ√m N/9) = (η/3)(H + (ρ√m/3) N): the constants leave the elementwise work
-    slope, factor = hessian_lipschitz * math.sqrt(num_parameters) / 3, scale * math.sqrt(3 / eta)
+    slope = hessian_lipschitz * divisor * math.sqrt(num_parameters) / 3
+    factor = scale * math.sqrt(3 / (eta / divisor))
     return _in_box(weights, hessian_diagonal, slope, factor, gamma, epsilon, buffers, peak)
 
 
@@ -64,7 +64,8 @@ def article_noise_scale(
     scale: float,
     gamma: float = 0.1,
     epsilon: float = 0.1,
-    buffers: Buffers | None = None,
+    divisor: float = 1.0,
+    buffers: tuple[Tensor, Tensor] | None = None,
     peak: float | None = None,
 ) -> Tensor:
     """The form the article quotes in its text: σ_i = scale/sqrt(H_ii + ρN_i), clipped to N_i.
@@ -74,7 +75,8 @@ def article_noise_scale(
     >>> article_noise_scale(torch.ones(1), torch.tensor([400.0]), 0.0, scale=1.0).item() == 0.05000000074505806
     True
     """
-    return _in_box(weights, hessian_diagonal, hessian_lipschitz, scale, gamma, epsilon, buffers, peak)
+    slope, factor = hessian_lipschitz * divisor, scale * math.sqrt(divisor)
+    return _in_box(weights, hessian_diagonal, slope, factor, gamma, epsilon, buffers, peak)
 
 
 def magnitude_noise_scale(weights: Tensor, *, scale: float) -> Tensor:
@@ -102,19 +104,21 @@ def _in_box(
     factor: float,
     gamma: float,
     epsilon: float,
-    buffers: Buffers | None,
+    buffers: tuple[Tensor, Tensor] | None,
     peak: float | None,
 ) -> Tensor:
     """min(factor/sqrt(H + slope·N), N), and N where H + slope·N is not positive."""
-    w, h = _wide(weights), _wide(hessian_diagonal)
+    w = _wide(weights)
     box, sigma = (torch.empty_like(w), torch.empty_like(w)) if buffers is None else buffers
     torch.abs(w, out=box).mul_(gamma).add_(epsilon)
     if factor == 0:
         return box.zero_()
     if peak is not None and box.numel():
-        widest = box.amax().item()
+        # a block where no curvature is felt, as most are early in a training, costs one maximum and no more
+        widest = box.amax().item() if peak > 0 or slope else 0.0
         if (max(peak, 0.0) + slope * widest) * widest**2 <= factor**2:
             return box
+    h = _wide(hessian_diagonal)
     if slope:
         h = torch.add(h, box, alpha=slope, out=sigma)
     # 1/sqrt(0) = inf, which the minimum with the box turns into N_i

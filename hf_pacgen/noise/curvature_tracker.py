@@ -2,40 +2,31 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from hf_pacgen.config import CurvatureSource, NoiseConfig, NoiseShape
+from hf_pacgen.config import NoiseConfig
 from hf_pacgen.distributed.shards import local, part_like, shard_like
-from hf_pacgen.maths.distributions import NoiseDistribution
-from hf_pacgen.maths.noise_scale import (
-    article_noise_scale,
-    isotropic_noise_scale,
-    magnitude_noise_scale,
-    optimal_noise_scale,
-)
-from hf_pacgen.model.embeddings import pick_rows
 from hf_pacgen.noise.layout import Block
-from hf_pacgen.noise.lookup import LookupNoise
 from hf_pacgen.noise.perturbation import Perturbation
 
-__all__ = ["CurvatureTracker", "RunningMean"]
+__all__ = ["CurvatureTracker", "PairedProducts", "RunningMean", "single_products", "summed_products"]
 
-LOOKUPS = -1
-"""Key of the running mean of embeddings whose rows are perturbed where they are read."""
+Gradients = Mapping[str, Tensor | None]
+Products = Callable[[Block], Tensor]
+"""g(w+u) u of a block, which may be overwritten."""
 
 
 @dataclass
 class RunningMean:
     """A weighted exponential mean of samples x_n, kept as a sum: Σ c_n x_n / Σ c_n with c_n = weight_n / decayⁿ.
 
-    The sum is only ever added to.  So a sample of zeros costs nothing (rows of an embedding that a batch does not
-    read), and there is no start-up bias to correct.
+    The sum is only ever added to, and there is no start-up bias to correct.
 
     Attributes:
         growth: 1/decayⁿ of the next sample.
@@ -72,149 +63,101 @@ class CurvatureTracker:
     Args:
         config: settings.
         noise: the perturbation whose blocks are followed.
-        lookups: embeddings that are perturbed row by row, by parameter name.
         eta: η.
     """
 
-    def __init__(
-        self, config: NoiseConfig, noise: Perturbation, lookups: Mapping[str, LookupNoise], *, eta: float
-    ) -> None:
-        self.config, self.noise, self.lookups = config, noise, lookups
-        # for normal noise, E u² is σ² and not σ²/3, so the minimizer is 1/sqrt(η(H + ρ√m N/3))
-        self.eta = eta if config.distribution is NoiseDistribution.UNIFORM else 3 * eta
+    def __init__(self, config: NoiseConfig, noise: Perturbation, *, eta: float) -> None:
+        self.config, self.noise = config, noise
         self.rho = 0.0 if isinstance(config.rho, str) else float(config.rho)
-        self.scale_factor = float(config.scale or 0.0)
-        self._named = {**noise.parameters, **{name: lookup.weight for name, lookup in lookups.items()}}
-        self.num_parameters = sum(parameter.shape.numel() for parameter in self._named.values())
-        self.source = config.curvature if config.shape.uses_curvature else None
+        self.num_parameters = sum(parameter.shape.numel() for parameter in noise.parameters.values())
+        shape = config.shape.facts
+        known = {name: getattr(config, name) for name in ("scale", "gamma", "epsilon")}
+        # the formula is of uniform noise, E u² = σ²/3; for normal noise its minimizer is 1/sqrt(η(H + ρ√m N/3))
+        known |= {"eta": eta * (3 / noise.kind.level_ratio), "num_parameters": self.num_parameters}
+        self._level = partial(shape.level, **{name: known[name] for name in known.keys() & shape.takes})
+        self.source = config.curvature.facts if config.shape.uses_curvature else None
+        self.takes_samples = self.source is not None and self.source.from_products
         self.second_moments: dict[str, Tensor | None] = {}
-        self.means: dict[int, RunningMean] = {}
-        self._work: dict[Any, Tensor] = {}
-        self._peaks: dict[int, float] = {}
+        self._adam_divisor = 1.0
+        blocks = noise.layout.blocks
+        period = int(config.curvature_every or 1) if self.takes_samples else 1
+        self._phases = [block.index % period for block in blocks]
+        """The turn of each block, and the key of its mean."""
+        self.means = {phase: RunningMean() for phase in range(period)}
+        keeps = self.source is not None and not self.source.from_optimizer
+        self.sums = noise.layout.buffers(torch.float32) if keeps else {}
+        self._sums = [self.sums[block.pool][block.begin : block.end] for block in blocks] if keeps else []
+        self._peaks = {block.index: 0.0 for block in blocks if block.pool[0].type == "cpu"} if keeps else {}
         """The largest sum of a block, where it is known."""
-        self.sums: dict[Any, Tensor] = {}
-        self.row_sums: dict[str, Tensor] = {}
-        if self.source in (CurvatureSource.PRICE, CurvatureSource.HUTCHINSON):
-            self.sums = noise.layout.buffers(torch.float32)
-            self.row_sums = {
-                name: torch.zeros_like(lookup.weight, dtype=torch.float32, requires_grad=False)
-                for name, lookup in lookups.items()
-            }
+        self._work: dict[torch.dtype, Tensor] = {}
+        self._buffers: list[Sequence[Tensor] | None] = [None] * len(blocks)
+        """Memory for σ: that of one block is used up before that of the next is asked for."""
+        for block in sorted(blocks, key=lambda block: -block.size):
+            if self.source is not None and block.pool[0].type == "cpu":
+                work = self._work.setdefault(block.wide, torch.empty(2, block.size, dtype=block.wide))
+                self._buffers[block.index] = work[:, : block.size].unbind()
 
     # ------------------------------------------------------------------------------------------------ the level
 
     def scale(self, block: Block, weights: Tensor) -> Tensor:
         """σ of a block."""
         if self.source is None:
-            return self._level(weights, None, 1.0)
-        if self.source is CurvatureSource.ADAM:
+            return self._level(weights)
+        peak = None
+        if self.source.from_optimizer:
+            divisor = self._adam_divisor
             raw = self.noise.layout.gather(block, self.second_moments, weights.dtype)
-            return self._level(weights, raw, self._adam_divisor)
-        divisor = self._mean(self._phase(block)).divisor
-        return self._level(weights, self._sum(block), divisor, self._peaks.get(block.index))
-
-    def row_scale(self, name: str, rows: Tensor, weights: Tensor) -> Tensor:
-        """σ of some rows of an embedding."""
-        if self.source is None:
-            return self._level(weights, None, 1.0)
-        if self.source is CurvatureSource.ADAM:
-            moments = self.second_moments[name]
-            raw = torch.zeros_like(weights) if moments is None else moments[rows]
-            return self._level(weights, raw.to(weights.dtype), self._adam_divisor)
-        return self._level(weights, self.row_sums[name][rows], self._mean(LOOKUPS).divisor)
-
-    def _level(self, weights: Tensor, raw: Tensor | None, divisor: float, peak: float | None = None) -> Tensor:
-        """σ at h = raw/divisor: the division moves into the constants of the formula."""
-        config = self.config
-        if config.shape is NoiseShape.ISOTROPIC:
-            return isotropic_noise_scale(weights, scale=self.scale_factor)
-        if config.shape is NoiseShape.MAGNITUDE:
-            return magnitude_noise_scale(weights, scale=self.scale_factor)
-        raw = torch.zeros_like(weights) if raw is None else raw
-        if config.shape is NoiseShape.ARTICLE:
-            return article_noise_scale(
-                weights,
-                raw,
-                self.rho * divisor,
-                scale=self.scale_factor * math.sqrt(divisor),
-                gamma=config.gamma,
-                epsilon=config.epsilon,
-                buffers=self._buffers(weights),
-                peak=peak,
-            )
-        return optimal_noise_scale(
-            weights,
-            raw,
-            self.rho * divisor,
-            eta=self.eta / divisor,
-            gamma=config.gamma,
-            epsilon=config.epsilon,
-            num_parameters=self.num_parameters,
-            scale=self.scale_factor,
-            buffers=self._buffers(weights),
-            peak=peak,
-        )
+        else:
+            divisor, raw = self.means[self._phases[block.index]].divisor, self._sums[block.index]
+            peak = self._peaks.get(block.index)
+        return self._level(weights, raw, self.rho, divisor=divisor, buffers=self._buffers[block.index], peak=peak)
 
     # ----------------------------------------------------------------------------------------------- the sources
 
     def is_sampled(self, block: Block, step: int) -> bool:
-        """Whether ``price`` takes a sample of the block's curvature in this step."""
-        return self.source is CurvatureSource.PRICE and self._phase(block) == step % self._period
-
-    def rows_are_sampled(self, step: int) -> bool:
-        """Whether ``price`` takes a sample of the embeddings' curvature in this step."""
-        return self.source is CurvatureSource.PRICE and step % self._period == 0
+        """Whether a sample of the block's curvature is taken from the products of this step."""
+        return self.takes_samples and self._phases[block.index] == step % len(self.means)
 
     @torch.no_grad()
-    def sample_price(
-        self,
-        step: int,
-        products: Callable[[Block], Tensor],
-        gradients: Mapping[str, Tensor | None],
-        *,
-        factor: float,
-        rescale: Tensor | None,
-    ) -> None:
+    def sample_price(self, step: int, products: Products, *, factor: float, rescale: Tensor | None) -> None:
         """Add g(w+u) u / E u² of the blocks whose turn it is, with u the last draw at the level factor · σ.
 
         A sample counts with the weight factor², the inverse of its variance up to a constant.
 
         Args:
-            products: g(w+u) u of a block, with g the gradient of the step's loss.
-            gradients: g by parameter name (None is 0), for embeddings that are perturbed row by row.
+            products: with g the gradient of the step's loss.
             rescale: what takes the gradients back to those of the backward pass (from clipping, loss scaling).
         """
+        phase = step % len(self.means)
         for block in self.noise.layout.blocks:
-            if self.is_sampled(block, step):
-                product, weights = products(block), self.noise.weights_of(block)
-                moment = self._moment(weights, self.scale(block, weights))
-                self._add(self._phase(block), product, moment, rescale, self._sum(block))
-                self._note_peak(block)
-        if self.rows_are_sampled(step):
-            for name, lookup in self.lookups.items():
-                rows, weights, noise = lookup.noise_read()
-                gradient = gradients[name]
-                if gradient is not None and len(rows):
-                    moment = self._moment(weights, self.row_scale(name, rows, weights))
-                    total = self.row_sums[name][rows]
-                    self._add(LOOKUPS, noise.mul_(pick_rows(gradient, rows)), moment, rescale, total)
-                    self.row_sums[name].index_copy_(0, rows, total)
+            if self._phases[block.index] != phase:
+                continue
+            product, weights = products(block), self.noise.weights_of(block)
+            sigma = self.scale(block, weights)
+            if not self.config.epsilon:
+                sigma.clamp_(min=1e-12)  # not 0 where there is no noise, so that such a weight's sample is 0
+            moment = self.noise.second_moment(weights, sigma)
+            value = self.means[phase].growth
+            if rescale is not None:
+                # a gradient that overflowed, and whose step the loss scaler skips, must not stay in the mean for ever
+                product.nan_to_num_(0.0, 0.0, 0.0)
+                if rescale.device.type == "cpu":
+                    value *= rescale.item()
+                else:
+                    product.mul_(rescale.to(product.device))
+            self._sums[block.index].addcdiv_(product, moment, value=value)
+            self._note_peak(block)
         # a turn counts without blocks too: shards differ in size, and the means must be the same in every process
-        self._advance(step % self._period, factor**2)
-        if self.lookups and self.rows_are_sampled(step):
-            self._advance(LOOKUPS, factor**2)
+        self._advance(phase, factor**2)
 
     @torch.no_grad()
     def add_estimate(self, diagonal: Mapping[str, Tensor]) -> None:
         """Add an estimate of the whole diagonal, by parameter name."""
         for block in self.noise.layout.blocks:
-            target = self._sum(block)
-            target.add_(self.noise.layout.gather(block, diagonal, target.dtype), alpha=self._mean(0).growth)
+            target = self._sums[block.index]
+            target.add_(self.noise.layout.gather(block, diagonal, target.dtype), alpha=self.means[0].growth)
             self._note_peak(block)
-        for name, target in self.row_sums.items():
-            target.add_(diagonal[name], alpha=self._mean(LOOKUPS).growth)
-        for key in (0, LOOKUPS):
-            self._advance(key, 1.0)
+        self._advance(0, 1.0)
 
     def read_optimizer(self, optimizer: torch.optim.Optimizer, *, steps: int, examples_per_step: int) -> bool:
         """Find Adam's second moments; False before the first step, when there are none.
@@ -223,7 +166,7 @@ class CurvatureTracker:
             ValueError: the optimizer keeps no ``exp_avg_sq``.
         """
         betas = optimizer.param_groups[0].get("betas")
-        states = {name: optimizer.state.get(parameter, {}) for name, parameter in self._named.items()}
+        states = {name: optimizer.state.get(parameter, {}) for name, parameter in self.noise.parameters.items()}
         moments = {name: state.get("exp_avg_sq") for name, state in states.items()}
         self.second_moments = {name: None if moment is None else local(moment) for name, moment in moments.items()}
         found = any(moment is not None for moment in self.second_moments.values())
@@ -237,28 +180,22 @@ class CurvatureTracker:
         self._adam_divisor = (1 - float(betas[1]) ** max(taken, default=max(steps, 1))) / examples_per_step
         return found
 
-    _adam_divisor = 1.0
-
     def curvature(self) -> dict[str, Tensor]:
         """h by parameter name, as a copy sharded like it (of what σ is made of; a mean below 0 is left as it is)."""
-        found = {}
-        for name, part in self.noise.layout.views(self.sums).items() if self.sums else ():
-            found[name] = part.clone()
-        for block in self.noise.layout.blocks if self.sums else ():
+        layout = self.noise.layout
+        found = {name: part.clone() for name, part in layout.views(self.sums).items()} if self.sums else {}
+        for block in layout.blocks if self.sums else ():
             for s in block.segments:
-                found[s.name].view(-1)[s.start : s.start + s.count].div_(self._mean(self._phase(block)).divisor)
-        found |= {name: part / self._mean(LOOKUPS).divisor for name, part in self.row_sums.items()}
+                found[s.name].view(-1)[s.start : s.start + s.count].div_(self.means[self._phases[block.index]].divisor)
         for name, moment in self.second_moments.items():
             if moment is not None:
                 found[name] = moment.float() / self._adam_divisor
-        return {name: shard_like(part, self._named[name]) for name, part in found.items()}
-
-    # -------------------------------------------------------------------------------------------------- the state
+        return {name: shard_like(part, self.noise.parameters[name]) for name, part in found.items()}
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """What a resumed run needs: tensors by name, sharded like the parameters, and JSON-able values."""
-        tensors = {**(self.noise.layout.views(self.sums) if self.sums else {}), **self.row_sums}
-        tensors = {name: shard_like(part, self._named[name]) for name, part in tensors.items()}
+        tensors = self.noise.layout.views(self.sums) if self.sums else {}
+        tensors = {name: shard_like(part, self.noise.parameters[name]) for name, part in tensors.items()}
         return tensors, {"rho": self.rho, "means": {str(key): asdict(mean) for key, mean in self.means.items()}}
 
     @torch.no_grad()
@@ -276,64 +213,90 @@ class CurvatureTracker:
                 "Resume with the same model, or remove the file to start the running curvature anew."
             )
         for name, part in mine.items():
-            local(part).copy_(part_like(tensors[name], self._named[name], self.noise.offsets.get(name, 0)))
+            whole = self.noise.parameters[name]
+            local(part).copy_(part_like(tensors[name], whole, self.noise.offsets.get(name, 0)))
         self.rho = float(values["rho"])
-        self.means = {int(key): RunningMean(**mean) for key, mean in values["means"].items()}
+        # files of release 0.1 have no mean of a turn before its first sample, and one more for some embeddings (-1)
+        known = {int(key): RunningMean(**mean) for key, mean in values["means"].items()}
+        self.means = {key: known.get(key, RunningMean()) for key in self.means}
         self._peaks = {}
 
-    # ------------------------------------------------------------------------------------------------- internals
-
-    @property
-    def _period(self) -> int:
-        return int(self.config.curvature_every or 1)
-
-    def _phase(self, block: Block) -> int:
-        return block.index % self._period if self.source is CurvatureSource.PRICE else 0
-
-    def _buffers(self, like: Tensor) -> tuple[Tensor, Tensor] | None:
-        """Two tensors to work in: σ of one block is used up before that of the next is asked for."""
-        if like.device.type != "cpu":
-            return None
-        key = (like.device, like.dtype)
-        if key not in self._work or self._work[key].shape[1] < like.numel():
-            self._work[key] = like.new_empty(2, like.numel())
-        box, sigma = self._work[key][:, : like.numel()].unbind()
-        return box.view(like.shape), sigma.view(like.shape)
-
-    def _mean(self, key: int) -> RunningMean:
-        return self.means.setdefault(key, RunningMean())
-
-    def _add(self, key: int, product: Tensor, moment: Tensor, rescale: Tensor | None, target: Tensor) -> None:
-        """Add the sample product/moment, times rescale, to a sum."""
-        value = self._mean(key).growth
-        if rescale is not None:
-            # a gradient that overflowed, and whose step the loss scaler skips, must not stay in the mean for ever
-            product.nan_to_num_(0.0, 0.0, 0.0)
-            if rescale.device.type == "cpu":
-                value *= rescale.item()
-            else:
-                product.mul_(rescale.to(product.device))
-        target.addcdiv_(product, moment, value=value)
-
-    def _moment(self, weights: Tensor, sigma: Tensor) -> Tensor:
-        """E u² at the level σ; not 0 where there is no noise, so that such a weight's sample is 0."""
-        return self.noise.second_moment(weights, sigma if self.config.epsilon else sigma.clamp_(min=1e-12))
-
-    def _sum(self, block: Block) -> Tensor:
-        return self.sums[block.pool][block.begin : block.end]
+    def _advance(self, phase: int, weight: float) -> None:
+        """Count a sample that was added to the sums of a turn."""
+        mean = self.means[phase]
+        mean.add(weight, self.config.curvature_decay)
+        if mean.growth > RunningMean.LIMIT:
+            for block in self.noise.layout.blocks:
+                if self._phases[block.index] == phase:
+                    self._sums[block.index].div_(mean.growth)
+                    self._note_peak(block)
+            mean.total, mean.growth = mean.total / mean.growth, 1.0
 
     def _note_peak(self, block: Block) -> None:
         if block.pool[0].type == "cpu":  # on a GPU, to wait for the number costs more than it saves
-            self._peaks[block.index] = self._sum(block).amax().item()
+            self._peaks[block.index] = self._sums[block.index].amax().item()
 
-    def _advance(self, key: int, weight: float) -> None:
-        mean = self._mean(key)
-        mean.add(weight, self.config.curvature_decay)
-        if mean.growth > RunningMean.LIMIT:
-            for target in self.row_sums.values() if key == LOOKUPS else ():
-                target.div_(mean.growth)
-            for block in self.noise.layout.blocks if key != LOOKUPS else ():
-                if self._phase(block) == key:
-                    self._sum(block).div_(mean.growth)
-                    self._note_peak(block)
-            mean.total, mean.growth = mean.total / mean.growth, 1.0
+
+# ----------------------------------------------------------------------------------------------------- the products
+
+
+def single_products(noise: Perturbation, gradients: Gradients) -> Products:
+    """g(w+u) u of a block, with u the last draw."""
+
+    def product(block: Block) -> Tensor:
+        u = noise.noise(block)
+        return u.mul_(noise.layout.gather(block, gradients, u.dtype))
+
+    return product
+
+
+def summed_products(
+    noise: Perturbation,
+    gradients: Gradients,
+    scale: Callable[[Block, Tensor], Tensor],
+    keys: Sequence[tuple[str | int, ...]],
+    factor: float,
+) -> Products:
+    """g Σ_k u_k of a block, with g = Σ_k g_k(w+u_k) the gradient of micro-batches with draws of their own.
+
+    Draws are independent, so E g Σ_k u_k = Σ_k E g_k(w+u_k) u_k: no gradient of a single micro-batch is needed,
+    and the draws are made again from their keys.
+    """
+
+    def product(block: Block) -> Tensor:
+        total = torch.zeros(block.size, device=block.pool[0], dtype=block.wide)
+        for key in keys:
+            total.add_(noise.redraw(scale, block, *key, factor=factor))
+        return total.mul_(noise.layout.gather(block, gradients, total.dtype))
+
+    return product
+
+
+class PairedProducts:
+    """(g(w+u) - g(w-u))/2 · u of antithetic pairs, whose accumulated gradient (g(w+u) + g(w-u))/2 tells nothing.
+
+    Gradients accumulate, A₀ → A₁ = A₀ + g(w+u)/2 → A₂ = A₁ + g(w-u)/2, so the product is (2A₁ - A₀ - A₂) u: it is
+    collected as the pair goes along, with one buffer for the blocks that are sampled in the step and none besides.
+    """
+
+    def __init__(self, noise: Perturbation, sampled: Sequence[Block]) -> None:
+        self.noise, self.blocks = noise, sampled
+        self.collected = {
+            block.index: torch.zeros(block.size, device=block.pool[0], dtype=block.wide) for block in sampled
+        }
+
+    @torch.no_grad()
+    def collect(self, gradients: Gradients, times: float) -> None:
+        """Add times · A u, with A the gradients accumulated so far and u the noise of the first of the pair."""
+        if all(gradient is None for gradient in gradients.values()):
+            return
+        product = single_products(self.noise, gradients)
+        for block in self.blocks:
+            self.collected[block.index].add_(product(block), alpha=times)
+
+    def mean(self, average: Callable[[Tensor], Tensor] | None) -> Products:
+        """The products, averaged over processes in place: gradients that were not yet reduced differ between them."""
+        if average is not None:
+            for collected in self.collected.values():
+                average(collected)
+        return lambda block: self.collected[block.index]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -45,17 +46,17 @@ class Block:
     end: int
     segments: tuple[Segment, ...]
 
-    @property
+    @cached_property
     def size(self) -> int:
         """Number of elements, with the padding between tensors."""
         return self.end - self.begin
 
-    @property
+    @cached_property
     def wide(self) -> torch.dtype:
         """The dtype to compute in: the pool's, at least float32."""
         return torch.promote_types(self.pool[1], torch.float32)
 
-    @property
+    @cached_property
     def only(self) -> Segment | None:
         """The segment that fills the block, or None if there are several."""
         return self.segments[0] if len(self.segments) == 1 and self.segments[0].count == self.size else None
@@ -116,13 +117,14 @@ class Layout:
         if segment is not None and tensor is not None:
             return tensor.detach().reshape(-1)[segment.start : segment.start + segment.count].to(dtype)
         out = torch.zeros(block.size, device=block.pool[0], dtype=dtype)
-        pieces = [(s, tensors[s.name]) for s in block.segments]
-        found = [(s, tensor.detach()) for s, tensor in pieces if tensor is not None]
-        if found:
-            torch._foreach_copy_(
-                [out[s.at : s.at + s.count] for s, _ in found],
-                [tensor.reshape(-1)[s.start : s.start + s.count] for s, tensor in found],
-            )
+        places, pieces = [], []
+        for s in block.segments:
+            tensor = tensors[s.name]
+            if tensor is not None:
+                places.append(out[s.at : s.at + s.count])
+                pieces.append(tensor.detach().reshape(-1)[s.start : s.start + s.count])
+        if places:
+            torch._foreach_copy_(places, pieces)
         return out
 
     def _lay_out(self, pool: Pool, names: list[str], block_size: int) -> None:

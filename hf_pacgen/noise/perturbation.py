@@ -9,7 +9,7 @@ from torch import Tensor
 
 from hf_pacgen.distributed.shards import Shards, is_sharded, local
 from hf_pacgen.maths.counter_rng import CenteredBytes, stream_key
-from hf_pacgen.maths.distributions import NoiseDistribution, make_noise
+from hf_pacgen.maths.distributions import NoiseDistribution
 from hf_pacgen.maths.score import neighborhood
 from hf_pacgen.noise.layout import Block, Layout
 
@@ -35,7 +35,7 @@ class Perturbation:
         parameters: by name, on one device each; sharded by ``fully_shard`` all of them or none.
         distribution: of the noise.  σ is the half-width of "uniform" and the standard deviation (before the
             truncation to N_i) of the others.
-        gamma, epsilon: of N_i = γ|w_i| + ε, at which "truncated_normal" is truncated.
+        gamma, epsilon: of N_i = γ|w_i| + ε, for noise that needs a box.
         block_size: elements treated at a time.
         shards: the model's, if it is sharded.
 
@@ -64,16 +64,22 @@ class Perturbation:
                     "with DistributedDataParallel or FSDP2 instead."
                 )
         self.parameters = dict(parameters)
-        self.distribution = NoiseDistribution(distribution)
+        self.kind = NoiseDistribution(distribution).facts
         self.gamma, self.epsilon = gamma, epsilon
         self.offsets = {name: offsets.get(name, 0) for name in parameters}
         self.weights = {name: local(parameter).data for name, parameter in parameters.items()}
         self.layout = Layout(self.weights, block_size=block_size, offsets=self.offsets)
         self._buffers = self.layout.buffers()
         self._twins = self.layout.views(self._buffers)
+        self._twin_of = [self._buffers[block.pool][block.begin : block.end] for block in self.layout.blocks]
         self._clean = self.layout.views(self.layout.buffers()) if self.shards is not None else {}
         self._pieces: dict[int, Tensor] = {}
-        self._streams = {name: stream_key("parameter", name) for name in parameters}
+        streams = {name: stream_key("parameter", name) for name in parameters}
+        self._streams = [
+            [(streams[s.name], self.offsets[s.name] + s.start, s.at) for s in block.segments]
+            for block in self.layout.blocks
+        ]
+        """Where the random numbers of each block come from: stream, element of it, place in the block."""
         self._bytes = {
             device: CenteredBytes(max(b.size for b in self.layout.blocks if b.pool[0] == device), device=device)
             for device in {block.pool[0] for block in self.layout.blocks}
@@ -93,9 +99,10 @@ class Perturbation:
         self._follow()
         stream = stream_key(*key)
         for block in self.layout.blocks:
-            weights, twin = self.weights_of(block), self._twin_of(block)
+            weights, twin = self.weights_of(block), self._twin_of[block.index]
             sigma = scale(block, weights)
-            if self.distribution is NoiseDistribution.UNIFORM and twin.dtype == weights.dtype:
+            if self.kind.from_words and twin.dtype == weights.dtype:
+                # in one pass, where the noise need not be rounded to another type
                 torch.addcmul(weights, self._levels(block, stream), sigma, value=factor / 128, out=twin)
             else:
                 twin.copy_(weights + self._noise(block, weights, sigma, stream, factor))
@@ -110,12 +117,12 @@ class Perturbation:
     def mirror(self) -> None:
         """Turn w + u into w - u."""
         for block in self.layout.blocks:
-            twin = self._twin_of(block)
+            twin = self._twin_of[block.index]
             twin.neg_().add_(self.layout.gather(block, self.weights), alpha=2)
 
     def noise(self, block: Block) -> Tensor:
         """The u of the last draw in a block, as rounded in the weights; flat, at least float32."""
-        return self._twin_of(block).to(block.wide) - self.weights_of(block)
+        return self._twin_of[block.index].to(block.wide) - self.weights_of(block)
 
     def weights_of(self, block: Block) -> Tensor:
         """The weights of a block without noise (of shards: while they have none); flat, at least float32."""
@@ -129,18 +136,16 @@ class Perturbation:
 
     def second_moment(self, weights: Tensor, sigma: Tensor) -> Tensor:
         """E u² at the level σ, which may be overwritten."""
-        if self.distribution is NoiseDistribution.UNIFORM:
-            return sigma.square_().div_(3)
-        box = neighborhood(weights, gamma=self.gamma, epsilon=self.epsilon)
-        return make_noise(self.distribution, sigma, box).second_moment().to(sigma.dtype)
+        return self.kind.second_moment_at(sigma, self._box(weights) if self.kind.needs_box else None)
 
     def apply(self) -> None:
         """Put the last draw on the parameters."""
         if self.shards is not None:
             return self._write(self.shards)
-        self._versions = {name: parameter._version for name, parameter in self.parameters.items()}
+        self._versions = {}
         self.applied = True  # first, so that an interrupt between two parameters leaves something to restore
         for name, parameter in self.parameters.items():
+            self._versions[name] = parameter._version
             parameter.data = self._twins[name]
         # autocast caches casts of the weights and would go on using the old ones
         torch.clear_autocast_cache()
@@ -159,7 +164,7 @@ class Perturbation:
                 if (here.dtype, here.device) != (twin.dtype, twin.device):
                     parameter.data = weights.to(here.device, here.dtype)
                 elif here.data_ptr() == twin.data_ptr():
-                    if written and parameter._version != self._versions[name]:
+                    if written and parameter._version != self._versions.get(name):
                         weights.copy_(twin)
                     parameter.data = weights
             torch.clear_autocast_cache()
@@ -188,30 +193,29 @@ class Perturbation:
         shards.abandon()
         torch.clear_autocast_cache()
 
-    def _twin_of(self, block: Block) -> Tensor:
-        return self._buffers[block.pool][block.begin : block.end]
-
     def _levels(self, block: Block, stream: int) -> Tensor:
         """128 times uniform numbers of (-1, 1), valid until the next call."""
-        streams = [(self._streams[s.name] ^ stream, self.offsets[s.name] + s.start, s.at) for s in block.segments]
-        return self._bytes[block.pool[0]](streams, block.size).to(block.wide)
+        return self._bytes[block.pool[0]](self._streams[block.index], block.size, stream).to(block.wide)
 
     def _noise(self, block: Block, weights: Tensor, sigma: Tensor, stream: int, factor: float) -> Tensor:
-        if self.distribution is NoiseDistribution.UNIFORM:
+        if self.kind.from_words:
             return self._levels(block, stream).mul(sigma).mul_(factor / 128)
-        box = neighborhood(weights, gamma=self.gamma, epsilon=self.epsilon)
+        box = self._box(weights)
         generator = torch.Generator(weights.device)
         noise = torch.zeros_like(weights)
-        for s in block.segments:
+        for s, (name, start, _) in zip(block.segments, self._streams[block.index], strict=True):
             here = slice(s.at, s.at + s.count)
-            generator.manual_seed(stream_key(self._streams[s.name] ^ stream, self.offsets[s.name] + s.start))
-            noise[here] = make_noise(self.distribution, sigma[here] * factor, box[here]).sample(generator)
+            generator.manual_seed(stream_key(name ^ stream, start))
+            noise[here] = self.kind.at_level(sigma[here] * factor, box[here]).sample(generator)
         return noise
+
+    def _box(self, weights: Tensor) -> Tensor:
+        return neighborhood(weights, gamma=self.gamma, epsilon=self.epsilon)
 
     def _follow(self) -> None:
         """Find the weights again where other code let the parameters point elsewhere."""
         for name, parameter in self.parameters.items():
-            weights, here = self.weights[name], local(parameter).data
+            weights, here = self.weights[name], (parameter if self.shards is None else local(parameter)).data
             if here.data_ptr() == weights.data_ptr():
                 continue
             if (here.shape, here.dtype, here.device) != (weights.shape, weights.dtype, weights.device):

@@ -59,7 +59,7 @@ def perturbed(
         raise ValueError(f"seed must be an integer of at least 0; got {seed!r}.")
     check_scale("gamma", gamma, {})
     check_scale("epsilon", epsilon, {})
-    if NoiseDistribution(distribution) is NoiseDistribution.TRUNCATED_NORMAL and gamma == 0 and epsilon == 0:
+    if NoiseDistribution(distribution).facts.needs_box and gamma == 0 and epsilon == 0:
         raise ValueError(
             "gamma and epsilon are both 0, so truncated noise has no room; make at least one of them positive."
         )

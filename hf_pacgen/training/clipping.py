@@ -10,12 +10,12 @@ from torch import Tensor
 
 from hf_pacgen.distributed.shards import Shards, local
 from hf_pacgen.model.embeddings import dense
-from hf_pacgen.training.callback.guard import Hook
+from hf_pacgen.training.hooks import Hook
 
 __all__ = ["GradientRescale", "loss_unscale"]
 
 PROBED_ELEMENTS = 4096
-"""Gradient elements that are remembered."""
+"""Gradient elements that are remembered: enough to tell a factor, few enough to cost nothing."""
 
 
 def loss_unscale(optimizer: Any) -> Tensor | None:
@@ -29,15 +29,15 @@ def loss_unscale(optimizer: Any) -> Tensor | None:
 class GradientRescale:
     """The factor that takes the gradients back to what the backward pass gave.
 
-    A callback sees gradients only after they were clipped (and, in float16, divided by the loss scale), and nobody
-    tells it by how much.  So a few small gradients are remembered as they arrive, g, and compared with what has
-    become of them, c g: the factor is ⟨g, g⟩/⟨g, c g⟩.
+    Nobody tells by how much gradients were clipped (and, in float16, divided by the loss scale).  So a few small ones
+    are remembered as they arrive, g, and compared with what has become of them, c g: the factor is ⟨g, g⟩/⟨g, c g⟩.
 
     Args:
         parameters: by name; the smallest are remembered.
         optimizer: accelerate's, which knows the loss scale.
         clips: whether gradients are clipped; without clipping and loss scale nothing is done.
-        average: over processes, in place: the gradients of a process arrive before they are averaged.
+        average: over processes, in place: the gradients of a process arrive before they are averaged.  None where
+            there is nothing to average.
         shards: where the model is sharded; the gradients of shards arrive averaged, and ⟨·,·⟩ is summed over shards.
     """
 
@@ -47,17 +47,19 @@ class GradientRescale:
         optimizer: Any,
         *,
         clips: bool,
-        average: Callable[[Tensor], Tensor],
+        average: Callable[[Tensor], Tensor] | None,
         shards: Shards | None = None,
     ) -> None:
-        self._optimizer, self._average = optimizer, average
+        self._average = average
         self._shards = shards if shards is not None and shards.active else None
+        self._optimizer = None if loss_unscale(optimizer) is None else optimizer
+        """None where the loss is not scaled."""
         self._seen: dict[str, Tensor] = {}
         self._parameters: dict[str, Tensor] = {}
         self._others: list[tuple[str, Tensor]] = []
         """Those that are not remembered, the smallest first."""
         self._handles: list[Any] = []
-        if not clips and loss_unscale(optimizer) is None:
+        if not clips and self._optimizer is None:
             return
         count = 0
         self._others = sorted(parameters.items(), key=lambda item: item[1].numel())
@@ -67,27 +69,28 @@ class GradientRescale:
 
     def factor(self) -> Tensor | None:
         """The factor for this step, or None where it is 1; 0 where it cannot be told (the gradients overflowed)."""
-        if not self._parameters:
-            return None
-        remembered = {name: dense(local(p.grad.detach())) for name, p in self._parameters.items() if p.grad is not None}
-        if not remembered:
-            return None
-        device = next(iter(remembered.values())).device
-        # zeros where a gradient came from other processes only
-        before = [self._seen.get(name, torch.zeros_like(after)) for name, after in remembered.items()]
-        first, last = (
-            torch.cat([g.reshape(-1).to(device, torch.float32) for g in gs]) for gs in (before, remembered.values())
-        )
+        before: list[Tensor] = []
+        after: list[Tensor] = []
+        for name, parameter in self._parameters.items():
+            if parameter.grad is not None:
+                now = self._here(parameter.grad)
+                seen = self._seen.get(name, torch.zeros_like(now))  # a gradient may come from other processes only
+                device = after[0].device if after else now.device
+                before.append(seen.reshape(-1).to(device, torch.float32))
+                after.append(now.reshape(-1).to(device, torch.float32))
         self._seen = {}
-        if self._shards is None:
+        if not after:
+            return None
+        first, last = torch.cat(before), torch.cat(after)
+        device = last.device
+        if self._average is not None:
             first = self._average(first)
         products = torch.stack([first @ first, first @ last])
         square, product = products if self._shards is None else self._shards.sum_(products)
-        if device.type == "cpu" and square == 0 and (other := self._with_gradient()) is not None:
-            self._watch(other)  # those remembered have none, so from the next step on this one is too
-            return torch.zeros(())
+        if device.type == "cpu" and square == 0 and self._watch_another():
+            return torch.zeros(())  # those remembered have no gradient; from the next step on another is too
         factor = torch.where(square > 0, square / product, 1.0).nan_to_num(0.0, 0.0, 0.0)
-        unscale = loss_unscale(self._optimizer)
+        unscale = None if self._optimizer is None else loss_unscale(self._optimizer)
         return factor if unscale is None else factor * unscale.to(device)
 
     def close(self) -> None:
@@ -99,18 +102,22 @@ class GradientRescale:
     def _watch(self, index: int) -> None:
         name, parameter = self._others.pop(index)
         self._parameters[name] = parameter
-        self._handles.append(parameter.register_post_accumulate_grad_hook(Hook(self._remember(name))))
 
-    def _with_gradient(self) -> int | None:
-        """The index of the smallest of the others with a gradient that is not 0; None where there is none."""
-        for index, (_, parameter) in enumerate(self._others):
-            if parameter.grad is not None and bool(dense(local(parameter.grad.detach())).any()):
-                return index
-        return None
-
-    def _remember(self, name: str) -> Any:
         def remember(parameter: Tensor) -> None:
             if parameter.grad is not None:
-                self._seen[name] = dense(local(parameter.grad.detach())).clone()
+                self._seen[name] = self._here(parameter.grad).clone()
 
-        return remember
+        self._handles.append(parameter.register_post_accumulate_grad_hook(Hook(remember)))
+
+    def _watch_another(self) -> bool:
+        """Remember the smallest of the others with a gradient that is not 0; False where there is none."""
+        for index, (_, parameter) in enumerate(self._others):
+            if parameter.grad is not None and bool(self._here(parameter.grad).any()):
+                self._watch(index)
+                return True
+        return False
+
+    def _here(self, gradient: Tensor) -> Tensor:
+        """The part of a gradient on this process, dense."""
+        here = gradient.detach() if self._shards is None else local(gradient.detach())
+        return dense(here) if here.is_sparse else here

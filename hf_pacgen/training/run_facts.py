@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -18,9 +20,46 @@ from hf_pacgen.distributed.processes import Processes
 from hf_pacgen.measures.pacgen import pacgen
 from hf_pacgen.model.state import unwrap
 from hf_pacgen.results.pacgen import PACGenResult
-from hf_pacgen.training.noisy_step import Run
 
-__all__ = ["agree_on_noise", "describe_run", "refuse_unsupported", "refuse_unknown_metric", "score_on_training_data"]
+__all__ = [
+    "Run",
+    "agree_on_noise",
+    "describe_run",
+    "refuse_unsupported",
+    "refuse_unknown_metric",
+    "score_on_training_data",
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """What the noise has to know of a training run.
+
+    Attributes:
+        model: the model without wrappers.
+        optimizer: None where no training was set up; ``adam`` needs it.
+        dataset, collate_fn, batch_size: the training data, from which ``hutchinson`` and ρ take batches.
+        num_examples: n, or None where it is not known.
+        examples_per_step: examples of an optimizer step, over all processes.
+        max_steps: optimizer steps of the training.
+        processes: those that train together.
+        clips: whether gradients are clipped before ``on_pre_optimizer_step``.
+        compiled: whether the model goes through torch.compile.
+        loss_fn: the loss, if it is not the model's own.
+    """
+
+    model: nn.Module
+    optimizer: Any
+    dataset: Any
+    collate_fn: Callable[[list[Any]], Any] | None
+    batch_size: int
+    num_examples: int | None
+    examples_per_step: int
+    max_steps: int
+    processes: Processes = field(default_factory=Processes)
+    clips: bool = True
+    compiled: bool = False
+    loss_fn: LossFunction | None = None
 
 
 def refuse_unsupported(args: TrainingArguments) -> None:
@@ -49,7 +88,8 @@ def refuse_unsupported(args: TrainingArguments) -> None:
         )
     if getattr(args, "fsdp", None) or getattr(state, "fsdp_plugin", None) is not None:
         plugin = getattr(state, "fsdp_plugin", None)
-        version = getattr(plugin, "fsdp_version", None) or _fsdp_version(args)
+        asked = (getattr(args, "fsdp_plugin_args", None) or {}).get("fsdp_version")
+        version = getattr(plugin, "fsdp_version", None) or int(asked or 1)  # as accelerate has it
         if version != 2:
             raise ValueError(
                 f"Noise is not supported with FSDP of version {version}, which flattens the parameters: expected "
@@ -58,15 +98,9 @@ def refuse_unsupported(args: TrainingArguments) -> None:
             )
 
 
-def _fsdp_version(args: TrainingArguments) -> int:
-    """The version that the arguments ask for; 1 where they say nothing, as accelerate has it."""
-    given = getattr(args, "fsdp_plugin_args", None) or {}
-    return int(given.get("fsdp_version") or 1)
-
-
 def agree_on_noise(args: TrainingArguments, noise: NoiseConfig | None) -> None:
     """Raise on every process if two of them train with different noise."""
-    agree(_processes(args), {"the setting": {} if noise is None else noise.to_dict()})
+    agree(Processes(_state(args)), {"the setting": {} if noise is None else noise.to_dict()})
 
 
 def refuse_unknown_metric(args: TrainingArguments) -> None:
@@ -105,7 +139,7 @@ def describe_run(
         num_examples=_length(dataset),
         examples_per_step=args.train_batch_size * args.gradient_accumulation_steps * args.world_size,
         max_steps=max_steps,
-        processes=_processes(args),
+        processes=Processes(_state(args)),
         clips=args.max_grad_norm is not None and args.max_grad_norm > 0,
         compiled=bool(args.torch_compile),
         loss_fn=loss_fn,
@@ -155,10 +189,6 @@ def _of_examples(dataset: Any) -> Any:
 def _state(args: TrainingArguments) -> Any:
     # a second Accelerator would change the settings of the run's; its process state is all that is needed
     return PartialState() if args.world_size > 1 else None
-
-
-def _processes(args: TrainingArguments) -> Processes:
-    return Processes(_state(args))
 
 
 def _length(dataset: Any) -> int | None:

@@ -19,7 +19,7 @@ from hf_pacgen.data.objective import LossFunction
 from hf_pacgen.results.pacgen import PACGenResult
 from hf_pacgen.training.arguments import PACGenTrainingArguments, as_config
 from hf_pacgen.training.callback.callback import PACGenCallback
-from hf_pacgen.training.noisy_step import NoiseEngine
+from hf_pacgen.training.noisy_step import NoisyStep
 from hf_pacgen.training.run_facts import (
     agree_on_noise,
     describe_run,
@@ -65,7 +65,7 @@ class PACGenTrainer(Trainer):
         self.noise = as_config(NoiseConfig, noise, "noise")
         self.score = as_config(ScoreConfig, score, "score")
         self.last_score: PACGenResult | None = None
-        self._engine: NoiseEngine | None = None
+        self._noisy_step: NoisyStep | None = None
         self._micro_step = 0
         self._resumed_from: str | None = None
         self._scores_of_evaluation: PACGenResult | None = None
@@ -98,41 +98,44 @@ class PACGenTrainer(Trainer):
         self._resumed_from = os.fspath(resume_from_checkpoint) if given else None
         if resume_from_checkpoint is True:
             self._resumed_from = get_last_checkpoint(self.args.output_dir or "")
-        return super().train(resume_from_checkpoint, *args, **kwargs)
+        try:
+            return super().train(resume_from_checkpoint, *args, **kwargs)
+        finally:
+            self._close_noise()
 
     def training_step(
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
     ) -> Tensor:
         """The gradient of a micro-batch, taken at noisy weights."""
-        if not self._has_noise:
+        noisy = self._noisy_step or (self._start_noise() if self._has_noise else None)
+        if noisy is None:
             return super().training_step(model, inputs, num_items_in_batch)
-        engine = self._engine or self._start_engine()
         try:
-            if not engine.enter(self.state.global_step, self._micro_step):
+            if not noisy.begin(self.state.global_step, self._micro_step):
                 return super().training_step(model, inputs, num_items_in_batch)
             if self.noise is not None and self.noise.antithetic:
-                return self._antithetic_step(engine, model, inputs, num_items_in_batch)
+                return self._antithetic_step(noisy, model, inputs, num_items_in_batch)
             return super().training_step(model, inputs, num_items_in_batch)
         finally:
-            engine.leave()
+            noisy.end()
             self._micro_step += 1
 
     def _antithetic_step(
-        self, engine: NoiseEngine, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None
+        self, noisy: NoisyStep, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None
     ) -> Tensor:
         """The mean of the gradients at w + u and w - u, with the same dropout in both."""
         random_state = _random_state(self.args.device)
         # the first gradient of a pair needs no reduction over processes: the second's takes it along
         # (of shards there would be no gradient yet, and the curvature is made of both)
-        apart = self.args.world_size > 1 and not engine.shards.active
+        apart = self.args.world_size > 1 and not noisy.shards.active
         together = self.accelerator.no_sync(model) if apart else nullcontext()
         with self._halved_loss():
             with together:
                 first = super().training_step(model, inputs, num_items_in_batch)
-            engine.mirror()
+            noisy.mirror()
             _set_random_state(random_state, self.args.device)
             second = super().training_step(model, inputs, num_items_in_batch)
-            engine.after_pair()
+            noisy.after_pair()
         return first + second
 
     @contextmanager
@@ -155,8 +158,8 @@ class PACGenTrainer(Trainer):
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         # every checkpoint passes here, those on SIGTERM too, which fire no event
         super()._save_optimizer_and_scheduler(output_dir)
-        if self._engine is not None:
-            self._engine.save(output_dir, writes=self.args.should_save)
+        if self._noisy_step is not None:
+            self._noisy_step.save(output_dir, writes=self.args.should_save)
 
     # ----------------------------------------------------------------------------------------------- evaluation
 
@@ -244,7 +247,7 @@ class PACGenTrainer(Trainer):
         with torch.random.fork_rng(devices=[]):  # a loader draws the seed of its sampler
             return self.get_train_dataloader()
 
-    def _start_engine(self, train_dataloader: Any = None) -> NoiseEngine:
+    def _start_noise(self, train_dataloader: Any = None) -> NoisyStep:
         run = describe_run(
             self.args,
             self._model(),
@@ -253,8 +256,13 @@ class PACGenTrainer(Trainer):
             max_steps=self.state.max_steps,
             loss_fn=self._own_loss(),
         )
-        self._engine = NoiseEngine(cast(NoiseConfig, self.noise), run)
-        return self._engine
+        self._noisy_step = NoisyStep(cast(NoiseConfig, self.noise), run)
+        return self._noisy_step
+
+    def _close_noise(self) -> None:
+        if self._noisy_step is not None:
+            self._noisy_step.close()
+        self._noisy_step = None
 
 
 class _Steps(TrainerCallback):
@@ -265,27 +273,19 @@ class _Steps(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         trainer = self.trainer
-        self._close()
+        trainer._close_noise()  # that of steps by hand
         agree_on_noise(trainer.args, trainer.noise)
         if trainer._has_noise:
-            engine = trainer._start_engine(kwargs["train_dataloader"])
+            noisy = trainer._start_noise(kwargs["train_dataloader"])
             if trainer._resumed_from is not None:
-                engine.load(trainer._resumed_from)
+                noisy.load(trainer._resumed_from)
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.trainer._micro_step = 0
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self.trainer._engine is not None:
-            self.trainer._engine.before_optimizer_step(state.global_step)
-
-    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._close()
-
-    def _close(self) -> None:
-        if self.trainer._engine is not None:
-            self.trainer._engine.close()
-        self.trainer._engine = None
+        if self.trainer._noisy_step is not None:
+            self.trainer._noisy_step.before_optimizer_step(state.global_step)
 
 
 def _random_state(device: torch.device) -> tuple[Tensor, Tensor | None]:

@@ -19,7 +19,7 @@ from transformers.trainer_jit_checkpoint import CheckpointManager
 
 from hf_pacgen.config import NoiseConfig
 from hf_pacgen.training.callback.callback import PACGenCallback
-from hf_pacgen.training.noisy_step import NoiseEngine
+from hf_pacgen.training.noisy_step import NoisyStep
 from hf_pacgen.training.trainer import PACGenTrainer
 
 METHODS = ("trainer", "callback")
@@ -86,11 +86,11 @@ def build(
     return Trainer(model, args, callbacks=[*before, *middle, *after], **settings)
 
 
-def engine_of(trainer: Any) -> NoiseEngine:
+def engine_of(trainer: Any) -> NoisyStep:
     if isinstance(trainer, PACGenTrainer):
-        engine = trainer._engine
+        engine = trainer._noisy_step
     else:
-        [engine] = [c.engine for c in trainer.callback_handler.callbacks if isinstance(c, PACGenCallback)]
+        [engine] = [c.noisy_step for c in trainer.callback_handler.callbacks if isinstance(c, PACGenCallback)]
     assert engine is not None
     return engine
 

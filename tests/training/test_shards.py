@@ -20,7 +20,9 @@ from hf_pacgen.distributed.processes import Processes
 from hf_pacgen.distributed.shards import is_sharded, local
 from hf_pacgen.noise.perturbation import Perturbation
 from hf_pacgen.noise.perturbed import perturbed
-from hf_pacgen.training.noisy_step import NOISE_FILE, NoiseEngine, Run
+from hf_pacgen.training.callback.guard import Guard
+from hf_pacgen.training.noisy_step import NOISE_FILE, NoisyStep
+from hf_pacgen.training.run_facts import Run
 
 STEPS = 12
 BATCH = 8
@@ -61,7 +63,7 @@ def batch(step: int, half: int | None = None) -> dict[str, Tensor]:
     return {key: values[first : first + count] for key, values in data.items()}
 
 
-def start(made: nn.Module, settings: dict[str, Any], *, clips: bool = False) -> tuple[NoiseEngine, Any]:
+def start(made: nn.Module, settings: dict[str, Any], *, clips: bool = False) -> tuple[NoisyStep, Any]:
     optimizer = torch.optim.AdamW(made.parameters(), lr=1e-2)
     run = Run(
         model=made,
@@ -75,21 +77,21 @@ def start(made: nn.Module, settings: dict[str, Any], *, clips: bool = False) -> 
         processes=Processes(),
         clips=clips,
     )
-    return NoiseEngine(NoiseConfig(eta=1000, **settings), run), optimizer
+    return NoisyStep(NoiseConfig(eta=1000, **settings), run), optimizer
 
 
-def gradient(engine: NoiseEngine, made: nn.Module, part: dict[str, Tensor], step: int, micro: int, of: int) -> None:
+def gradient(engine: NoisyStep, made: nn.Module, part: dict[str, Tensor], step: int, micro: int, of: int) -> None:
     """The gradient of a micro-batch at noisy weights, as the PACGenTrainer takes it."""
     pair = engine.config.antithetic
     try:
-        noisy = engine.enter(step, micro)
+        noisy = engine.begin(step, micro)
         (made(**part).loss / of / (2 if pair and noisy else 1)).backward()
         if noisy and pair:
             engine.mirror()
             (made(**part).loss / of / 2).backward()
             engine.after_pair()
     finally:
-        engine.leave()
+        engine.end()
 
 
 def train(
@@ -101,8 +103,8 @@ def train(
     accumulate: int = 1,
     defer: bool = False,
     steps: range = range(STEPS),
-    started: tuple[NoiseEngine, Any] | None = None,
-) -> NoiseEngine:
+    started: tuple[NoisyStep, Any] | None = None,
+) -> NoisyStep:
     engine, optimizer = started or start(made, settings, clips=clip > 0)
     for step in steps:
         for micro in range(accumulate):
@@ -204,12 +206,14 @@ def test_weights_return_bit_for_bit_after_an_exception() -> None:
 def _saves() -> None:
     made = shard(bert())
     engine, _ = start(made, {})
+    guard = Guard(made, engine.noise)
     part = batch(0, torch.distributed.get_rank())
     before = shards_of(made)
     with torch.no_grad():
         clean = made.eval()(**part).logits.clone()
     made.train()
-    check(engine.enter(0), "there is no noise")
+    check(engine.draw(0), "there is no noise")
+    guard.enter()
     noisy = shards_of(made)
     check(any(not noisy[name].equal(before[name]) for name in before), "the weights have no noise")
     saved = made.state_dict()
@@ -224,7 +228,7 @@ def _saves() -> None:
     with torch.no_grad():
         check(made.eval()(**part).logits.equal(clean), "an evaluation in a step sees noise")
     check(made.train()(**part).logits.equal(logits), "the noise is not back after an evaluation")
-    engine.leave()
+    guard.leave()
     now = shards_of(made)
     check(all(now[name].equal(before[name]) for name in before), "the weights are not as they were")
     with torch.no_grad():
@@ -238,12 +242,14 @@ def test_a_save_and_an_evaluation_in_a_step_find_clean_weights() -> None:
 def _left_behind() -> None:
     made = shard(bert())
     engine, _ = start(made, {})
+    guard = Guard(made, engine.noise)
     part = batch(0, torch.distributed.get_rank())
     with torch.no_grad():
         clean = made(**part).logits.clone()
 
     def aborted_loop() -> None:
-        engine.enter(0)
+        engine.draw(0)
+        guard.enter()
         made(**part)  # gathers noisy weights
 
     aborted_loop()

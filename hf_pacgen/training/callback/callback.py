@@ -5,17 +5,18 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from enum import Enum
 from typing import Any
 
 from torch import nn
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback, TrainingArguments
 
 from hf_pacgen.config import NoiseConfig, ScoreConfig
 from hf_pacgen.config.settings import choice
+from hf_pacgen.maths.facts import Choice
 from hf_pacgen.results.pacgen import PACGenResult
 from hf_pacgen.training.arguments import as_config
-from hf_pacgen.training.noisy_step import NOISE_FILE, NoiseEngine
+from hf_pacgen.training.callback.guard import Guard
+from hf_pacgen.training.noisy_step import NOISE_FILE, NoisyStep
 from hf_pacgen.training.run_facts import agree_on_noise, describe_run, refuse_unsupported, score_on_training_data
 
 __all__ = ["PACGenCallback", "ScoreOn"]
@@ -23,12 +24,14 @@ __all__ = ["PACGenCallback", "ScoreOn"]
 logger = logging.getLogger(__name__)
 
 
-class ScoreOn(str, Enum):
-    """When a callback scores the model."""
+class ScoreOn(Choice):
+    """When a callback scores the model; a member's facts are the event of the Trainer."""
 
-    EVALUATE = "evaluate"
-    EPOCH = "epoch"
-    END = "end"
+    facts: str
+
+    EVALUATE = "evaluate", "on_evaluate"
+    EPOCH = "epoch", "on_epoch_end"
+    END = "end", "on_train_end"
 
 
 class PACGenCallback(TrainerCallback):
@@ -61,6 +64,11 @@ class PACGenCallback(TrainerCallback):
         self.noise = as_config(NoiseConfig, noise, "noise")
         self.score = as_config(ScoreConfig, score, "score")
         self.score_on = choice(ScoreOn, score_on, "score_on")
+        if self.score_on.facts not in vars(PACGenCallback):
+            raise ValueError(
+                f"score_on={self.score_on.value!r} is the event {self.score_on.facts}, at which a PACGenCallback does "
+                "not score. Choose another, or let it hear of the event."
+            )
         if self.noise is None and self.score is None:
             logger.warning(
                 "This PACGenCallback does nothing: it has neither noise nor score. Pass noise=NoiseConfig(), "
@@ -71,21 +79,20 @@ class PACGenCallback(TrainerCallback):
                 "antithetic noise takes two gradients of every batch, which a callback cannot ask for. "
                 "Use PACGenTrainer, or antithetic=False."
             )
-        self.engine: NoiseEngine | None = None
+        self.noisy_step: NoisyStep | None = None
+        self._guard: Guard | None = None
         self.last_score: PACGenResult | None = None
 
     @property
     def _has_noise(self) -> bool:
         return self.noise is not None and not self.noise.is_silent
 
-    def on_init_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_init_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Refuse what cannot work before anything is set up."""
         if self._has_noise:
             refuse_unsupported(args)
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Set the noise up, and take over the state of a checkpoint."""
         self._close()
         agree_on_noise(args, self.noise)
@@ -99,60 +106,51 @@ class PACGenCallback(TrainerCallback):
             train_dataloader=kwargs["train_dataloader"],
             max_steps=state.max_steps,
         )
-        self.engine = NoiseEngine(self.noise, run)
+        self.noisy_step = NoisyStep(self.noise, run)
+        # compiled models run no hooks
+        self._guard = Guard(run.model, self.noisy_step.noise, watch_forward=not run.compiled)
+        self.noisy_step.closing.append(self._guard.close)
         if state.global_step:
-            self.engine.load(_resumed_from(args, state.global_step))
+            self.noisy_step.load(_resumed_from(args, state.global_step))
 
-    def on_step_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Put the step's noise on the weights."""
-        if self.engine is not None:
-            self.engine.enter(state.global_step, event=True)
+        if self.noisy_step is not None and self._guard is not None:
+            self._guard.leave()
+            if self.noisy_step.draw(state.global_step):
+                self._guard.enter()
 
-    def on_pre_optimizer_step(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Take the noise off, and learn about the curvature."""
-        if self.engine is not None:
-            self.engine.before_optimizer_step(state.global_step)
+        if self.noisy_step is not None and self._guard is not None:
+            self._guard.leave()
+            self.noisy_step.before_optimizer_step(state.global_step, learns=not self._guard.loaded)
 
-    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Write the noise state into the checkpoint."""
         folder = _checkpoint(args, state.global_step)
-        if self.engine is not None:
-            self.engine.save(folder, writes=args.should_save and os.path.isdir(folder))
+        if self.noisy_step is not None:
+            self.noisy_step.save(folder, writes=args.should_save and os.path.isdir(folder))
 
-    def on_evaluate(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        metrics: dict[str, float] | None = None,
-        **kwargs: Any,
-    ) -> None:
+    def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any = None, **kwargs: Any) -> None:
         """Add the scores to the metrics of an evaluation."""
-        if self.score is not None and self.score_on is ScoreOn.EVALUATE:
+        if self.score is not None and self.score_on.facts == "on_evaluate":
             metrics = {} if metrics is None else metrics
             prefixes = [key.removesuffix("_runtime") for key in metrics if key.endswith("_runtime")]
             metrics.update(self._scores(args, state, prefixes[0] if prefixes else "eval", **kwargs))
 
-    def on_epoch_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Score at the end of an epoch."""
-        if self.score_on is ScoreOn.EPOCH:
+        if self.score_on.facts == "on_epoch_end":
             self._scores(args, state, "train", **kwargs)
 
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Score at the end of the training, and take everything out of the model."""
-        if self.score_on is ScoreOn.END:
+        if self.score_on.facts == "on_train_end":
             self._scores(args, state, "train", **kwargs)
         self._close()
 
-    def _scores(self, args: TrainingArguments, state: TrainerState, prefix: str, **kwargs: Any) -> dict[str, float]:
+    def _scores(self, args: Any, state: Any, prefix: str, **kwargs: Any) -> dict[str, float]:
         model: nn.Module | None = kwargs.get("model")
         loader = kwargs.get("train_dataloader")
         if self.score is None or model is None:
@@ -169,9 +167,9 @@ class PACGenCallback(TrainerCallback):
         return scores
 
     def _close(self) -> None:
-        if self.engine is not None:
-            self.engine.close()
-        self.engine = None
+        if self.noisy_step is not None:
+            self.noisy_step.close()
+        self.noisy_step = self._guard = None
 
 
 def _checkpoint(args: TrainingArguments, step: int) -> str:

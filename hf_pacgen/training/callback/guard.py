@@ -9,34 +9,22 @@ is on the stack) and whether the model is in training mode: if the loop is gone,
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping
 from types import FrameType
 from typing import Any
-from weakref import WeakSet
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from hf_pacgen.distributed.shards import is_sharded
 from hf_pacgen.noise.perturbation import Perturbation
+from hf_pacgen.training.hooks import Hook
 
-__all__ = ["Guard", "Hook", "release"]
+__all__ = ["Guard"]
 
 MACHINERY = ("hf_pacgen.training", "transformers.trainer_callback", "contextlib")
 """Modules whose frames stand between the training loop and the noise."""
 WATCHED_DEPTH = 3
 """How deep in the model a module may be called by itself and still find clean weights after an exception."""
-
-_GUARDS: WeakSet[Guard] = WeakSet()
-"""All that have hooks on a model."""
-
-
-def release(parameters: Mapping[str, Tensor]) -> None:
-    """Close what an interrupted run left on any of these parameters: its noise would pass for weights."""
-    ids = {id(parameter) for parameter in parameters.values()}
-    for guard in list(_GUARDS):
-        if any(id(parameter) in ids for parameter in guard.noise.parameters.values()):
-            guard.close()
 
 
 class Guard:
@@ -55,8 +43,6 @@ class Guard:
         self._resume = self._keeps_parameters = False
         self.loaded = False
         """Whether weights were loaded since the last :meth:`enter`, so that the rest of the step has no noise."""
-        self.also: list[Callable[[], None]] = []
-        """What else is to be undone by :meth:`close`."""
         self._handles: list[Any] = []
         for name, module in model.named_modules():
             self._handles.append(module.register_state_dict_pre_hook(Hook(self._before_state_dict, self._before_copy)))
@@ -69,14 +55,10 @@ class Guard:
             # before the hook with which FSDP2 gathers the weights
             self._handles.append(model.register_forward_pre_hook(Hook(self._before_forward), prepend=True))
             self._handles.append(model.register_forward_hook(Hook(self._after_forward), always_call=True))
-        _GUARDS.add(self)
 
-    def enter(self, *, event: bool = False) -> None:
-        """Put the noise on, until :meth:`leave` or until the caller's training loop is gone.
-
-        ``event`` says that the caller hears of the step by an event of the Trainer.
-        """
-        self._loop = _training_loop(event)
+    def enter(self) -> None:
+        """Put the noise on, until :meth:`leave` or until the training loop that calls is gone."""
+        self._loop = _training_loop()
         self._in_state_dict = 0
         self._resume = self.loaded = False
         self.noise.apply()
@@ -91,10 +73,7 @@ class Guard:
         self._leave_to_others()
         for handle in self._handles:
             handle.remove()
-        for undo in self.also:
-            undo()
-        self._handles, self.also = [], []
-        _GUARDS.discard(self)
+        self._handles = []
 
     def _leave_to_others(self) -> None:
         """Take the noise off after the loop is gone: what was written to the weights since then stays."""
@@ -163,39 +142,17 @@ class Guard:
                 self.noise.apply()
 
 
-class Hook:
-    """A hook that a copied or pickled model leaves behind, after ``before_copy`` was called."""
+def _training_loop() -> FrameType | None:
+    """The frame of the training loop: the innermost that is no machinery of callbacks.
 
-    def __init__(self, call: Any = None, before_copy: Callable[[], None] | None = None) -> None:
-        self._call, self._before_copy = call, before_copy
-
-    def __call__(self, *args: Any) -> Any:
-        return None if self._call is None else self._call(*args)
-
-    def __deepcopy__(self, memo: Any) -> Hook:
-        return self._copy()
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        self._copy()
-        return Hook, ()
-
-    def _copy(self) -> Hook:
-        # a module's hooks are copied before the modules in it
-        if self._before_copy is not None:
-            self._before_copy()
-        return Hook()
-
-
-def _training_loop(event: bool) -> FrameType | None:
-    """The innermost frame that belongs to the training loop and not to the machinery of callbacks.
-
-    Of an event it is the one that called the handler of callbacks: a callback may be a subclass's, or inside another.
+    Where an event of the Trainer is handled, it is the one that called the handler of callbacks: a callback may be a
+    subclass's, or inside another.
     """
     frame: FrameType | None = sys._getframe(1)
     found, handled = None, False
     while frame is not None:
         ours = frame.f_globals.get("__name__", "").startswith(MACHINERY)
-        if not ours and (handled or not event):
+        if not ours and handled:
             return frame
         found = frame if found is None and not ours else found
         handled = handled or frame.f_code.co_name == "call_event"

@@ -12,12 +12,10 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
-from torch.utils.data import Dataset, IterableDataset
 from training_runs import Sentences, arguments, difference, llama, same, weights
 from transformers import Trainer, TrainerCallback
 
 from hf_pacgen import NoiseConfig, PACGenCallback, PACGenTrainer
-from hf_pacgen.noise import lookup
 
 NOISE = NoiseConfig(shape="isotropic", scale=0.05)
 DATA = Sentences(causal=True)
@@ -195,31 +193,6 @@ def test_an_optimizer_that_moves_the_weights_between_training_and_evaluation(kin
     assert difference(run(kind), run("plain")) < 1e-5
 
 
-def test_a_callback_may_be_extended_or_wrapped() -> None:
-    class Extended(PACGenCallback):
-        def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
-            super().on_step_begin(*args, **kwargs)
-
-    class Wrapper(TrainerCallback):
-        def __init__(self) -> None:
-            self.inner = PACGenCallback(noise=NOISE)
-            for event in ("on_train_begin", "on_pre_optimizer_step", "on_train_end"):
-                setattr(self, event, getattr(self.inner, event))
-
-        def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
-            self.inner.on_step_begin(*args, **kwargs)
-
-    found = []
-    for callback in (PACGenCallback(noise=NOISE), Extended(noise=NOISE), Wrapper()):
-        model = llama()
-        Trainer(model, arguments(), train_dataset=DATA, callbacks=[callback]).train()
-        found.append(weights(model))
-    model = llama()
-    shell("plain", model).train()
-    assert same(found[0], found[1]) and same(found[0], found[2])
-    assert difference(found[0], weights(model)) > 1e-4
-
-
 def test_a_loss_that_is_set_on_the_trainer_stays_with_antithetic_noise() -> None:
     noise = NoiseConfig(shape="isotropic", scale=0.05, antithetic=True)
     trainer = shell("trainer", llama(), noise)
@@ -250,57 +223,16 @@ class Twice(nn.Module):
 
 
 @pytest.mark.parametrize("kind", SHELLS)
-def test_an_embedding_that_is_used_elsewhere_too_has_noise_there(
-    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(lookup, "WORTHWHILE", 1)
+def test_an_embedding_that_is_used_elsewhere_too_has_noise_there(kind: str, tmp_path: Path) -> None:
     noise = NoiseConfig(epsilon=0.05, eta=1e9, curvature_every=1)
     model = Twice()
     trainer = shell(kind, model, noise, output_dir=str(tmp_path), save_strategy="steps", save_steps=3)
     before = model.embedding.weight.detach().clone()
     trainer.train()
-    assert [(seen - before).abs().max() > 0.001 for seen in model.seen] == [False, True, True, True, True, True]
+    assert len(model.seen) == 6 and all((seen - before).abs().max() > 0.001 for seen in model.seen)
     resumed = Twice()
     shell(kind, resumed, noise, output_dir=str(tmp_path)).train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
     assert same(weights(resumed), weights(model))
-
-
-class Dead(nn.Module):
-    """As many weights without a gradient as are looked at for the clipping, and one layer with."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.dead, self.layer = nn.Parameter(torch.zeros(4096)), nn.Linear(80, 80, bias=False)
-
-    def forward(self, x: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        return {"loss": (self.layer(x) - labels).square().mean() + 0 * self.dead.sum()}
-
-
-class Numbers(Dataset[dict[str, Tensor]]):
-    def __len__(self) -> int:
-        return 256
-
-    def __getitem__(self, index: int) -> dict[str, Tensor]:
-        generator = torch.Generator().manual_seed(index)
-        return {name: torch.randn(80, generator=generator) for name in ("x", "labels")}
-
-
-def test_clipping_is_told_by_gradients_that_are_there() -> None:
-    found = []
-    for norm in (0.0, 1e-3):
-        curvature: list[float] = []
-
-        class Looks(PACGenCallback):
-            def on_step_end(self, *args: Any, curvature: Any = curvature, **kwargs: Any) -> None:
-                assert self.engine is not None
-                curvature.append(self.engine.tracker.curvature()["layer.weight"].abs().mean().item())
-
-        args = arguments(max_grad_norm=norm, learning_rate=0.0, max_steps=40)
-        callback = Looks(noise=NoiseConfig(curvature_every=1, epsilon=0.01))
-        Trainer(Dead(), args, train_dataset=Numbers(), callbacks=[callback]).train()
-        found.append(curvature[-1])
-    assert 0.8 < found[1] / found[0] < 1.25
 
 
 def test_adams_moments_are_corrected_by_its_own_count() -> None:
@@ -311,7 +243,7 @@ def test_adams_moments_are_corrected_by_its_own_count() -> None:
 
     class Looks(TrainerCallback):
         def on_step_end(self, *args: Any, **kwargs: Any) -> None:
-            divisors.append(trainer._engine.tracker._adam_divisor)
+            divisors.append(trainer._noisy_step.tracker._adam_divisor)
 
     for _ in range(2):
         trainer: Any = shell("trainer", model, noise, optimizers=(optimizer, None), max_steps=10, callbacks=[Looks()])
@@ -337,26 +269,6 @@ def test_a_resumed_training_takes_the_state_it_was_told_to_take(kind: str, form:
     assert same(weights(again), weights(model))
 
 
-class Once(IterableDataset[dict[str, Tensor]]):
-    def __init__(self) -> None:
-        self.examples = iter([DATA[i] for i in range(40)])
-
-    def __iter__(self) -> Any:
-        return self.examples
-
-
-@pytest.mark.parametrize("settings", [{"curvature": "hutchinson"}, {"rho": "estimate"}])
-def test_estimates_do_not_eat_a_stream(settings: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match=r"can be gone through only once.*Use curvature='price' and a number for rho"):
-        shell("trainer", llama(), NoiseConfig(eta=40, **settings), Once()).train()
-
-
-def test_a_stream_needs_no_eta_for_shapes_without() -> None:
-    model = llama()
-    shell("callback", model, NOISE, Once()).train()
-    assert difference(weights(model), weights(llama())) > 0
-
-
 class Sparse(nn.Module):
     def __init__(self, count: int = 64) -> None:
         super().__init__()
@@ -367,10 +279,7 @@ class Sparse(nn.Module):
         return {"loss": nn.functional.cross_entropy(self.head(self.embedding(input_ids).mean(1)), labels)}
 
 
-@pytest.mark.parametrize("limit", [1, 1 << 20], ids=["by rows", "whole"])
-def test_sparse_gradients(limit: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lookup, "WORTHWHILE", limit)
-
+def test_sparse_gradients() -> None:
     def train(sparse: bool) -> dict[str, Tensor]:
         model = Sparse()
         model.embedding.sparse = sparse

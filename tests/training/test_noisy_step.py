@@ -17,8 +17,8 @@ from torch.utils.data import Dataset
 
 from hf_pacgen.config import NoiseConfig
 from hf_pacgen.distributed.processes import Processes
-from hf_pacgen.training.clipping import GradientRescale, loss_unscale
-from hf_pacgen.training.noisy_step import NOISE_FILE, NoiseEngine, Run
+from hf_pacgen.training.noisy_step import NOISE_FILE, NoisyStep
+from hf_pacgen.training.run_facts import Run
 
 
 class Network(nn.Module):
@@ -64,16 +64,16 @@ class One(Dataset[dict[str, int]]):
         return {"labels": 0}
 
 
-def engine_for(model: nn.Module, config: NoiseConfig, **changes: Any) -> NoiseEngine:
+def engine_for(model: nn.Module, config: NoiseConfig, **changes: Any) -> NoisyStep:
     settings: dict[str, Any] = {"optimizer": None, "dataset": One(), "collate_fn": None, "batch_size": 1}
     settings |= {"num_examples": 40, "examples_per_step": 1, "max_steps": 10_000, "clips": False}
-    return NoiseEngine(config, Run(model=model, **{**settings, **changes}))
+    return NoisyStep(config, Run(model=model, **{**settings, **changes}))
 
 
-def one_step(engine: NoiseEngine, backward: Callable[[float], None], step: int, batches: int = 1) -> None:
+def one_step(engine: NoisyStep, backward: Callable[[float], None], step: int, batches: int = 1) -> None:
     """A training step as the PACGenTrainer does it; ``backward`` adds a share of the gradient."""
     for micro_step in range(batches):
-        assert engine.enter(step, micro_step)
+        assert engine.begin(step, micro_step)
         if engine.config.antithetic:
             backward(0.5 / batches)
             engine.mirror()
@@ -81,7 +81,7 @@ def one_step(engine: NoiseEngine, backward: Callable[[float], None], step: int, 
             engine.after_pair()
         else:
             backward(1 / batches)
-            engine.leave()
+            engine.end()
     engine.before_optimizer_step(step)
 
 
@@ -152,50 +152,6 @@ def test_two_processes_find_the_curvature_of_one(settings: dict[str, Any], batch
     on_two_processes(_compare_with_one_process, settings, batches)
 
 
-def test_scaled_gradients_are_told_by_how_much() -> None:
-    model = nn.Linear(3, 2)
-
-    class Scaler:
-        scale = 1024.0
-
-        def is_enabled(self) -> bool:
-            return True
-
-        def get_scale(self) -> float:
-            return self.scale
-
-    optimizer = type("Prepared", (), {"scaler": Scaler()})()
-    for prepared, scale in ((None, 1.0), (optimizer, 1024.0)):
-        rescale = GradientRescale(dict(model.named_parameters()), prepared, clips=True, average=lambda t: t)
-        model.zero_grad()
-        (scale * model(torch.ones(4, 3)).square().sum()).backward()
-        clean = [p.grad / scale for p in model.parameters() if p.grad is not None]
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 0.1)
-        factor = rescale.factor()
-        assert factor is not None
-        for parameter, before in zip(model.parameters(), clean, strict=True):
-            assert parameter.grad is not None
-            torch.testing.assert_close(parameter.grad * factor, before)
-        rescale.close()
-        assert not model.weight._post_accumulate_grad_hooks  # type: ignore[attr-defined]
-    assert loss_unscale(None) is None and float(loss_unscale(optimizer) or 0) == 1 / 1024
-
-
-def test_gradients_that_vanished_or_overflowed() -> None:
-    model = nn.Linear(3, 2)
-    rescale = GradientRescale(dict(model.named_parameters()), None, clips=True, average=lambda t: t)
-    (0 * model(torch.ones(1, 3)).sum()).backward()
-    assert rescale.factor() == 1
-    model.zero_grad()
-    (torch.inf * model(torch.ones(1, 3)).sum()).backward()
-    assert rescale.factor() == 0
-    model.zero_grad()
-    assert rescale.factor() is None
-    unclipped = GradientRescale(dict(model.named_parameters()), None, clips=False, average=lambda t: t)
-    model(torch.ones(1, 3)).sum().backward()
-    assert unclipped.factor() is None
-
-
 def test_a_checkpoint_without_the_noise_state_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     engine = engine_for(Network(), NoiseConfig())
     engine.load(tmp_path)
@@ -205,4 +161,4 @@ def test_a_checkpoint_without_the_noise_state_says_so(tmp_path: Path, caplog: py
 def test_the_schedule() -> None:
     engine = engine_for(Network(), NoiseConfig(warmup_ratio=0.5, decay_ratio=0.25), max_steps=8)
     assert [engine.factor(step) for step in range(9)] == [0.25, 0.5, 0.75, 1.0, 1.0, 1.0, 1.0, 0.5, 0.0]
-    assert not engine.enter(8) and not engine.noise.applied
+    assert not engine.begin(8) and not engine.noise.applied

@@ -2,143 +2,27 @@
 
 from __future__ import annotations
 
-import json
-import math
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import numpy
 import pytest
 import tiny
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset, IterableDataset
-from transformers import HfArgumentParser, Trainer, TrainingArguments
+from transformers import Trainer, TrainingArguments
 
-from hf_pacgen.config import NoiseConfig
 from hf_pacgen.noise.perturbation import Perturbation
 from hf_pacgen.training import run_facts as setup
-from hf_pacgen.training.arguments import PACGenTrainingArguments, as_config
 from hf_pacgen.training.callback.callback import PACGenCallback
 from hf_pacgen.training.trainer import PACGenTrainer
 
 METHODS = ("trainer", "callback")
 
-BAD: list[tuple[dict[str, Any], str]] = [
-    ({"distribution": "cauchy"}, "distribution must be one of 'uniform'"),
-    ({"distribution": "normal"}, "distribution='normal' leaves the box N_i in which the theory holds; use 'truncated"),
-    ({"shape": "round"}, "shape must be one of 'pacgen', 'article', 'magnitude', 'isotropic'; got 'round'"),
-    ({"curvature": "guess"}, "curvature must be one of 'price', 'adam', 'hutchinson'; got 'guess'"),
-    ({"draw": "epoch"}, "draw must be one of 'micro_batch', 'step'; got 'epoch'"),
-    ({"eta": 0}, "eta must be a positive number, or 'n' for the number of training examples; got 0"),
-    ({"eta": "many"}, "eta must be a positive number"),
-    ({"eta": math.inf}, "eta must be a positive number"),
-    ({"gamma": -0.1}, "gamma must be a finite number of at least 0; got -0.1"),
-    ({"epsilon": math.nan}, "epsilon must be a finite number of at least 0; got nan"),
-    ({"warmup_ratio": -0.5}, "warmup_ratio must be a finite number of at least 0; got -0.5"),
-    ({"decay_ratio": "0.5"}, "decay_ratio must be a finite number of at least 0"),
-    ({"warmup_ratio": 0.6, "decay_ratio": 0.5}, "warmup_ratio + decay_ratio must be at most 1"),
-    ({"scale": -1}, "scale must be a finite number of at least 0; got -1"),
-    ({"scale": math.inf}, "scale must be a finite number"),
-    ({"shape": "isotropic", "scale": 0.2}, "The noise is larger than the box N_i = gamma*|w_i| + epsilon: shape='iso"),
-    ({"shape": "isotropic", "scale": 0.2}, "needs epsilon of at least 0.2; got 0.1. Lower scale, or raise epsilon."),
-    ({"shape": "magnitude", "scale": 0.2}, "needs gamma of at least 0.2; got 0.1. Lower scale, or raise gamma."),
-    ({"epsilon": 1e300}, "epsilon must be a finite number of at least 0 and at most 1e+30; got 1e+300"),
-    ({"gamma": 10**400}, "gamma must be a finite number of at least 0"),
-    ({"eta": 10**400}, "eta must be a positive number"),
-    ({"antithetic": "false"}, "antithetic must be True or False; got 'false'"),
-    ({"antithetic": None}, "antithetic must be True or False; got None"),
-    ({"distribution": "cauchy"}, "distribution must be one of 'uniform', 'truncated_normal'; got 'cauchy'"),
-    ({"rho": "guess"}, "rho must be a number >= 0 or 'estimate'; got 'guess'"),
-    ({"rho": -1}, "rho must be a finite number of at least 0; got -1"),
-    ({"curvature_decay": 0}, "curvature_decay must be a finite number greater than 0; got 0"),
-    ({"curvature_decay": 1.1}, "curvature_decay must be at most 1 (a plain mean); got 1.1"),
-    ({"curvature_every": 0}, "curvature_every must be an integer of at least 1; got 0"),
-    ({"rho_every": 2.5}, "rho_every must be an integer of at least 1; got 2.5"),
-    ({"seed": -1}, "seed must be an integer of at least 0; got -1"),
-]
-
-
-@pytest.mark.parametrize(("settings", "message"), BAD)
-def test_bad_settings_are_refused(settings: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=re.escape(message)):
-        NoiseConfig(**settings)
-
-
-def test_noise_as_large_as_the_box_is_allowed() -> None:
-    assert NoiseConfig(shape="isotropic", scale=0.1).scale == 0.1  # type: ignore[arg-type]
-    assert NoiseConfig(shape="magnitude", scale=0.1, epsilon=0).scale == 0.1  # type: ignore[arg-type]
-
-
-def test_settings_survive_a_dictionary_and_json() -> None:
-    config = NoiseConfig(shape="article", rho="estimate", antithetic=True)  # type: ignore[arg-type]
-    assert NoiseConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
-
 
 # -------------------------------------------------------------------------------------------------- forms of settings
-
-
-@pytest.mark.parametrize(
-    ("value", "message"),
-    [
-        ({"etta": 1}, "NoiseConfig has no setting 'etta'; it has antithetic"),
-        ('{"etta": 1}', "NoiseConfig has no setting 'etta'"),
-        ("missing.json", "noise must be a JSON object or the name of a JSON file; there is no file 'missing.json'"),
-        ('{"eta": }', "noise is not valid JSON"),
-        (3, "noise must be a NoiseConfig or a dictionary of its settings; got 3"),
-        ({"scale": -1}, "scale must be a finite number of at least 0; got -1"),
-        ("x" * 400, "noise must be a JSON object or the name of a JSON file; there is no file 'xxx"),
-    ],
-)
-def test_bad_forms_are_refused_everywhere(value: Any, message: str, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=re.escape(message)):
-        PACGenCallback(noise=value)
-    with pytest.raises(ValueError, match=re.escape(message)):
-        PACGenTrainer(tiny.bert(), arguments(tmp_path), noise=value)
-    with pytest.raises(ValueError, match=re.escape(message)):
-        PACGenTrainingArguments(str(tmp_path), noise=value, use_cpu=True, report_to="none")
-
-
-def test_a_file_that_is_not_json_or_not_an_object_is_refused(tmp_path: Path) -> None:
-    file = tmp_path / "noise.json"
-    file.write_text("[1]")
-    with pytest.raises(ValueError, match="noise must be a NoiseConfig or a dictionary"):
-        as_config(NoiseConfig, str(file), "noise")
-    file.write_text("eta: 1")
-    with pytest.raises(ValueError, match="noise is not valid JSON"):
-        as_config(NoiseConfig, str(file), "noise")
-    file.write_bytes(b"\xff{}")
-    with pytest.raises(ValueError, match="noise is not valid JSON: 'utf-8' codec"):
-        as_config(NoiseConfig, str(file), "noise")
-
-
-def test_numbers_of_numpy_are_numbers() -> None:
-    config = NoiseConfig(gamma=numpy.float32(0.5), seed=numpy.int64(3), curvature_every=numpy.int32(2))  # type: ignore[arg-type]
-    assert config == NoiseConfig(gamma=0.5, seed=3, curvature_every=2)
-    assert json.loads(json.dumps(config.to_dict()))["seed"] == 3
-
-
-def test_arguments_are_parsed_from_the_command_line_and_files(tmp_path: Path) -> None:
-    file = tmp_path / "noise.json"
-    file.write_text('{"shape": "isotropic", "scale": 0.05}')
-    parser = HfArgumentParser(PACGenTrainingArguments)  # type: ignore[arg-type]
-    common = ["--output_dir", str(tmp_path), "--use_cpu", "True", "--report_to", "none"]
-    [args] = parser.parse_args_into_dataclasses([*common, "--noise", str(file), "--score", '{"passes": 2}'])
-    assert args.noise_config == NoiseConfig(shape="isotropic", scale=0.05)  # type: ignore[arg-type]
-    assert args.score_config.passes == 2
-    [args] = parser.parse_args_into_dataclasses([*common, "--noise", "{}"])
-    assert args.noise_config == NoiseConfig()
-    assert args.score_config is None
-
-
-def test_a_callback_refuses_what_it_cannot_do() -> None:
-    with pytest.raises(ValueError, match=r"antithetic noise takes two gradients.*Use PACGenTrainer, or antithetic=Fal"):
-        PACGenCallback(noise={"antithetic": True})
-    with pytest.raises(ValueError, match="score_on must be one of 'evaluate', 'epoch', 'end'; got 'never'"):
-        PACGenCallback(score_on="never")
 
 
 # ------------------------------------------------------------------------------------------------------ runs

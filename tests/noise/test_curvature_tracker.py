@@ -12,8 +12,13 @@ from torch import Tensor, nn
 
 from hf_pacgen.config import NoiseConfig
 from hf_pacgen.maths.noise_scale import article_noise_scale, optimal_noise_scale
-from hf_pacgen.noise.curvature_tracker import CurvatureTracker, RunningMean
-from hf_pacgen.noise.pairs import PairedProducts, single_products, summed_products
+from hf_pacgen.noise.curvature_tracker import (
+    CurvatureTracker,
+    PairedProducts,
+    RunningMean,
+    single_products,
+    summed_products,
+)
 from hf_pacgen.noise.perturbation import Perturbation
 
 SHAPES = {"first": (40, 30), "second": (17,), "third": (5, 5)}
@@ -28,7 +33,7 @@ def tracked(config: NoiseConfig, weights: dict[str, Tensor], *, eta: float = 100
     noise = Perturbation(
         weights, distribution=config.distribution, gamma=config.gamma, epsilon=config.epsilon, block_size=256
     )
-    return CurvatureTracker(config, noise, {}, eta=eta)
+    return CurvatureTracker(config, noise, eta=eta)
 
 
 def levels(tracker: CurvatureTracker) -> dict[str, Tensor]:
@@ -155,7 +160,7 @@ def antithetic(noise: Perturbation, tracker: CurvatureTracker, loss: Quadratic, 
         noise.mirror()
         add(total, loss.gradient(noise._twins, 1 / 4))
         pairs.collect(total, 1.0)
-    return pairs.mean(lambda tensor: tensor)
+    return pairs.mean(None)
 
 
 @pytest.mark.parametrize(
@@ -169,10 +174,10 @@ def test_price_converges_to_the_exact_diagonal(way: Any, distribution: str) -> N
     weights = {name: torch.zeros(shape) for name, shape in shapes.items()}
     config = NoiseConfig(curvature_every=2, curvature_decay=1.0, distribution=distribution)  # type: ignore[arg-type]
     noise = Perturbation(weights, distribution=distribution, block_size=32)
-    tracker = CurvatureTracker(config, noise, {}, eta=100.0)
+    tracker = CurvatureTracker(config, noise, eta=100.0)
     for step in range(800):
         products = way(noise, tracker, loss, step)
-        tracker.sample_price(step, products, {}, factor=1.0, rescale=None)
+        tracker.sample_price(step, products, factor=1.0, rescale=None)
     for name, value in tracker.curvature().items():
         exact = loss.diagonal(name).float()
         assert (value - exact).norm() / exact.norm() < 0.1
@@ -189,7 +194,7 @@ def test_weak_noise_counts_little_and_rescaled_gradients_count_fully() -> None:
             tracker.noise.draw(tracker.scale, step, factor=factor)
             gradient = loss.gradient(tracker.noise._twins, 1.0 if rescale is None else 0.25)
             products = single_products(tracker.noise, gradient)
-            tracker.sample_price(step, products, {}, factor=factor, rescale=rescale)
+            tracker.sample_price(step, products, factor=factor, rescale=rescale)
         values.append(tracker.curvature()["w"])
     assert torch.allclose(values[2], values[1], rtol=1e-2, atol=1e-2) and not torch.allclose(
         values[0], values[1], rtol=0.1
@@ -201,7 +206,7 @@ def test_the_curvature_of_weights_without_noise_stays_0() -> None:
     tracker = tracked(NoiseConfig(curvature_every=1, epsilon=0), weights)
     tracker.noise.draw(tracker.scale, 0)
     products = single_products(tracker.noise, {"w": torch.ones(2)})
-    tracker.sample_price(0, products, {}, factor=1.0, rescale=None)
+    tracker.sample_price(0, products, factor=1.0, rescale=None)
     first, second = tracker.curvature()["w"].tolist()
     assert first == 0 and second != 0
 
@@ -212,7 +217,7 @@ def test_an_overflow_under_a_loss_scale_is_forgotten() -> None:
     tracker.noise.draw(tracker.scale, 0)
     gradient = torch.tensor([torch.inf, torch.nan, *[1.0] * 6])
     products = single_products(tracker.noise, {"w": gradient})
-    tracker.sample_price(0, products, {}, factor=1.0, rescale=torch.tensor(0.0))
+    tracker.sample_price(0, products, factor=1.0, rescale=torch.tensor(0.0))
     assert tracker.curvature()["w"].isfinite().all()
 
 
@@ -229,7 +234,7 @@ def test_adam_reads_the_optimizer() -> None:
     model = nn.Linear(4, 3)
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.0, betas=(0.9, 0.8))
     noise = Perturbation(dict(model.named_parameters()))
-    tracker = CurvatureTracker(NoiseConfig(curvature="adam"), noise, {}, eta=100.0)  # type: ignore[arg-type]
+    tracker = CurvatureTracker(NoiseConfig(curvature="adam"), noise, eta=100.0)  # type: ignore[arg-type]
     assert not tracker.read_optimizer(optimizer, steps=0, examples_per_step=16)
     for step in range(3):
         model.weight.grad, model.bias.grad = torch.full((3, 4), 0.5), torch.full((3,), 0.25)
@@ -268,8 +273,18 @@ def test_adam_notices_an_optimizer_of_another_kind_after_its_first_step() -> Non
 
 def test_memory_is_two_buffers_of_the_trainable_parameters() -> None:
     weights = {"large": torch.zeros(1000, 700), "small": torch.zeros(30)}
-    tracker = CurvatureTracker(NoiseConfig(), Perturbation(weights), {}, eta=1.0)
+    tracker = CurvatureTracker(NoiseConfig(), Perturbation(weights), eta=1.0)
     tracker.noise.draw(tracker.scale, 0)
     held = [*tracker.noise._buffers.values(), *tracker.sums.values()]
     assert sum(buffer.numel() for buffer in held) <= 2 * (700_030 + 16)
     assert sum(work.numel() for work in tracker._work.values()) <= 2 * 250_000
+
+
+def test_a_state_of_release_0_1_is_read() -> None:
+    """It had means of the turns that had been taken, and one more (-1) for the embeddings whose rows had noise."""
+    tracker = tracked(NoiseConfig(), tensors())
+    state = {name: torch.ones_like(part) for name, part in tracker.state()[0].items()}
+    means = {"0": {"growth": 1.01, "total": 2.0}, "-1": {"growth": 1.01, "total": 2.0}}
+    tracker.load_state(state, {"rho": 0.5, "means": means, "whole": ["first"]})
+    assert tracker.rho == 0.5 and tracker.means[0] == RunningMean(1.01, 2.0) and tracker.means[1] == RunningMean()
+    assert set(tracker.means) == set(range(4))
