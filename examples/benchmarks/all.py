@@ -22,7 +22,7 @@ from transformers import HfArgumentParser
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results"
 EVIDENCE = HERE.parent / "evidence" / "correlations.json"
-NAMES = ("curvature", "spectrum", "noise", "certificate", "scale")
+NAMES = ("curvature", "spectrum", "noise", "certificate", "scale", "house")
 Figure = tuple[str, float, str, float]
 """What, measured, "<=" or ">=", wanted."""
 
@@ -129,6 +129,14 @@ def scale(found: dict[str, Any]) -> Iterator[Figure | None]:
         yield "494M parameters: peak / weights", row["peak / weights"], "<=", 6.0
 
 
+def house(found: dict[str, Any]) -> Iterator[Figure | None]:
+    """Figures of ``house.py``."""
+    for part in ("entered", "files", "cost"):
+        for row in found.get(part, []):
+            if row["goal"] is not None:
+                yield row["way"], row["now"], "<=", row["goal"]
+
+
 def evidence(found: list[dict[str, Any]]) -> Iterator[Figure | None]:
     """Kendall's τ with the gap on MNIST, from the grid of runs of ``generalization_sweep.py``."""
     score, small = (find(found, "measure", f"K/m[n,0.1,{epsilon},rho of 2]") for epsilon in ("0.1", "0.01"))
@@ -148,6 +156,7 @@ READERS: dict[str, Callable[[Any], Iterator[Figure | None]]] = {
     "noise": noise,
     "certificate": certificate,
     "scale": scale,
+    "house": house,
 }
 
 

@@ -17,7 +17,7 @@ import os
 import statistics
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -367,14 +367,19 @@ def peer_products(model: nn.Module, batch: Batch, vector: dict[str, Tensor]) -> 
     return tasks
 
 
-def cost_rows(arguments: Arguments) -> list[dict[str, Any]]:
-    model, batches = minilm(), tweets(arguments.tweets, 8)
+def score_times(count: int, repeats: int, estimators: Iterable[str]) -> dict[str, float]:
+    """Seconds of a gradient of MiniLM on so many tweets, and of the whole score by each estimator."""
+    model, batches = minilm(), tweets(count, 8)
     tasks: dict[str, Callable[[], Any]] = {"gradient": lambda: gradients(model, batches)}
-    for estimator in ("blend", "hutchinson", "gauss_newton"):
+    for estimator in estimators:
         config = ScoreConfig(estimator=estimator)  # type: ignore[arg-type]
         tasks[estimator] = lambda config=config: pacgen(model, batches, config=config, progress=False)
-    times = interleaved(tasks, arguments.repeats)
+    return interleaved(tasks, repeats)
+
+
+def cost_rows(arguments: Arguments) -> list[dict[str, Any]]:
     limits = {"blend": 4.7, "hutchinson": 3.7, "gauss_newton": 2.7}
+    times = score_times(arguments.tweets, arguments.repeats, limits)
     rows = [
         {"estimator": name, "gradient passes": times[name] / times["gradient"], "wanted at most": limit}
         for name, limit in limits.items()

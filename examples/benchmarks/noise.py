@@ -19,7 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -158,17 +158,22 @@ def minilm_trainer(way: str, steps: int) -> tuple[Trainer, StepTimes]:
     return ways()[way](minilm(), args, train_dataset=data, callbacks=[times]), times
 
 
-def step_rows(arguments: Arguments) -> list[dict[str, Any]]:
-    seconds: dict[str, list[float]] = {way: [] for way in ways()}
-    for _ in range(arguments.rounds):
+def step_seconds(names: Iterable[str], rounds: int) -> dict[str, float]:
+    """Median seconds of an optimizer step in each way, the ways taking turns."""
+    seconds: dict[str, list[float]] = {way: [] for way in names}
+    for _ in range(rounds):
         for way, found in seconds.items():
             trainer, times = minilm_trainer(way, 10)
             quietly(trainer)
             found.extend(times.seconds)
             del trainer
             gc.collect()
-    plain = statistics.median(seconds["plain"])
-    rows = [{"training": way, "step / plain step": statistics.median(found) / plain} for way, found in seconds.items()]
+    return {way: statistics.median(found) for way, found in seconds.items()}
+
+
+def step_rows(arguments: Arguments) -> list[dict[str, Any]]:
+    seconds = step_seconds(ways(), arguments.rounds)
+    rows = [{"training": way, "step / plain step": found / seconds["plain"]} for way, found in seconds.items()]
     show("Time of an optimizer step, MiniLM, 16 x 64 tokens, AdamW", rows)
     return rows
 
