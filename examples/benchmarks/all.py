@@ -164,7 +164,11 @@ def shown(figure: Figure) -> tuple[str, str, str, str]:
     """The cells of a figure."""
     what, measured, relation, wanted = figure
     met = measured <= wanted if relation == "<=" else measured >= wanted
-    return what, f"{measured:.3g}", f"{relation} {wanted:.3g}", "" if met else "missed"
+
+    def number(value: float) -> str:
+        return f"{value:,}" if isinstance(value, int) else f"{value:.3g}"
+
+    return what, number(measured), f"{relation} {number(wanted)}", "" if met else "missed"
 
 
 def main() -> None:

@@ -1,7 +1,7 @@
 """How much of the package a reader enters to follow one product, one diagonal and one noisy step, and what they cost.
 
     python examples/benchmarks/house.py --output examples/benchmarks/results/house.json
-    python examples/benchmarks/house.py --cost true     # adds ratios of times on MiniLM (some minutes)
+    python examples/benchmarks/house.py --cost true     # adds ratios of times on MiniLM (a quarter of an hour)
 
 It uses the public names and the files of the package and nothing else, so it runs on any arrangement of the rooms.
 ``WAYS`` holds the figures before the rooms were rearranged, and the goals.
@@ -85,7 +85,7 @@ class Arguments:
 
     output: str = field(default="", metadata={"help": "Write all figures to this JSON file; parts not run stay."})
     cost: bool = field(default=False, metadata={"help": "Measure the ratios of times on MiniLM as well."})
-    tweets: int = field(default=128, metadata={"help": "Tweets that the score is timed on."})
+    tweets: int = field(default=512, metadata={"help": "Tweets that the score is timed on; with fewer, ρ weighs more."})
     repeats: int = field(default=5, metadata={"help": "Timed repetitions of every way, after one that is not."})
 
 
