@@ -96,7 +96,10 @@ def certify(
             weights = described("prior", center.state) if processes.size > 1 else {}
         agree(processes, {"the": weights})
         curvature = hessian_diagonal(model, data, config=rough, **options).values
-        with session(model, data, config, **options) as (objective, tick), SavedWeights(objective.parameters) as saved:
+        with (
+            session(model, data, config, whole=True, **options) as (objective, tick),
+            SavedWeights(objective.parameters) as saved,
+        ):
             # the refinement works outside processes.together(), where nobody may ask whether others have failed
             noisy = NoisyErrors(objective, ErrorRate(objective, error_fn), saved, seed=config.seed, tick=tick.advance)
             sizes, unit, notes = _survey(noisy, center, config)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from hf_pacgen.config import SharpnessConfig
 from hf_pacgen.curvature.displacement import TensorDirection
-from hf_pacgen.curvature.operators import MeanGradient, Tick, no_tick
+from hf_pacgen.curvature.operators import MeanGradient, Tick
 from hf_pacgen.curvature.weight_space import WeightSpace
 from hf_pacgen.data.objective import Objective
 from hf_pacgen.maths.counter_rng import stream_key, uniform
@@ -32,7 +32,7 @@ SETTLED = 1e-4
 
 
 def ascend(
-    space: WeightSpace, box: float | Mapping[str, Tensor], config: SharpnessConfig, *, tick: Tick = no_tick
+    space: WeightSpace, box: float | Mapping[str, Tensor], config: SharpnessConfig, *, tick: Tick = lambda: None
 ) -> WorstCaseSharpness:
     """Projected ascent from w and from random places in the box, on all processes alike.
 

@@ -7,7 +7,7 @@ import math
 
 from hf_pacgen.config import ScoreConfig
 from hf_pacgen.curvature.hvp import HessianProduct
-from hf_pacgen.curvature.operators import HessianDifference, Tick, no_tick
+from hf_pacgen.curvature.operators import HessianDifference, Tick
 from hf_pacgen.curvature.weight_space import WeightSpace
 from hf_pacgen.maths.lanczos import Krylov, Recent, lanczos
 from hf_pacgen.results.lipschitz import LipschitzEstimate
@@ -20,7 +20,7 @@ SHARP = 0.03
 """Where steps of finite differences begin, as a part of the default: gradients and Lanczos vectors are sharp."""
 
 
-def estimate_lipschitz(space: WeightSpace, config: ScoreConfig, *, tick: Tick = no_tick) -> LipschitzEstimate:
+def estimate_lipschitz(space: WeightSpace, config: ScoreConfig, *, tick: Tick = lambda: None) -> LipschitzEstimate:
     """max over a few random u in the box of ‖(H(w+u) - H(w)) v‖/‖u‖, v by the Lanczos process.
 
     The difference of Hessians is symmetric but indefinite, so the largest |eigenvalue| is wanted: Lanczos

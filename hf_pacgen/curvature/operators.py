@@ -23,10 +23,6 @@ Tick = Callable[[], Any]
 """Called after every batch."""
 
 
-def no_tick() -> None:
-    """For those who do not want to know."""
-
-
 class MeanLoss:
     """L̂ at the present weights: summed over the batches of all processes, and divided by their loss units.
 
@@ -35,7 +31,7 @@ class MeanLoss:
         batches: batches gone over by this process.
     """
 
-    def __init__(self, objective: Objective, tick: Tick = no_tick) -> None:
+    def __init__(self, objective: Objective, tick: Tick = lambda: None) -> None:
         self.objective, self.tick = objective, tick
         self.units, self.examples, self.batches = 0.0, 0, 0
 
@@ -86,7 +82,7 @@ class MeanLoss:
 class MeanGradient(MeanLoss):
     """L̂ and ∇L̂, at the weights or displaced from them."""
 
-    def __init__(self, space: WeightSpace, tick: Tick = no_tick) -> None:
+    def __init__(self, space: WeightSpace, tick: Tick = lambda: None) -> None:
         super().__init__(space.objective, tick)
         self.space = space
 
@@ -111,7 +107,7 @@ class MeanHessian(MeanLoss):
             process it is on: the result then does not depend on how many processes there are.
     """
 
-    def __init__(self, product: HessianProduct, tick: Tick = no_tick, *, same_steps: bool = False) -> None:
+    def __init__(self, product: HessianProduct, tick: Tick = lambda: None, *, same_steps: bool = False) -> None:
         super().__init__(product.space.objective, tick)
         self.product, self.same_steps = product, same_steps
 
@@ -158,7 +154,7 @@ class HessianDifference:
     """
 
     def __init__(
-        self, product: HessianProduct, batches: Sequence[tuple[int, Any]], shift: Direction, tick: Tick = no_tick
+        self, product: HessianProduct, batches: Sequence[tuple[int, Any]], shift: Direction, tick: Tick = lambda: None
     ) -> None:
         self.product, self.space, self.batches, self.tick = product, product.space, batches, tick
         self.places: tuple[tuple[float, Terms], ...] = ((1.0, [(shift, 1.0)]), (-1.0, []))

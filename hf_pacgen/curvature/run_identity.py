@@ -15,8 +15,7 @@ from torch import Tensor, nn
 from hf_pacgen.config.settings import Config
 from hf_pacgen.data.batches import Batches, length
 from hf_pacgen.data.collation import batch_tensors
-from hf_pacgen.distributed.processes import Processes
-from hf_pacgen.distributed.shards import is_sharded
+from hf_pacgen.distributed.processes import Processes, is_whole
 from hf_pacgen.model.state import unwrap
 
 __all__ = [
@@ -55,8 +54,8 @@ def identity(model: nn.Module, batches: Batches, config: Config | None, loss: st
             "batch size": batches.batch_size if batches.indices is not None else None,
         },
         "the form of": {name: _form(tensor) for name, tensor in tensors.items()},
-        # every process has other shards
-        "the values of": {name: checksum(t) for name, t in tensors.items() if name not in buffers and not is_sharded(t)}
+        # of weights that are spread over processes each has another part
+        "the values of": {name: checksum(t) for name, t in tensors.items() if name not in buffers and is_whole(t)}
         | {"the first batch of the data": batch_checksum([batch for _, batch in batches.head(1)])},
         BUFFERS: {name: checksum(tensors[name]) for name in buffers if name in tensors},
     }
@@ -94,7 +93,7 @@ def described(name: str, value: Any) -> dict[str, Any]:
         items = value.items() if isinstance(value, Mapping) else enumerate(value)
         return {path: what for key, item in items for path, what in described(f"{name}[{key!r}]", item).items()}
     if isinstance(value, Tensor):
-        known = not (is_sharded(value) or value.is_meta)
+        known = is_whole(value) and not value.is_meta
         return {name: f"{_form(value)}, checksum {checksum(value)}" if known else _form(value)}
     if isinstance(value, Enum):
         value = value.value

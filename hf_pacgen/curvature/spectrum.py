@@ -21,7 +21,7 @@ from torch import Tensor
 
 from hf_pacgen.config import SpectrumConfig
 from hf_pacgen.curvature.hvp import HessianProduct
-from hf_pacgen.curvature.operators import MeanHessian, Tick, no_tick
+from hf_pacgen.curvature.operators import MeanHessian, Tick
 from hf_pacgen.curvature.weight_space import WeightSpace
 from hf_pacgen.maths.lanczos import Basis, Krylov, lanczos
 from hf_pacgen.results.spectrum import Spectrum
@@ -47,7 +47,7 @@ PATIENCE = 10
 """Steps after a restart in which a second copy of a top eigenvalue shows."""
 
 
-def estimate_spectrum(space: WeightSpace, config: SpectrumConfig, *, k: int, tick: Tick = no_tick) -> Spectrum:
+def estimate_spectrum(space: WeightSpace, config: SpectrumConfig, *, k: int, tick: Tick = lambda: None) -> Spectrum:
     """The spectrum of an inspected objective's Hessian.
 
     Every process runs the same Lanczos process on products that are summed over all of them.

@@ -23,6 +23,7 @@ from hf_pacgen.curvature.displacement import (
 )
 from hf_pacgen.data.losses import BatchLoss
 from hf_pacgen.data.objective import Objective
+from hf_pacgen.data.sharded_objective import ShardedObjective
 from hf_pacgen.distributed.shards import local, part_like, shard_like
 from hf_pacgen.maths.counter_rng import stream_key
 from hf_pacgen.model.embeddings import dense, pick_rows
@@ -46,15 +47,17 @@ class WeightSpace:
         weights: this process's part of every trainable weight.
         displace, restore: set the weights to w + Σ scale · direction, and put them back: see :class:`SavedWeights`.
         num_parameters: m, of the whole weights.
+        is_whole: whether this process has all of every weight.
         has_second_derivatives: whether autograd can differentiate a gradient; it cannot through sharded weights.
     """
 
     def __init__(self, objective: Objective) -> None:
-        self.objective, self._shards = objective, objective.shards
+        self.objective = objective
+        self._shards = objective.shards if isinstance(objective, ShardedObjective) else None
         self.num_parameters = objective.num_parameters
-        self.has_second_derivatives = not objective.shards.active
-        whole = not self._shards.active
-        self.weights: Vector = {n: p if whole else local(p) for n, p in objective.parameters.items()}
+        self.is_whole = self.has_second_derivatives = self._shards is None
+        self._offsets = {} if self._shards is None else self._shards.offsets
+        self.weights: Vector = {n: p if self.is_whole else local(p) for n, p in objective.parameters.items()}
         self.saved = SavedWeights(self.weights, by_rows=objective.rows.alone, lazily=True)
         self.displace, self.restore = self.saved.displace, self.saved.restore
 
@@ -74,10 +77,10 @@ class WeightSpace:
 
     def total(self, tensor: Tensor) -> Tensor:
         """A sum over the elements of this process, added up over all parts of the weights, in place."""
-        return self._shards.sum_(tensor)
+        return tensor if self._shards is None else self._shards.sum_(tensor)
 
     def _sum(self, value: float) -> float:
-        return self._shards.sum(value) if self._shards.active else value
+        return value if self._shards is None else self._shards.sum(value)
 
     def norm(self, vector: Mapping[str, Tensor]) -> float:
         """‖v‖, over all parts; partial sums add in float64."""
@@ -87,11 +90,11 @@ class WeightSpace:
 
     def signs(self, *key: str | int) -> RademacherDirection:
         """Independent signs ±1, the same on any number of processes."""
-        return RademacherDirection(*key, offsets=self._shards.offsets)
+        return RademacherDirection(*key, offsets=self._offsets)
 
     def box(self, *key: str | int, gamma: float, epsilon: float) -> BoxDirection:
         """A displacement uniform in the box |u_i| ≤ γ|w_i| + ε."""
-        return BoxDirection(*key, gamma=gamma, epsilon=epsilon, offsets=self._shards.offsets)
+        return BoxDirection(*key, gamma=gamma, epsilon=epsilon, offsets=self._offsets)
 
     def gaussian(self, *key: str | int) -> Vector:
         """Independent standard normal numbers, the same on every process and device and in every precision."""
@@ -137,9 +140,7 @@ class WeightSpace:
                     f"vector[{name!r}] must have shape {tuple(parameters[name].shape)}, like the parameter; "
                     f"got {tuple(value.shape)}."
                 )
-            parts[name] = (
-                part_like(value, parameters[name], self._shards.offsets[name]) if self._shards.active else value
-            )
+            parts[name] = value if self.is_whole else part_like(value, parameters[name], self._offsets[name])
             square = self._sum(torch.linalg.vector_norm(parts[name], dtype=wide(value)).item() ** 2)
             if not math.isfinite(square):
                 raise ValueError(f"vector[{name!r}] contains NaN, infinity or huge numbers: expected finite numbers.")
@@ -148,7 +149,7 @@ class WeightSpace:
 
     def returned(self, vector: Mapping[str, Tensor]) -> Vector:
         """A vector for the user: sharded as the parameters are."""
-        if not self._shards.active:
+        if self.is_whole:
             return dict(vector)
         return {name: shard_like(value, self.objective.parameters[name]) for name, value in vector.items()}
 
@@ -192,7 +193,7 @@ class WeightSpace:
                 along = direction.rows(name, rows[name], gradient).to(gradient.dtype)
                 found += torch.dot(gradient.view(-1), along.reshape(-1)).item()
             elif parameter.grad is not None:
-                gradient = local(parameter.grad) if self._shards.active else parameter.grad
+                gradient = parameter.grad if self.is_whole else local(parameter.grad)
                 for start, (piece,) in chunks(dense(gradient).detach()):
                     along = direction.piece(name, start, piece).to(piece.dtype).reshape(-1)
                     found += torch.dot(piece.reshape(-1), along).item()
@@ -203,7 +204,7 @@ class WeightSpace:
         found = {}
         for name, parameter in self.objective.parameters.items():
             if parameter.grad is not None:
-                gradient = (local(parameter.grad) if self._shards.active else parameter.grad).detach()
+                gradient = (parameter.grad if self.is_whole else local(parameter.grad)).detach()
                 found[name] = gradient.coalesce() if gradient.is_sparse else gradient
                 parameter.grad = None
         return found

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -28,9 +28,8 @@ from hf_pacgen.data.losses import (
     scored_units,
 )
 from hf_pacgen.distributed.processes import send_to_device
-from hf_pacgen.distributed.shards import Shards
 from hf_pacgen.model.embeddings import EmbeddingRows
-from hf_pacgen.model.parameters import trainable_parameters
+from hf_pacgen.model.parameters import is_finite, trainable_parameters
 from hf_pacgen.model.precision import LowPrecisionWatch
 from hf_pacgen.model.state import evaluation_mode, uses_checkpointing
 
@@ -47,9 +46,9 @@ class Objective:
     Args:
         model: any module, without wrappers.
         batches: the data.
-        shards: of the model, if they are known.
         loss_fn: ``loss_fn(model, batch) -> (loss_sum, num_units)``, instead of the model's own loss: a sum over the
             batch's units, not their mean.
+        finite: whether all elements of a weight are finite numbers.
 
     Attributes:
         parameters: the trainable ones, by name.  rows: which rows of its embeddings the model reads.
@@ -60,11 +59,15 @@ class Objective:
     """
 
     def __init__(
-        self, model: nn.Module, batches: Batches, shards: Shards | None = None, *, loss_fn: LossFunction | None = None
+        self,
+        model: nn.Module,
+        batches: Batches,
+        *,
+        loss_fn: LossFunction | None = None,
+        finite: Callable[[Tensor], bool] = is_finite,
     ) -> None:
         self.model, self.batches, self.loss_fn = model, batches, loss_fn
-        self.shards = shards or Shards(model)
-        self.parameters = trainable_parameters(model, self.shards)
+        self.parameters = trainable_parameters(model, finite)
         self.num_parameters = sum(parameter.numel() for parameter in self.parameters.values())
         self.device = next(iter(self.parameters.values())).device
         self.kind = LossKind.CUSTOM if loss_fn is not None else LossKind.OTHER

@@ -6,13 +6,15 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
+from hf_pacgen.data.batches import Batches
 from hf_pacgen.data.collation import count_examples
-from hf_pacgen.data.losses import BatchLoss
+from hf_pacgen.data.losses import BatchLoss, LossFunction
 from hf_pacgen.data.objective import Objective
 from hf_pacgen.distributed.processes import send_to_device
+from hf_pacgen.distributed.shards import Shards
 
 __all__ = ["ShardedObjective"]
 
@@ -22,6 +24,12 @@ class ShardedObjective(Objective):
 
     All processes see the same batches, losses and units; gradients and displacements are those of their own shards.
     """
+
+    def __init__(
+        self, model: nn.Module, batches: Batches, shards: Shards, *, loss_fn: LossFunction | None = None
+    ) -> None:
+        self.shards = shards
+        super().__init__(model, batches, loss_fn=loss_fn, finite=shards.all_finite)
 
     def loss(self, batch: Any, index: int) -> BatchLoss:
         """The summed loss of one batch, over the examples of all processes."""

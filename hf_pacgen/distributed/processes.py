@@ -14,7 +14,7 @@ from torch import Tensor, nn
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-__all__ = ["Processes", "send_to_device"]
+__all__ = ["Processes", "is_whole", "send_to_device"]
 
 ASK_AFTER = 1.0
 """Seconds between two questions to the store whether another process has failed."""
@@ -136,6 +136,11 @@ class Processes:
     def _on_device(self, tensor: Tensor) -> Tensor:
         # NCCL reduces GPU tensors only, wherever the sums were made
         return tensor if self.device is None else tensor.to(self.device).contiguous()
+
+
+def is_whole(tensor: Tensor) -> bool:
+    """Whether this process has all of a tensor; of one that FSDP2 manages it has a part."""
+    return not hasattr(tensor, "device_mesh")
 
 
 class _OtherFailed(Exception):

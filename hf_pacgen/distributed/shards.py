@@ -147,6 +147,10 @@ class Shards:
             return value
         return float(self.processes.sum_(torch.tensor([value], dtype=torch.float64)))
 
+    def all_finite(self, weight: Tensor) -> bool:
+        """Whether all elements of a weight are finite, over all its parts: every process comes to one conclusion."""
+        return self.sum(float(not bool(local(weight).isfinite().all()))) == 0
+
     def sum_(self, tensor: Tensor) -> Tensor:
         """Sum of a tensor over the shards, in place."""
         return self.processes.sum_(tensor) if self.active else tensor

@@ -38,7 +38,7 @@ def hessian_diagonal(
     data, and whether every entry gets a standard error.
     """
     what: Any = {"stage": "Hessian diagonal", "passes": config.passes}
-    with session(model, data, config, shards=True, **what, **options) as (objective, tick):
+    with session(model, data, config, **what, **options) as (objective, tick):
         with WeightSpace(objective) as space:
             estimate = estimate_diagonal(space, config, tick=tick)
         stderr = None if estimate.stderr is None else space.returned(estimate.stderr)
@@ -59,7 +59,7 @@ def hessian_lipschitz(
     """
     if config.lipschitz_directions < 1:
         raise ValueError("hessian_lipschitz needs lipschitz_directions of at least 1; got 0, which means 'not at all'.")
-    with session(model, data, config, stage="ρ", shards=True, **options) as (objective, tick):
+    with session(model, data, config, stage="ρ", **options) as (objective, tick):
         with WeightSpace(objective) as space:
             return estimate_lipschitz(space, config, tick=tick)
 
@@ -92,7 +92,7 @@ def hessian_vector_product(
     method = choice(HVPMethod, method, "hvp")
     if displacement is not None and not (isinstance(displacement, (int, float)) and 0 < displacement < math.inf):
         raise ValueError(f"displacement must be a finite number greater than 0; got {displacement!r}.")
-    with session(model, data, confirm=False, shards=True, **options) as (objective, _):
+    with session(model, data, confirm=False, **options) as (objective, _):
         with WeightSpace(objective) as space:
             given, norm = space.given(vector)
             if norm == 0:

@@ -34,7 +34,10 @@ def mean_loss(
     **options: Unpack[DataOptions],
 ) -> float:
     """L̂(w), the mean loss over all loss units of the data, without dropout.  Arguments are those of :func:`pacgen`."""
-    with session(model, data, max_examples=max_examples, stage="loss", passes=1, **options) as (objective, tick):
+    with session(model, data, max_examples=max_examples, stage="loss", passes=1, whole=True, **options) as (
+        objective,
+        tick,
+    ):
         return MeanLoss(objective, tick)()
 
 
@@ -90,7 +93,7 @@ def loss_slice(
     if gamma == 0 and epsilon == 0:
         raise ValueError("gamma and epsilon are both 0, so the box is empty; make at least one of them positive.")
     scope: Any = {"max_examples": max_examples, "seed": seed, "stage": "loss slice", "passes": points**count}
-    with session(model, data, **scope, **options) as (objective, tick):
+    with session(model, data, whole=True, **scope, **options) as (objective, tick):
         with SavedWeights(objective.parameters) as saved:
             half = _half_widths(saved, gamma, epsilon, half_widths)
             vectors = (

@@ -80,7 +80,7 @@ def pacgen(
     began = time.perf_counter()
     if isinstance(checkpoint_every, bool) or not isinstance(checkpoint_every, int) or checkpoint_every < 1:
         raise ValueError(f"checkpoint_every must be an integer of at least 1; got {checkpoint_every!r}.")
-    with session(model, data, config, shards=True, **options) as (objective, tick):
+    with session(model, data, config, **options) as (objective, tick):
         checkpoint = None if checkpoint_dir is None else _opened(objective, config, checkpoint_dir, checkpoint_every)
         with ExitStack() as stack:
             space, smoothness = stack.enter_context(WeightSpace(objective)), None
@@ -151,7 +151,7 @@ def _terms(
 
 
 def _opened(objective: Objective, config: ScoreConfig, folder: str | os.PathLike[str], every: int) -> Checkpoint:
-    if objective.shards.active:
+    if not WeightSpace(objective).is_whole:
         raise ValueError(
             "checkpoint_dir is for models that every process has as a whole: the shards of fully_shard would have to "
             "be saved at one moment. Leave it out, or score the model without sharding."

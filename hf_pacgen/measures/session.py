@@ -75,7 +75,7 @@ def session(
     *,
     stage: str = "",
     passes: int | None = None,
-    shards: bool = False,
+    whole: bool = False,
     confirm: bool = True,
     max_examples: int | None = None,
     seed: int = 0,
@@ -90,7 +90,7 @@ def session(
     Args:
         config: any settings with ``max_examples`` and ``seed``, which are given by themselves where there are none.
         stage, passes: what the bar shows at first; see :meth:`Tick.stage`.
-        shards: whether the measure can be taken of a model that is sharded over processes.
+        whole: whether the measure needs all of the weights in every process.
         confirm: whether the loss is taken twice at once, to see that it is deterministic.
     """
     if config is not None:
@@ -98,7 +98,7 @@ def session(
     model, everyone = unwrap(model), Processes.sharing_work(model, accelerator)
     with everyone.together():
         sharded = Shards(model)
-    if sharded.active and not shards:
+    if sharded.active and whole:
         raise ValueError(
             "The model is sharded over processes by fully_shard: expected a whole one, because only the score and "
             "its parts are made for shards. Gather the weights into one process."
@@ -123,8 +123,10 @@ def session(
         tick = Tick(batches, progress)
         try:
             with processes.together():
-                objective = (ShardedObjective if sharded.active else Objective)(
-                    model, batches, sharded, loss_fn=loss_fn
+                objective = (
+                    ShardedObjective(model, batches, sharded, loss_fn=loss_fn)
+                    if sharded.active
+                    else Objective(model, batches, loss_fn=loss_fn)
                 )
                 objective.inspect(confirm=confirm)
             if stage:

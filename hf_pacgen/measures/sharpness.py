@@ -56,7 +56,7 @@ def expected_sharpness(
     Source: Neyshabur, Bhojanapalli, McAllester, Srebro 2017, arXiv 1706.08947.
     """
     box: Any = {"distribution": config.distribution, "gamma": config.gamma, "epsilon": config.epsilon}
-    with session(model, data, config, stage="expected sharpness", **options) as (objective, tick):
+    with session(model, data, config, stage="expected sharpness", whole=True, **options) as (objective, tick):
         noise, scale = scaled_noise(objective.parameters, noise_scale, **box)
         try:
             found = _Draws(objective, noise, scale, config, tick).run()

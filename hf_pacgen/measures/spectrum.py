@@ -46,6 +46,6 @@ def hessian_spectrum(
     """
     if isinstance(k, bool) or not isinstance(k, int) or k < 1:
         raise ValueError(f"k, the number of eigenvalues, must be an integer of at least 1; got {k!r}.")
-    with session(model, data, config, stage="Hessian spectrum", **options) as (objective, tick):
+    with session(model, data, config, stage="Hessian spectrum", whole=True, **options) as (objective, tick):
         with WeightSpace(objective) as space:
             return estimate_spectrum(space, config, k=k, tick=tick)

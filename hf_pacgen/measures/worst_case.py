@@ -44,7 +44,7 @@ def worst_case_sharpness(
 
     Source: Keskar, Mudigere, Nocedal, Smelyanskiy, Tang 2017, arXiv 1609.04836.
     """
-    with session(model, data, config, stage="worst case", **options) as (objective, tick):
+    with session(model, data, config, stage="worst case", whole=True, **options) as (objective, tick):
         check_scale("box", box, objective.parameters)
         with WeightSpace(objective) as space:
             return ascend(space, box, config, tick=tick)

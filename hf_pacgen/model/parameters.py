@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
-
-from hf_pacgen.distributed.shards import Shards, local
 
 __all__ = ["is_finite", "trainable_parameters"]
 
 
-def trainable_parameters(model: nn.Module, shards: Shards | None = None) -> dict[str, nn.Parameter]:
+def trainable_parameters(model: nn.Module, finite: Callable[[Tensor], bool] | None = None) -> dict[str, nn.Parameter]:
     """The parameters that require gradients, by name; tied ones once, frozen ones not at all.
+
+    Args:
+        finite: whether all elements of a weight are finite numbers; by default looked at here.
 
     Raises:
         ValueError: there are none, or one is quantized, not floating-point, on no device, or not finite.
@@ -36,10 +39,7 @@ def trainable_parameters(model: nn.Module, shards: Shards | None = None) -> dict
                 f"The parameter {name!r} is on the meta device: its values are offloaded or were never loaded. "
                 "Load the model so that every trainable weight is on a device."
             )
-        # of a sharded weight every process knows a part, and all must come to the same conclusion
-        divided = shards is not None and shards.active
-        bad = float(not is_finite(local(parameter) if divided else parameter))
-        if (shards.sum(bad) if shards is not None and divided else bad) > 0:
+        if not (finite or is_finite)(parameter):
             raise ValueError(
                 f"The weights {name!r} contain NaN or infinity: expected finite numbers. Score an earlier checkpoint."
             )

@@ -53,7 +53,7 @@ def estimate(tracker: CurvatureTracker, run: Run, shards: Shards, step: int) -> 
 
 @contextmanager
 def _space(run: Run, shards: Shards, score: ScoreConfig) -> Iterator[WeightSpace]:
-    how: Any = {"loss_fn": run.loss_fn, "collate_fn": run.collate_fn, "batch_size": run.batch_size, "shards": True}
+    how: Any = {"loss_fn": run.loss_fn, "collate_fn": run.collate_fn, "batch_size": run.batch_size}
     shards.reduce_every_gradient()
     with torch.enable_grad(), session(run.model, run.dataset, score, progress=False, **how) as (objective, _):
         with WeightSpace(objective) as space:

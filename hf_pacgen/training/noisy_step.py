@@ -67,7 +67,7 @@ class NoisyStep:
         if self._estimates:
             refuse_used_up(run.dataset)
         self.shards = Shards(run.model)
-        parameters = trainable_parameters(run.model, self.shards)
+        parameters = trainable_parameters(run.model, self.shards.all_finite)
         self.noise = Perturbation(
             parameters,
             distribution=config.distribution,

@@ -16,7 +16,7 @@ from hf_pacgen.curvature.diagonal.exact import Exact
 from hf_pacgen.curvature.diagonal.gauss_newton import GaussNewton
 from hf_pacgen.curvature.diagonal.hutchinson import Hutchinson
 from hf_pacgen.curvature.diagonal.sums import DiagonalSums, pooled_trace
-from hf_pacgen.curvature.operators import Tick, no_tick
+from hf_pacgen.curvature.operators import Tick
 from hf_pacgen.curvature.weight_space import Vector, WeightSpace
 from hf_pacgen.data.collation import count_examples
 from hf_pacgen.data.losses import BatchLoss, require_units
@@ -62,7 +62,7 @@ class _Parts:
 
 
 def estimate_diagonal(
-    space: WeightSpace, config: ScoreConfig, *, tick: Tick = no_tick, checkpoint: Checkpoint | None = None
+    space: WeightSpace, config: ScoreConfig, *, tick: Tick = lambda: None, checkpoint: Checkpoint | None = None
 ) -> DiagonalEstimate:
     """Estimate the pooled Hessian's diagonal.
 
