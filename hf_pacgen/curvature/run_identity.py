@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 import numbers
 import os
 from collections.abc import Iterator, Mapping
@@ -16,6 +18,7 @@ from hf_pacgen.config.settings import Config
 from hf_pacgen.data.batches import Batches, length
 from hf_pacgen.data.collation import batch_tensors
 from hf_pacgen.distributed.processes import Processes, is_whole
+from hf_pacgen.maths.counter_rng import mixed
 from hf_pacgen.model.state import unwrap
 
 __all__ = [
@@ -35,6 +38,8 @@ WORDS = 1 << 20
 BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 BUFFERS = "the values of the buffer"
 """The group of what DistributedDataParallel lets differ between processes, such as running statistics."""
+SAMPLED = 16
+"""Batches of the data that are compared: a pass over all of it would cost as much as a measure."""
 MOST_NAMED = 5
 """Differences that are spelled out in a message."""
 
@@ -56,7 +61,11 @@ def identity(model: nn.Module, batches: Batches, config: Config | None, loss: st
         "the form of": {name: _form(tensor) for name, tensor in tensors.items()},
         # of weights that are spread over processes each has another part
         "the values of": {name: checksum(t) for name, t in tensors.items() if name not in buffers and is_whole(t)}
-        | {"the first batch of the data": batch_checksum([batch for _, batch in batches.head(1)])},
+        | {
+            f"{f'batch {index}' if index else 'the first batch'} of the data": batch_checksum(batch)
+            for index, batch in batches.sample(SAMPLED)
+        },
+        "the model's setting": _settings(model),
         BUFFERS: {name: checksum(tensors[name]) for name in buffers if name in tensors},
     }
 
@@ -100,13 +109,40 @@ def described(name: str, value: Any) -> dict[str, Any]:
     elif isinstance(value, os.PathLike):
         value = os.fspath(value)
     plain = value is None or isinstance(value, (str, numbers.Real))
-    return {name: (value if value == value else "nan") if plain else qualified_name(value)}
+    return {name: value if value == value else "nan"} if plain else _function(name, value)
 
 
 def qualified_name(function: Any) -> str:
     """The name of a function, or of an object's class, with that of what it was defined in."""
     function = getattr(function, "func", function)  # of a functools.partial
     return getattr(function, "__qualname__", type(function).__qualname__)
+
+
+def _function(name: str, function: Any) -> dict[str, Any]:
+    """A function by its name, its code, and the plain values that it holds; an object by its class and such values."""
+    held = {f"{name}({key})": value for key, value in getattr(function, "keywords", {}).items()}
+    held |= {f"{name}({place})": value for place, value in enumerate(getattr(function, "args", ()))}
+    inner = getattr(function, "func", function)
+    inner = getattr(inner, "__func__", inner)  # of a bound method
+    code = getattr(inner, "__code__", None)
+    told = {name: qualified_name(function)}
+    if code is not None:
+        cells = getattr(inner, "__closure__", None) or ()
+        held |= {f"{name}.{free}": _inside(cell) for free, cell in zip(code.co_freevars, cells, strict=True)}
+        held |= {f"{name}.default {place}": value for place, value in enumerate(inner.__defaults__ or ())}
+        plain = [c for c in code.co_consts if c is None or isinstance(c, (str, int, float, tuple))]
+        told[f"code of {name}"] = hashlib.blake2b(code.co_code + repr(plain).encode(), digest_size=4).hexdigest()
+    elif not isinstance(inner, type):
+        held |= {f"{name}.{key}": value for key, value in getattr(inner, "__dict__", {}).items()}
+    plain_values = {key: value for key, value in held.items() if isinstance(value, (str, int, float, Tensor))}
+    return told | {path: what for key, v in plain_values.items() for path, what in described(key, v).items()}
+
+
+def _inside(cell: Any) -> Any:
+    try:
+        return cell.cell_contents
+    except ValueError:  # not filled yet
+        return None
 
 
 def agree(processes: Processes, mine: Mapping[str, Mapping[str, Any]]) -> None:
@@ -151,6 +187,14 @@ def differences(
     return ", ".join(found[:MOST_NAMED]) + more
 
 
+def _settings(model: nn.Module) -> dict[str, Any]:
+    """The configuration of a transformers model, but for names of places and versions."""
+    config: Any = getattr(model, "config", None)
+    values = config.to_dict() if hasattr(config, "to_dict") else {}
+    known = {key: value for key, value in values.items() if not key.startswith("_") and "version" not in key}
+    return {key: json.loads(json.dumps(value, default=str, sort_keys=True)) for key, value in known.items()}
+
+
 def _tensors(model: nn.Module) -> dict[str, Tensor]:
     return {name: t for name, t in (*model.named_parameters(), *model.named_buffers()) if not t.is_meta}
 
@@ -167,15 +211,16 @@ def batch_checksum(batch: Any) -> int:
 
 @torch.no_grad()
 def checksum(tensor: Tensor) -> int:
-    """Σ_i (2i + 1) b_i modulo 2⁶⁴, b the bits of the elements as integers, computed where the tensor is.
+    """Σ_i hash(b_i, i) modulo 2⁶⁴, b the bits of the elements as integers, computed where the tensor is.
 
     >>> checksum(torch.tensor([1, 2])) == checksum(torch.tensor([1, 2])) != checksum(torch.tensor([2, 1]))
     True
     """
     total = 0
     for start, bits in _bits(tensor.detach()):
-        weights = torch.arange(2 * start + 1, 2 * (start + len(bits)) + 1, 2, device=bits.device)
-        total += int(weights.mul_(bits).sum())
+        places = torch.arange(start + 1, start + len(bits) + 1, device=bits.device)
+        # a sum of products would not tell small integers, such as labels, that have changed places
+        total += int(mixed(places.mul_(1 << 32).add_(mixed(bits.to(torch.int64, copy=True)))).sum())
     return _wrap(total)
 
 

@@ -102,6 +102,12 @@ class Batches:
                 break
         return first
 
+    def sample(self, count: int) -> list[tuple[int, Any]]:
+        """The first batch, and where they can be had one by one about ``count`` others, spread evenly."""
+        known = self.data if self.indices is None and isinstance(self.data, (list, tuple)) else self.indices
+        last = len(known) - 1 if known else 0
+        return list(self.only({*range(0, last, -(-last // count) or 1), last}))
+
     def num_examples(self) -> int:
         """Number of examples in the data given, before ``max_examples``."""
         if self.indices is not None:

@@ -18,7 +18,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-__all__ = ["CenteredBytes", "rademacher", "rademacher_rows", "stream_key", "uniform", "uniform_rows"]
+__all__ = ["CenteredBytes", "mixed", "rademacher", "rademacher_rows", "stream_key", "uniform", "uniform_rows"]
 
 _GOLDEN = 0x9E3779B97F4A7C15 - (1 << 64)
 _MIX_1 = 0xBF58476D1CE4E5B9 - (1 << 64)
@@ -168,6 +168,11 @@ def _finish(word: Tensor, scratch: Tensor | None = None) -> Tensor:
         if factor != 1:
             word.mul_(factor)
     return word.view(torch.uint8)
+
+
+def mixed(words: Tensor) -> Tensor:
+    """Words of 64 bits whose sums and differences say nothing of those that they were made of, in place."""
+    return _finish(words.mul_(_GOLDEN)).view(torch.int64)
 
 
 def _signs(raw: Tensor, dtype: torch.dtype) -> Tensor:

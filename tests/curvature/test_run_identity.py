@@ -32,7 +32,8 @@ class Settings:
         (HVPMethod.AUTO, {"x": "auto"}),
         (Path("a") / "b", {"x": "a/b"}),
         (math.sqrt, {"x": "sqrt"}),
-        (functools.partial(math.sqrt, 2), {"x": "sqrt"}),
+        (functools.partial(math.pow, 2), {"x": "pow", "x(0)": 2}),
+        (functools.partial(max, default=3, key=object()), {"x": "max", "x(default)": 3}),
         (object(), {"x": "object"}),
         ([1, {"a": "b"}], {"x[0]": 1, "x[1]['a']": "b"}),
         (Settings(3, object()), {"x['number']": 3}),
@@ -73,3 +74,55 @@ def test_few_differences_are_spelled_out() -> None:
 
 def test_names_of_functions() -> None:
     assert qualified_name(Settings.__init__) == "Settings.__init__" and qualified_name(len) == "len"
+
+
+def scaled(factor: float) -> Any:
+    def loss(model: Any, batch: Any, power: int = 1) -> float:
+        return factor**power
+
+    return loss
+
+
+def test_functions_of_one_name_are_told_apart() -> None:
+    one, two = described("x", scaled(1.0)), described("x", scaled(2.0))
+    assert one["x"] == two["x"] == "scaled.<locals>.loss" and one["code of x"] == two["code of x"]
+    assert (one["x.factor"], two["x.factor"], one["x.default 0"]) == (1.0, 2.0, 1)
+    first, second = (lambda model, batch: 1), (lambda model, batch: 2)
+    assert described("x", first) != described("x", second)
+    assert described("x", first) == described("x", lambda model, batch: 1) | {"x": described("x", first)["x"]}
+
+
+def test_objects_that_are_called_are_told_apart_by_what_they_hold() -> None:
+    class Loss:
+        def __init__(self, weight: float) -> None:
+            self.weight, self.other = weight, object()
+
+        def __call__(self, model: Any, batch: Any) -> float:
+            return self.weight
+
+    found = described("x", Loss(0.5))
+    assert found["x.weight"] == 0.5 and "x.other" not in found
+    method = described("x", Loss(0.5).__call__)
+    assert method["x"].endswith("Loss.__call__") and "code of x" in method
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        (torch.tensor([0, 1, 1, 0]), torch.tensor([1, 0, 0, 1])),
+        (torch.tensor([1, 2]), torch.tensor([2, 1])),
+        (torch.tensor([3, 0]), torch.tensor([0, 1])),
+        (torch.tensor([True, False]), torch.tensor([False, True])),
+        (torch.tensor([1.0, -1.0]), torch.tensor([-1.0, 1.0])),
+    ],
+    ids=["labels", "places", "weighed", "flags", "signs"],
+)
+def test_checksums_tell_values_and_their_places(first: torch.Tensor, second: torch.Tensor) -> None:
+    before = first.clone()
+    assert checksum(first) != checksum(second) and checksum(first) == checksum(before)
+    assert first.equal(before)  # whose values are read and never written
+
+
+def test_no_two_lists_of_labels_have_one_checksum() -> None:
+    all_of_them = torch.cartesian_prod(*[torch.arange(3)] * 7)
+    assert len({checksum(labels) for labels in all_of_them}) == len(all_of_them)

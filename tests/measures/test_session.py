@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import time
 import typing
@@ -74,6 +75,20 @@ class Examples(torch.utils.data.Dataset[Any]):
         return self.rows[index]
 
 
+def labeled(rank: int) -> dict[str, Tensor]:
+    """Labels of one sum, and of one sum when they are weighed by their places."""
+    return tiny.examples("bert", 4) | {"labels": torch.tensor([1, 0, 0, 1] if rank else [0, 1, 1, 0])}
+
+
+def scaled_loss(factor: float, model: nn.Module, batch: Any) -> Any:
+    return factor * model(**batch).loss * 2, 2
+
+
+def heads(count: int) -> nn.Module:
+    torch.manual_seed(0)
+    return tiny.bert(num_attention_heads=count).double().eval()
+
+
 def vector(scale: float = 1.0) -> dict[str, Tensor]:
     return {name: torch.full_like(p, scale) for name, p in tiny.make("bert").named_parameters()}
 
@@ -101,6 +116,10 @@ CASES: dict[str, list[Case]] = {
         (pacgen, lambda r: {"data": Examples(), "collate_fn": (None, plain)[r]}, r"argument collate_fn \(None in proc"),
         (pacgen, lambda r: {"data": PARTS[: 3 - r]}, r"the length of the data \(3 in process 0 and 2 in process 1\)"),
         (pacgen, lambda r: {"data": [PARTS[r], *PARTS[1:]]}, "the values of the first batch of the data"),
+        (pacgen, lambda r: {"data": [*PARTS[:-1], PARTS[-1 - r]]}, "the values of batch 2 of the data"),
+        (pacgen, lambda r: {"data": [labeled(r), *PARTS]}, "the values of the first batch of the data"),
+        (pacgen, lambda r: {"loss_fn": functools.partial(scaled_loss, 1 + r)}, r"loss_fn\(0\) \(1 in process 0 and 2"),
+        (pacgen, lambda r: {"model": heads(1 + r)}, r"the model's setting num_attention_heads \(1 in process 0 and 2"),
         (pacgen, lambda r: {"model": tiny.make(("bert", "vit")[r])}, r"class of the model \(BertForSequenceClassifica"),
         (pacgen, lambda r: {"model": tiny.make("bert") if r else "folder"}, r"class of the model \(str in process 0"),
         (pacgen, lambda r: {"data": PARTS if r else 7}, r"the length of the data \(None in process 0 and 3 in"),
