@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from hf_pacgen.data.collation import count_examples
-from hf_pacgen.data.losses import IGNORED, LossKind
+from hf_pacgen.data.losses import IGNORED
 from hf_pacgen.data.objective import Objective
 
 __all__ = ["ErrorFunction", "ErrorRate", "is_per_document"]
@@ -64,11 +64,11 @@ class ErrorRate:
         labels = batch.get("labels", batch.get("label"))
         kind = self.objective.kind
         if isinstance(logits, Tensor) and isinstance(labels, Tensor) and not labels.is_floating_point():
-            if kind is LossKind.CAUSAL:
+            if kind.shift:
                 # virtual tokens of a prompt precede the labels
                 labels = functional.pad(labels, (logits.shape[1] - labels.shape[1], 0), value=IGNORED)[:, 1:]
                 logits = logits[:, :-1]
-            known = kind in (LossKind.CAUSAL, LossKind.ALIGNED) or labels.ndim == 1
+            known = kind.shift is not None or labels.ndim == 1
             if known and logits.shape[:-1] == labels.shape and logits.shape[-1] > 1:
                 return logits, labels.to(logits.device)
         shapes = [tuple(t.shape) if isinstance(t, Tensor) else type(t).__name__ for t in (logits, labels)]

@@ -14,7 +14,6 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import DataLoader, RandomSampler, WeightedRandomSampler
 
 from hf_pacgen.certify.priors import Prior
-from hf_pacgen.data.losses import LossKind
 from hf_pacgen.data.objective import Objective
 from hf_pacgen.errors import VOUCH, listing
 
@@ -92,7 +91,7 @@ def check_repeats(fingerprints: Sequence[bytes], *, assume_independent: bool) ->
 def _tokens(objective: Objective, batch: Any) -> tuple[Tensor, Tensor] | None:
     """Tokens of a causal language model, (rows, length), and which of them are no padding; None for other data."""
     tokens = batch.get("input_ids") if isinstance(batch, Mapping) else None
-    if objective.kind is not LossKind.CAUSAL or not isinstance(tokens, Tensor) or tokens.ndim != 2:
+    if not objective.kind.shift or not isinstance(tokens, Tensor) or tokens.ndim != 2:
         return None
     mask = batch.get("attention_mask")
     fits = isinstance(mask, Tensor) and mask.shape == tokens.shape

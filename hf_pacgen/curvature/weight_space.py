@@ -135,6 +135,10 @@ class WeightSpace:
             )
         squares, parts = 0.0, {}
         for name, value in vector.items():
+            if not isinstance(value, Tensor):
+                raise ValueError(
+                    f"vector[{name!r}] must be a tensor; got {type(value).__name__}. Convert it with torch.as_tensor()."
+                )
             if value.shape != parameters[name].shape:
                 raise ValueError(
                     f"vector[{name!r}] must have shape {tuple(parameters[name].shape)}, like the parameter; "

@@ -64,6 +64,8 @@ class Batches:
             self.indices = self._choose(len(data))
         elif form is _Form.STREAM:
             data = DataLoader(data, batch_size=self.batch_size, collate_fn=self.collate)
+        elif form not in (_Form.LOADER, _Form.BATCHES):
+            raise ValueError(f"There is no way yet to go over {form.value}: say here how.")
         self.data = data
         loaded = isinstance(data, DataLoader)
         self._generator_states = [(g, g.get_state()) for g in _generators(data)] if loaded else []

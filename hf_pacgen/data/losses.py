@@ -43,17 +43,29 @@ IGNORED = -100
 
 
 class LossKind(str, Enum):
-    """What the model's loss turned out to be, by comparing it with a cross-entropy on its logits."""
+    """What the model's loss turned out to be, by comparing it with a cross-entropy on its logits.
 
-    CAUSAL = "cross-entropy of the next token"
-    ALIGNED = "cross-entropy"
-    OTHER = "a loss that is no cross-entropy on logits"
-    CUSTOM = "a loss function of the user's"
+    Attributes:
+        shift: labels at the beginning of a row that no logits predict; None where logits and labels have no such order.
+    """
+
+    shift: int | None
+
+    def __new__(cls, words: str, shift: int | None) -> LossKind:
+        """A kind in words, with its shift: one without is an error."""
+        kind = str.__new__(cls, words)
+        kind._value_, kind.shift = words, shift
+        return kind
+
+    CAUSAL = "cross-entropy of the next token", 1
+    ALIGNED = "cross-entropy", 0
+    OTHER = "a loss that is no cross-entropy on logits", None
+    CUSTOM = "a loss function that was passed in", None
 
     @property
     def is_other(self) -> bool:
         """Whether labels cannot be sampled from the model's own predictions."""
-        return self in (LossKind.OTHER, LossKind.CUSTOM)
+        return self.shift is None
 
 
 @dataclass(frozen=True)
@@ -177,14 +189,15 @@ def no_loss(batch: Mapping[str, Any], index: int) -> ValueError:
 
 def scored_units(logits: Tensor, labels: Tensor, kind: LossKind) -> tuple[Tensor, Tensor] | None:
     """Logits (units, classes) and labels (units,) of the units of a cross-entropy; None if shapes do not fit."""
-    if kind is LossKind.CAUSAL:
+    if kind.shift is None:
+        raise ValueError(f"Only a cross-entropy has scored units, and this is {kind.value}. Use a loss with logits.")
+    if kind.shift:
+        # virtual tokens may precede the labels
         missing = logits.shape[1] - labels.shape[1] if logits.ndim == 3 and labels.ndim == 2 else -1
         if missing < 0:
             return None
-        labels = functional.pad(labels, (missing, 0), value=IGNORED)[:, 1:]
-        logits = logits[:, :-1]
-    elif kind is not LossKind.ALIGNED:
-        raise ValueError(f"Only a cross-entropy has scored units; got {kind!r}. Pass a member that says which labels.")
+        labels = functional.pad(labels, (missing, 0), value=IGNORED)[:, kind.shift :]
+        logits = logits[:, : -kind.shift]
     if logits.shape[:-1] != labels.shape:
         return None
     valid = labels != IGNORED

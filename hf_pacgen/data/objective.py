@@ -148,12 +148,9 @@ class Objective:
 
     def units(self, batch: Mapping[str, Any]) -> int:
         """Number of loss units of a batch (for the model's own loss)."""
-        labels = batch.get("labels")
-        if isinstance(labels, Tensor) and not labels.is_floating_point() and labels.ndim:
-            if self.kind is LossKind.CAUSAL:
-                return int((labels[..., 1 - self._prefix :] != IGNORED).sum())
-            if self.kind is LossKind.ALIGNED:
-                return int((labels != IGNORED).sum())
+        labels, shift = batch.get("labels"), self.kind.shift
+        if shift is not None and isinstance(labels, Tensor) and not labels.is_floating_point() and labels.ndim:
+            return int((labels[..., shift - self._prefix :] != IGNORED).sum())
         return count_units(self.model, batch)
 
     def count_units(self, batch: Any, index: int) -> float:
@@ -257,7 +254,7 @@ class Objective:
                 continue
             entropy = functional.cross_entropy(*scored)
             if math.isclose(entropy.item(), loss.item(), rel_tol=tolerance, abs_tol=tolerance * 1e-2):
-                self._prefix = int(kind is LossKind.CAUSAL and logits.shape[1] > labels.shape[1])
+                self._prefix = int(kind.shift == 1 and logits.shape[1] > labels.shape[1])
                 return kind
         return LossKind.OTHER
 

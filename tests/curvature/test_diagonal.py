@@ -186,7 +186,7 @@ def test_other_losses_get_hutchinson_and_say_so() -> None:
     assert result.estimator is Estimator.HUTCHINSON
     assert "hutchinson instead of blend" in result.notes[0]
     custom = estimate(tiny.make("bert"), [tiny.examples("bert", 4)], loss_fn=lambda m, b: (m(**b).loss * 4, 4))
-    assert "a loss function of the user's" in custom.notes[0]
+    assert "a loss function that was passed in" in custom.notes[0]
 
 
 def test_one_batch_shows_no_spread() -> None:

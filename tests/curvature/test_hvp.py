@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy
 import pytest
 import tiny
 import torch
@@ -101,6 +102,8 @@ def test_the_vector_is_checked() -> None:
         hessian_vector_product(model, data, dict(list(good.items())[1:]))
     with pytest.raises(ValueError, match=r"must have shape \(3,\)"):
         hessian_vector_product(model, data, good | {"classifier.bias": torch.ones(4)})
+    with pytest.raises(ValueError, match=r"vector\['classifier.bias'\] must be a tensor; got ndarray. Convert it"):
+        hessian_vector_product(model, data, good | {"classifier.bias": numpy.ones(3)})  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="contains NaN"):
         hessian_vector_product(model, data, good | {"classifier.bias": torch.full((3,), torch.nan)})
     with pytest.raises(ValueError, match="hvp must be one of"):
