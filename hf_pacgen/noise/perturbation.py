@@ -167,6 +167,8 @@ class Perturbation:
                     if written and parameter._version != self._versions.get(name):
                         weights.copy_(twin)
                     parameter.data = weights
+                elif here.equal(twin):  # copied, as double() and float() together do: no weights of another's making
+                    parameter.data = weights
             torch.clear_autocast_cache()
             self.applied = False
 

@@ -23,7 +23,7 @@ from hf_pacgen.results.pacgen import PACGenResult
 
 __all__ = [
     "Run",
-    "agree_on_noise",
+    "agree_on_settings",
     "describe_run",
     "refuse_unsupported",
     "refuse_unknown_metric",
@@ -98,9 +98,11 @@ def refuse_unsupported(args: TrainingArguments) -> None:
             )
 
 
-def agree_on_noise(args: TrainingArguments, noise: NoiseConfig | None) -> None:
-    """Raise on every process if two of them train with different noise."""
-    agree(Processes(_state(args)), {"the setting": {} if noise is None else noise.to_dict()})
+def agree_on_settings(args: TrainingArguments, noise: NoiseConfig | None, score: ScoreConfig | None) -> None:
+    """Raise on every process if two of them train with different noise, or are to score in different ways."""
+    # a process that does not score would never come to the comparison that a score begins with
+    mine = {"the setting": noise, "the setting of the score:": score}
+    agree(Processes(_state(args)), {group: {} if c is None else c.to_dict() for group, c in mine.items()})
 
 
 def refuse_unknown_metric(args: TrainingArguments) -> None:

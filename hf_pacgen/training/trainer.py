@@ -21,7 +21,7 @@ from hf_pacgen.training.arguments import PACGenTrainingArguments, as_config
 from hf_pacgen.training.callback.callback import PACGenCallback
 from hf_pacgen.training.noisy_step import NoisyStep
 from hf_pacgen.training.run_facts import (
-    agree_on_noise,
+    agree_on_settings,
     describe_run,
     refuse_unknown_metric,
     refuse_unsupported,
@@ -274,7 +274,7 @@ class _Steps(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         trainer = self.trainer
         trainer._close_noise()  # that of steps by hand
-        agree_on_noise(trainer.args, trainer.noise)
+        agree_on_settings(trainer.args, trainer.noise, trainer.score)
         if trainer._has_noise:
             noisy = trainer._start_noise(kwargs["train_dataloader"])
             if trainer._resumed_from is not None:

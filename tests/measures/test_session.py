@@ -304,15 +304,19 @@ def _training(name: str) -> None:
     for noise, message in cases:
         with pytest.raises(ValueError, match=f"Process 1 has another .* These differ: .*{message}"):
             TRAINERS[name](noise[rank]).train()
+    # a process without a score would never come to where the others compare theirs
+    with pytest.raises(ValueError, match=r"differ: the setting of the score: gamma \(only in process 1\)"):
+        TRAINERS[name](NoiseConfig(), ScoreConfig() if rank else None).train()
     TRAINERS[name](NoiseConfig()).train()
 
 
-def _trainer(noise: NoiseConfig) -> Any:
-    return runs.PACGenTrainer(runs.bert(), runs.arguments(max_steps=2), train_dataset=runs.Sentences(16), noise=noise)
+def _trainer(noise: NoiseConfig, score: ScoreConfig | None = None) -> Any:
+    data = runs.Sentences(16)
+    return runs.PACGenTrainer(runs.bert(), runs.arguments(max_steps=2), train_dataset=data, noise=noise, score=score)
 
 
-def _plain_trainer(noise: NoiseConfig) -> Any:
-    callbacks: Any = [runs.PACGenCallback(noise=noise)]
+def _plain_trainer(noise: NoiseConfig, score: ScoreConfig | None = None) -> Any:
+    callbacks: Any = [runs.PACGenCallback(noise=noise, score=score)]
     data = runs.Sentences(16)
     return runs.Trainer(runs.bert(), runs.arguments(max_steps=2), train_dataset=data, callbacks=callbacks)
 

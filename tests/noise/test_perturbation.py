@@ -35,6 +35,16 @@ def test_blocks_do_not_change_the_noise(block_size: int, distribution: str) -> N
     assert all((noises[1][name] != 0).float().mean() > 0.9 for name in before)
 
 
+def test_a_copy_of_the_noisy_weights_is_not_kept() -> None:
+    model = network()
+    before, noise = copies(model), Perturbation(dict(model.named_parameters()))
+    noise.draw(lambda block, weights: torch.full_like(weights, 0.1), 7)
+    noise.apply()
+    model.double().float()  # the same values in other storage
+    noise.restore()
+    assert all(p.equal(before[name]) for name, p in model.named_parameters())
+
+
 def test_a_mirrored_draw_is_the_opposite() -> None:
     parameters = dict(network().named_parameters())
     noise = Perturbation(parameters)

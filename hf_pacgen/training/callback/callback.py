@@ -17,7 +17,7 @@ from hf_pacgen.results.pacgen import PACGenResult
 from hf_pacgen.training.arguments import as_config
 from hf_pacgen.training.callback.guard import Guard
 from hf_pacgen.training.noisy_step import NOISE_FILE, NoisyStep
-from hf_pacgen.training.run_facts import agree_on_noise, describe_run, refuse_unsupported, score_on_training_data
+from hf_pacgen.training.run_facts import agree_on_settings, describe_run, refuse_unsupported, score_on_training_data
 
 __all__ = ["PACGenCallback", "ScoreOn"]
 
@@ -95,7 +95,7 @@ class PACGenCallback(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Set the noise up, and take over the state of a checkpoint."""
         self._close()
-        agree_on_noise(args, self.noise)
+        agree_on_settings(args, self.noise, self.score)
         if self.noise is None or not self._has_noise:
             return
         refuse_unsupported(args)
