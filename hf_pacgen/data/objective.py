@@ -138,6 +138,8 @@ class Objective:
         if self.loss_fn is not None:
             with self.rows.reading(index):
                 result = custom_loss(self.loss_fn(self.model, batch))
+            if not result.units:  # often the mean of nothing times 0, which is NaN
+                result = BatchLoss(result.total.nan_to_num(0.0, 0.0, 0.0), result.units)
         else:
             loss = loss_of(self._forward(batch, index), batch, index)
             units = self.units(batch)

@@ -17,6 +17,7 @@ from hf_pacgen.data.batches import Batches
 from hf_pacgen.data.losses import LossKind
 from hf_pacgen.data.objective import Objective
 from hf_pacgen.distributed.processes import Processes
+from hf_pacgen.measures.landscape import mean_loss
 from hf_pacgen.model.state import preserved
 
 NAMES = ["bert", "tokens", "gpt2", "llama", "vit"]
@@ -69,6 +70,20 @@ def test_batches_without_a_label_count_for_nothing(name: str) -> None:
     config = ScoreConfig(estimator="exact")
     one, two = (hessian_diagonal(model, d, config=config, progress=False) for d in (with_empty, without))
     assert tiny.relative_error(tiny.flat(one.values), tiny.flat(two.values)) < 1e-9
+
+
+@pytest.mark.parametrize("place", [0, 2])
+def test_a_batch_without_units_may_lose_nan(place: int) -> None:
+    def loss(model: nn.Module, batch: Any) -> tuple[Tensor, int]:  # the mean of nothing times 0
+        count = int((batch["labels"][:, 1:] != -100).sum())
+        return model(**batch).loss * count, count
+
+    model, batches = tiny.make("llama"), tiny.split(tiny.examples("llama", 6), 2, 2, 2)
+    empty = {**batches[0], "labels": torch.full_like(batches[0]["labels"], -100)}
+    plain = mean_loss(model, batches, progress=False)
+    batches.insert(place, empty)
+    assert mean_loss(model, batches, loss_fn=loss, progress=False) == pytest.approx(plain, rel=1e-6)
+    assert mean_loss(model, batches, progress=False) == pytest.approx(plain, rel=1e-6)
 
 
 @pytest.mark.parametrize("name", NAMES)
