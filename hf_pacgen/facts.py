@@ -1,47 +1,42 @@
-"""Facts about the members of an enum: a table with one row a member, checked when it is made.
+"""Closed choices whose members carry their facts, so that no other file has to know which members there are.
 
-``price = PRICES[fruit]`` instead of ``if fruit is APPLE: … else: …``: a member that nobody thought of raises.
+``fruit.facts.price`` instead of ``if fruit is APPLE: … else: …``: a member that nobody thought of cannot slip through.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
 from enum import Enum
-from typing import TypeVar
+from typing import Any, NoReturn
 
-__all__ = ["Facts", "complete"]
-
-M = TypeVar("M", bound=Enum)
-F = TypeVar("F")
+__all__ = ["Choice"]
 
 
-class Facts(dict[M, F]):
-    """What is known about each member of an enum; asking for a member without a row is an error that names it."""
+class Choice(str, Enum):
+    """A closed choice of strings: ``NAME = "value", facts``.
 
-    def __missing__(self, member: M) -> F:
-        raise LookupError(f"No facts about {member!r}: expected one of {', '.join(map(repr, self))}. Add its row.")
+    A member is its string for comparisons and JSON.  One without facts is refused where its class is made, that is on
+    import; a value that no member has is a ``ValueError`` that lists them.
 
-
-def complete(kind: type[M], table: Mapping[M, F]) -> Facts[M, F]:
-    """The table, if it has one row for every member of ``kind`` and no other.
-
-    Raises:
-        LookupError: a member has no row, or a row no member.
-
-    >>> class Fruit(Enum):
-    ...     APPLE = 1
-    ...     PEAR = 2
-    >>> complete(Fruit, {Fruit.APPLE: 0.5})
-    Traceback (most recent call last):
-        ...
-    LookupError: Fruit must have one row of facts for each member; missing: PEAR. Write the rows beside the enum.
+    >>> class Metal(Choice):
+    ...     IRON = "iron", 7.9
+    >>> Metal("iron").facts
+    7.9
     """
-    missing = [member.name for member in kind if member not in table]
-    unknown = [repr(key) for key in table if not isinstance(key, kind)]
-    wrong = [f"{what}: {', '.join(rows)}" for what, rows in (("missing", missing), ("unknown", unknown)) if rows]
-    if wrong:
-        raise LookupError(
-            f"{kind.__name__} must have one row of facts for each member; {'; '.join(wrong)}. "
-            "Write the rows beside the enum."
-        )
-    return Facts(table)
+
+    facts: Any
+
+    def __new__(cls, value: str, *facts: Any) -> Choice:
+        if len(facts) != 1:
+            raise TypeError(f"{cls.__name__} has a member {value!r} without its facts: write NAME = {value!r}, facts.")
+        member = str.__new__(cls, value)
+        # not the pair: the string alone is looked up, pickled and compared
+        member._value_ = value
+        member.facts = facts[0]
+        return member
+
+    @classmethod
+    def _missing_(cls, value: object) -> NoReturn:
+        # NoiseDistribution is called distribution wherever it is a setting
+        name = re.findall("[A-Z][^A-Z]*", cls.__name__)[-1].lower()
+        raise ValueError(f"{name} must be one of {', '.join(repr(m.value) for m in cls)}; got {value!r}.")

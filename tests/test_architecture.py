@@ -11,7 +11,7 @@ PACKAGE = Path(hf_pacgen.__file__).parent
 FLOORS: dict[str, str] = {
     # from the ground up; a module imports from its own folder and from those above it in this list
     "": "errors facts files old_paths register",
-    "maths": "arrays binary_kl certified_bound counter_rng distributions facts lanczos noise_scale pac_bayes "
+    "maths": "arrays binary_kl certified_bound counter_rng distributions lanczos noise_scale pac_bayes "
     "rank_correlation score truncation",
     "config": "certificate noise score settings sharpness spectrum",
     "results": "base certificate diagonal fields landscape lipschitz measures pacgen sharpness spectrum worst_case",

@@ -11,6 +11,7 @@ from typing import Any
 from torch import nn
 from typing_extensions import Unpack
 
+from hf_pacgen.certify import validity
 from hf_pacgen.certify.draws import NoisyErrors
 from hf_pacgen.certify.error_rate import ErrorFunction, ErrorRate, is_per_document
 from hf_pacgen.certify.posterior import DEFAULT_SCALES, PriorScales
@@ -18,16 +19,6 @@ from hf_pacgen.certify.priors import Prior, PriorLike, resolve_prior
 from hf_pacgen.certify.refinement import refined
 from hf_pacgen.certify.search import Candidate, Case, best_shape, certified_draws
 from hf_pacgen.certify.splits import batch_fingerprints
-from hf_pacgen.certify.validity import (
-    certified_parameters,
-    check_batch_norm,
-    check_packing,
-    check_repeats,
-    check_sampling,
-    doubt_pieces,
-    doubts,
-    unpadded_length,
-)
 from hf_pacgen.config import CertificateConfig, PriorGroups, ScoreConfig
 from hf_pacgen.curvature.displacement import SavedWeights
 from hf_pacgen.curvature.run_identity import agree, described
@@ -38,8 +29,6 @@ from hf_pacgen.measures.hessian import hessian_diagonal
 from hf_pacgen.measures.session import DataOptions, measure, session
 from hf_pacgen.model.state import unwrap
 from hf_pacgen.results.certificate import Certificate
-
-__all__ = ["Certificate", "certify"]
 
 
 @measure
@@ -84,16 +73,17 @@ def certify(
     began = time.perf_counter()
     model, processes = unwrap(model), Processes.sharing_work(model, options.get("accelerator"))
     with processes.together():
-        check_batch_norm(model)
-        check_sampling(data)
+        validity.check_batch_norm(model)
+        validity.check_sampling(data)
     trainable = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
     # the curvature comes from a few examples, everything else from all
     few = min(config.search_examples, config.max_examples or config.search_examples)
     rough = ScoreConfig(estimator=config.estimator, max_examples=few, seed=config.seed)
-    with certified_parameters(model, config.parameters) as parameters:
+    with validity.certified_parameters(model, config.parameters) as parameters:
         with processes.together():
             center = resolve_prior(prior, model, parameters, assume_independent=config.assume_independent)
             weights = described("prior", center.state) if processes.size > 1 else {}
+        # another prior in each process would give a bound of none of them
         agree(processes, {"the": weights})
         curvature = hessian_diagonal(model, data, config=rough, **options).values
         with (
@@ -104,21 +94,22 @@ def certify(
             noisy = NoisyErrors(objective, ErrorRate(objective, error_fn), saved, seed=config.seed, tick=tick.advance)
             sizes, unit, notes = _survey(noisy, center, config)
             notes += center.notes
-            for sentence in doubts(model, trainable, parameters, center):
+            # what cannot be seen is said twice, for the one who runs it and for the one who reads the certificate
+            for sentence in validity.doubts(model, trainable, parameters, center):
                 warnings.warn(sentence, stacklevel=2)
                 notes.append(sentence)
-            groups = {name: config.prior_groups.group_of(name) for name in parameters}
+            groups = {name: config.prior_groups.facts(name) for name in parameters}
             scales = PriorScales(center.state, groups, config.prior_scales or DEFAULT_SCALES)
             case = Case(noisy=noisy, prior=scales, config=config, sizes=sizes)
             tick.stage("certificate")
+            # nothing up to here is certified: search and refinement are free, fresh draws pay for what they found
             start = chosen = best_shape(case, curvature)
             if config.refine_steps:
                 chosen = refined(case, start)
             proved = certified_draws(case, chosen)
         counts = {name: parameter.numel() for name, parameter in parameters.items()}
-    seconds = time.perf_counter() - began
-    about: Any = {"prior": center.description, "unit": unit, "notes": tuple(notes), "seconds": seconds}
-    return _certificate(case, counts, start, chosen, *proved, **about)
+    about: Any = {"prior": center.description, "unit": unit, "notes": tuple(notes)}
+    return _certificate(case, counts, start, chosen, *proved, seconds=time.perf_counter() - began, **about)
 
 
 def _survey(noisy: NoisyErrors, prior: Prior, config: CertificateConfig) -> tuple[list[int], str, list[str]]:
@@ -126,14 +117,15 @@ def _survey(noisy: NoisyErrors, prior: Prior, config: CertificateConfig) -> tupl
     objective = noisy.objective
 
     def look(index: int, batch: Any) -> tuple[int, bool, int | None, list[bytes]]:
-        check_packing(objective, batch, index, assume_independent=config.assume_independent)
-        prints = list(batch_fingerprints(batch))
-        return count_examples(batch), is_per_document(batch), unpadded_length(objective, batch), prints
+        validity.check_packing(objective, batch, index, assume_independent=config.assume_independent)
+        length = validity.unpadded_length(objective, batch)
+        return count_examples(batch), is_per_document(batch), length, list(batch_fingerprints(batch))
 
     sizes, documents, lengths, keys = zip(*noisy.visit(look), strict=True)
     prints = [key for part in keys for key in part]
     prior.check_unseen(prints)
-    notes = [check_repeats(prints, assume_independent=config.assume_independent), doubt_pieces(lengths)]
+    repeats = validity.check_repeats(prints, assume_independent=config.assume_independent)
+    notes = [repeats, validity.doubt_pieces(lengths)]
     return list(sizes), "document" if any(documents) else "example", [note for note in notes if note]
 
 
@@ -146,22 +138,18 @@ def _certificate(
     draws: float,
     **about: Any,
 ) -> Certificate:
-    """What was proved of the chosen noise; ``counts`` are the numbers of certified weights by parameter name."""
+    # counts are the numbers of certified weights by parameter name
     config, fit, total = case.config, chosen.fit, sum(counts.values())
     by_module: dict[str, dict[str, float]] = {}
     for name, count in counts.items():
-        module = PriorGroups.MODULE.group_of(name)
+        module = PriorGroups.MODULE.facts(name)
         entry = by_module.setdefault(module, {"kl": 0.0, "kl_share": 0.0, "num_parameters": 0, "prior_scale": 0.0})
         entry["kl"] += fit.kl_by_name[name]
         entry["kl_share"] = entry["kl"] / fit.kl if fit.kl else 0.0
         entry["num_parameters"] += count
         entry["prior_scale"] = fit.scales[name]
-    gain = {
-        "steps": config.refine_steps,
-        "shaped_bound": start.estimate,
-        "refined_bound": chosen.estimate,
-        "gain": start.estimate - chosen.estimate,
-    }
+    before, after = start.estimate, chosen.estimate
+    gain = {"steps": config.refine_steps, "shaped_bound": before, "refined_bound": after, "gain": before - after}
     return Certificate(
         bound=proved.bound,
         status="vacuous" if proved.vacuous else "certified",
@@ -172,6 +160,7 @@ def _certificate(
         n=case.n,
         delta=config.delta,
         eta=chosen.eta if proved.eta is None else proved.eta,
+        # one number for many τ: their geometric mean over the weights
         prior_scale=math.exp(sum(m * math.log(fit.scales[name]) for name, m in counts.items()) / total),
         draws=draws,
         num_parameters=total,

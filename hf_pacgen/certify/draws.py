@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import chain
 from operator import itemgetter
 from typing import Any, TypeVar
@@ -19,42 +20,33 @@ from hf_pacgen.distributed.processes import send_to_device
 from hf_pacgen.maths.counter_rng import stream_key
 from hf_pacgen.maths.pac_bayes import effective_draws
 
-__all__ = ["NoiseStream", "NoisyErrors", "planned_passes"]
-
 T = TypeVar("T")
 
-CACHE_BYTES = 1 << 29
-"""Batches are kept in memory up to this size, instead of being made anew in every pass."""
+CACHE_BYTES = 1 << 29  # batches are kept in memory up to this size, instead of being made anew in every pass
 MOST_LOOKS = 6
-MOST_DRAWN, BLOCK_ELEMENTS = 64, 1 << 20
-"""Draws made at a time, and the numbers in them, at most."""
+MOST_DRAWN, BLOCK_ELEMENTS = 64, 1 << 20  # draws made at a time, and the numbers in them, at most
 
 
+@dataclass(eq=False)
 class NoisyErrors:
     """Errors of a noisy model, batch after batch, each under its own independent draw.
 
-    The noise of a draw depends on (seed, key, batch) alone, so that processes that share the batches draw what one
-    process would.  The weights are displaced from the copy in ``saved``; ``tick`` is called after every batch.
+    The weights are displaced from the copy in ``saved``; ``tick`` is called after every batch.
     """
 
-    def __init__(
-        self,
-        objective: Objective,
-        rate: ErrorRate,
-        saved: SavedWeights,
-        *,
-        seed: int,
-        tick: Callable[[], Any] = lambda: None,
-    ) -> None:
-        self.objective, self.rate, self.saved, self.seed, self.tick = objective, rate, saved, seed, tick
-        self._cache: list[tuple[int, Any]] | None = None
-        self._fits = True
+    objective: Objective
+    rate: ErrorRate
+    saved: SavedWeights
+    seed: int
+    tick: Callable[[], Any] = lambda: None
+    _cache: list[tuple[int, Any]] | None = None
+    _fits: bool = True  # the batches into the cache, as far as is known
 
     def batches(self) -> Iterable[tuple[int, Any]]:
         """This process's batches with their numbers: a list in memory where they fit."""
         if self._cache is None and self._fits:
-            kept: list[tuple[int, Any]] = []
-            size = 0
+            kept, size = [], 0
+            # a pass over the batches may tokenize, load images and collate: more than a small model's forward
             for index, batch in self.objective.batches:
                 size += sum(t.numel() * t.element_size() for _, t in leaves(batch) if isinstance(t, Tensor))
                 self._fits = size <= CACHE_BYTES
@@ -74,10 +66,7 @@ class NoisyErrors:
         return [value for _, value in sorted(chain(*processes.gather(found)), key=itemgetter(0))]
 
     def mean(self, posterior: Posterior, *key: str | int, stride: int = 1) -> tuple[float, list[int]]:
-        """Mean error over one pass, with a draw for every batch, and the sizes of the batches.
-
-        The key names the draws: other keys give independent ones.
-        """
+        """Mean error over one pass, and the sizes of the batches; other keys give independent draws."""
         stream = NoiseStream(posterior, self.seed, "certificate", *key)
 
         def errors_of(index: int, batch: Any) -> tuple[float, int]:
@@ -100,16 +89,13 @@ class NoisyErrors:
 
 
 class NoiseStream:
-    """Numbered independent draws of u, by parameter name.
+    """Numbered independent draws of u, by parameter name."""
 
-    Draw i is a function of (seed, key, i) alone, so that processes that share the numbers draw what one would.  Small
-    models' draws are made in blocks, which costs a tenth.
-    """
-
+    # draw i is a function of (key, i) alone, so that processes that share the numbers draw what one would
     def __init__(self, posterior: Posterior, *key: str | int, most: int = MOST_DRAWN) -> None:
-        self.key = key
+        self.key, self.means = key, posterior.means
         self.noises = {name: posterior.noise(name) for name in posterior.means}
-        self.means = posterior.means
+        # a small model's draws are made in blocks, which costs a tenth
         self.block = max(1, min(most, BLOCK_ELEMENTS // max(1, sum(m.numel() for m in self.means.values()))))
         self._number: int | None = None
         self._draws: dict[str, Tensor] = {}
@@ -129,8 +115,7 @@ class NoiseStream:
 def planned_passes(draws: int, sizes: Sequence[int]) -> list[int]:
     """At which numbers of passes the draws are looked at: doubling, up to the pass that reaches ``draws``.
 
-    The plan depends on the number of draws and the sizes of the batches only, never on an error, so that each look
-    may be given an equal part of δ.
+    The plan never depends on an error, so that each look may be given an equal part of δ.
 
     >>> planned_passes(10_000, [8] * 1500)
     [1, 2, 4, 7]

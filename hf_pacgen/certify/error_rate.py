@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from hf_pacgen.data.collation import count_examples
-from hf_pacgen.data.losses import IGNORED
+from hf_pacgen.data.losses import IGNORED, LossKind, aligned
 from hf_pacgen.data.objective import Objective
 
-__all__ = ["ErrorFunction", "ErrorRate", "is_per_document"]
-
+# error_fn(model, batch) -> one error in [0, 1] for each example of the batch, shape (examples,)
 ErrorFunction = Callable[[nn.Module, Any], Tensor]
-"""``error_fn(model, batch)`` -> one error in [0, 1] for each example of the batch, shape (examples,)."""
-
 OWN_ERROR = "Pass error_fn(model, batch) -> one error in [0, 1] for each example."
 
 
+@dataclass(eq=False)
 class ErrorRate:
     """Checked errors of a model's examples, (examples,), by the user's function or as the 0-1 error of its logits.
 
@@ -28,8 +26,8 @@ class ErrorRate:
     fraction of its labels that is predicted wrongly: documents are independent of each other, tokens are not.
     """
 
-    def __init__(self, objective: Objective, error_fn: ErrorFunction | None = None) -> None:
-        self.objective, self.error_fn = objective, error_fn
+    objective: Objective
+    error_fn: ErrorFunction | None = None
 
     @torch.no_grad()
     def __call__(self, batch: Any, index: int) -> Tensor:
@@ -46,10 +44,7 @@ class ErrorRate:
         return _checked(errors, count_examples(batch), index)
 
     def soft(self, batch: Any, index: int) -> Tensor | None:
-        """A differentiable stand-in for the errors, the probability 1 - p of not predicting the label.
-
-        None where the errors are the user's, or where there are no logits.
-        """
+        """The probability 1 - p of not predicting the label, with its gradient; None if the errors are the user's."""
         if self.error_fn is not None or not isinstance(batch, Mapping):
             return None
         logits, labels = self._scored(self.objective.model(**batch), batch, index)
@@ -64,13 +59,11 @@ class ErrorRate:
         labels = batch.get("labels", batch.get("label"))
         kind = self.objective.kind
         if isinstance(logits, Tensor) and isinstance(labels, Tensor) and not labels.is_floating_point():
-            if kind.shift:
-                # virtual tokens of a prompt precede the labels
-                labels = functional.pad(labels, (logits.shape[1] - labels.shape[1], 0), value=IGNORED)[:, 1:]
-                logits = logits[:, :-1]
-            known = kind.shift is not None or labels.ndim == 1
-            if known and logits.shape[:-1] == labels.shape and logits.shape[-1] > 1:
-                return logits, labels.to(logits.device)
+            # one label for each example can be meant in one way only
+            shift = LossKind.ALIGNED.facts if kind.facts is None and labels.ndim == 1 else kind.facts
+            pair = aligned(logits, labels, shift) if shift is not None else None
+            if pair is not None and logits.shape[-1] > 1:
+                return pair[0], pair[1].to(logits.device)
         shapes = [tuple(t.shape) if isinstance(t, Tensor) else type(t).__name__ for t in (logits, labels)]
         raise ValueError(
             f"Batch {index} has no 0-1 error: expected logits (..., classes) and integer labels (...) of a "
@@ -82,6 +75,7 @@ def _wrong_fraction(logits: Tensor, labels: Tensor, index: int) -> Tensor:
     counted = labels != IGNORED
     # a noisy model may overflow: what is not finite is wrong
     wrong = (logits.argmax(-1) != labels) | ~logits.isfinite().all(-1)
+    # leaving the example out here would change n, and with it what is certified
     if not bool(counted.reshape(len(labels), -1).any(1).all()):
         raise ValueError(
             f"Batch {index} has an example without a label: all of its labels are {IGNORED}, or it has a single token. "

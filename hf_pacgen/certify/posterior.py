@@ -16,11 +16,8 @@ from torch import Tensor
 from hf_pacgen.maths.distributions import Noise, NoiseDistribution, difference, make_noise, normal_prior_kl
 from hf_pacgen.maths.score import neighborhood
 
-__all__ = ["DEFAULT_SCALES", "Posterior", "PriorFit", "PriorScales", "shaped_posterior"]
-
+# τ from 1.2e-4 to 11.3; with a ratio of 2^(1/4) the nearest costs less than 0.01 nats for each weight that is not flat
 DEFAULT_SCALES = [2.0 ** (j / 4) for j in range(-52, 15)]
-"""τ from 1.2e-4 to 11.3.  Ratio 2^(1/4): the nearest τ costs less than 0.01 nats for each weight that is not flat."""
-
 SHAPE_ITERATIONS = 12
 
 
@@ -29,10 +26,8 @@ class Posterior:
     """Q: every weight is its mean + u, u independent noise; tensors by parameter name."""
 
     means: Mapping[str, Tensor]
-    scales: Mapping[str, Tensor]
-    """s of normal and truncated normal noise, σ of uniform noise."""
-    half_widths: Mapping[str, Tensor] | None
-    """The box of truncated normal noise, None for the others."""
+    scales: Mapping[str, Tensor]  # s of normal and truncated normal noise, σ of uniform noise
+    half_widths: Mapping[str, Tensor] | None  # the box of truncated normal noise, None for the others
     distribution: NoiseDistribution
 
     def noise(self, name: str) -> Noise:
@@ -42,25 +37,18 @@ class Posterior:
 
     def rescaled(self, means: Mapping[str, Tensor], factors: Mapping[str, Tensor]) -> Posterior:
         """Q around other means, with all noise scaled by factors (the box as well)."""
-        boxes = self.half_widths
-        return replace(
-            self,
-            means=means,
-            scales={name: scale * factors[name] for name, scale in self.scales.items()},
-            half_widths=None if boxes is None else {name: box * factors[name] for name, box in boxes.items()},
-        )
+        scales = {name: scale * factors[name] for name, scale in self.scales.items()}
+        boxes = self.half_widths and {name: box * factors[name] for name, box in self.half_widths.items()}
+        return replace(self, means=means, scales=scales, half_widths=boxes)
 
 
 @dataclass(frozen=True, kw_only=True)
 class PriorFit:
     """The best scales of the prior for a posterior."""
 
-    kl: float
-    """KL(Q‖N(p, τ²)) in nats, at the best τ of each group."""
-    price: float
-    """What the choice of the τ costs, in nats, to be added to ``kl``."""
-    scales: dict[str, float]
-    """τ by parameter name."""
+    kl: float  # KL(Q‖N(p, τ²)) in nats, at the best τ of each group
+    price: float  # what the choice of the τ costs, in nats, to be added to kl
+    scales: dict[str, float]  # τ by parameter name
     kl_by_name: dict[str, float]
 
 
@@ -83,6 +71,7 @@ class PriorScales:
         scales: dict[str, float] = {}
         parts: dict[str, float] = {}
         for names in self.members.values():
+            # sums do not depend on τ, so the whole grid costs one pass over the weights
             entropy, spread, count = (sum(column) for column in zip(*(sums[name] for name in names), strict=True))
             best = self.grid[normal_prior_kl(entropy, spread, self.grid, int(count)).argmin()]
             for name in names:
@@ -93,6 +82,7 @@ class PriorScales:
 
     def nearest(self, value: float) -> float:
         """The τ of the grid nearest to a value, in ratio."""
+        # a grid of ratios is even in logarithms
         target = math.log(min(max(value, self.grid[0].item()), self.grid[-1].item()))
         return self.grid[(self.grid.log() - target).abs().argmin()].item()
 
@@ -117,10 +107,9 @@ def shaped_posterior(
     gamma: float = 0.1,
     epsilon: float = 0.1,
 ) -> Posterior:
-    """Noise with E u_i² = 1/(η max(H_ii, 0) + 1/τ²), shaped by the Hessian's diagonal.
+    """Noise with E u_i² = 1/(η max(H_ii, 0) + 1/τ²), which minimizes η Σ H_ii E u_i²/2 + KL.
 
-    This minimizes η Σ H_ii E u_i²/2 + KL for normal noise, and for uniform noise, whose σ is √3 times as large.  τ is
-    the fixed point τ² = Σ(w - p)²/Σ(1 - s²/τ²) for each group of weights (MacKay 1992), on the prior's grid.
+    τ is the fixed point τ² = Σ(w - p)²/Σ(1 - s²/τ²) for each group of weights (MacKay 1992), on the prior's grid.
     Uniform and truncated normal noise is cut to the box N_i = γ|w_i| + ε.
     """
     scales: dict[str, Tensor] = {}
@@ -135,6 +124,7 @@ def shaped_posterior(
                 break
         # 1/s² = ηH + 1/τ²
         scales |= {n: (f + tau**-2).rsqrt() for n, f in felt.items()}
+    # bounded noise stays in its box, whatever the curvature allows
     boxes = {n: neighborhood(w.double(), gamma=gamma, epsilon=epsilon) for n, w in means.items()}
     kind = distribution.facts
     scales = {n: math.sqrt(kind.level_ratio) * s for n, s in scales.items()}

@@ -16,11 +16,7 @@ from hf_pacgen.certify.splits import HeldOutPrior
 from hf_pacgen.errors import VOUCH, listing
 from hf_pacgen.model.state import unwrap
 
-__all__ = ["Prior", "PriorLike", "resolve_prior"]
-
-PriorLike = Any
-"""``"zero"``, weights by name, a model, a folder, a :class:`HeldOutPrior` or a :class:`Prior`."""
-
+PriorLike = Any  # "zero", weights by name, a model, a folder, a HeldOutPrior or a Prior
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 
 
@@ -28,16 +24,11 @@ WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 class Prior:
     """Where a prior is centered."""
 
-    description: str
-    """For people and for the certificate."""
-    state: Mapping[str, Tensor]
-    """Weights and buffers by name."""
-    zeros: bool = False
-    """Whether certified weights that ``state`` lacks are centered on 0."""
-    held_out: HeldOutPrior | None = None
-    """The split, where the prior was trained on a part of the data."""
-    notes: tuple[str, ...] = ()
-    """What a user should know, in sentences."""
+    description: str  # for people and for the certificate
+    state: Mapping[str, Tensor]  # weights and buffers by name
+    zeros: bool = False  # certified weights that ``state`` lacks are centered on 0
+    held_out: HeldOutPrior | None = None  # the split, where the prior was trained on a part of the data
+    notes: tuple[str, ...] = ()  # what a user should know, in sentences
 
     def check_unseen(self, fingerprints: Iterable[bytes]) -> None:
         """Raise if some of the examples have trained the prior."""
@@ -52,10 +43,7 @@ class Prior:
 def resolve_prior(
     prior: PriorLike, model: nn.Module, parameters: Mapping[str, Tensor], *, assume_independent: bool = False
 ) -> Prior:
-    """The prior for the certified ``parameters`` of a trained model, or an error that says why it cannot be one.
-
-    ``assume_independent`` accepts a prior that equals the trained weights.
-    """
+    """The prior for the certified ``parameters`` of a trained model, or an error that says why it cannot be one."""
     resolved = _read(prior, model)
     center = {name: resolved.state[name] for name in parameters if name in resolved.state}
     missing = [name for name in parameters if name not in center]
@@ -73,6 +61,7 @@ def resolve_prior(
     for name, value in center.items():
         _check_center(name, value, parameters[name])
     _check_rest(resolved, model, parameters)
+    # equal weights make the KL as small as can be, which is too good to be independent of the data
     if resolved.held_out is None and not assume_independent and _are_equal(center, parameters):
         raise ValueError(
             f"The prior ({resolved.description}) equals the trained weights, so it depends on the data they were "
@@ -127,15 +116,15 @@ def _from_folder(folder: Path, model: nn.Module) -> Prior:
         )
     adapter = hasattr(model, "peft_config")
     base: Any = model.get_base_model() if adapter else model  # type: ignore[operator]
-    if isinstance(base, PreTrainedModel) and (folder / "config.json").is_file():
-        state = _load_pretrained(folder, base)
-    else:
-        state = _load_file(folder)
+    pretrained = isinstance(base, PreTrainedModel) and (folder / "config.json").is_file()
+    # from_pretrained() knows shards, and names of older checkpoints
+    state = _load_pretrained(folder, base) if pretrained else _load_file(folder)
     if adapter:  # names of the adapted model, by those of its base
         known = {_base_name(name): name for name in model.state_dict()}
         state = {known[name]: value for name, value in state.items() if name in known}
     own = dict(model.named_parameters())
     new = [name for name, parameter in own.items() if parameter.requires_grad and name not in state]
+    # a model of another kind would pass for one whose weights are all new
     if not adapter and not any(name in state for name in own):
         raise ValueError(
             f"The prior {str(folder)!r} has none of the model's weights, such as {listing(own)}. "
@@ -151,7 +140,7 @@ def _load_pretrained(folder: Path, base: PreTrainedModel) -> dict[str, Tensor]:
         loaded, report = cast(Any, type(base)).from_pretrained(
             folder, config=base.config, dtype=torch.float32, ignore_mismatched_sizes=True, output_loading_info=True
         )
-    if report["mismatched_keys"]:
+    if report["mismatched_keys"]:  # would be replaced by random weights, as if the prior had them
         name, theirs, ours = sorted(report["mismatched_keys"])[0]
         raise ValueError(
             f"The prior's {name!r} must have shape {tuple(ours)}, like the model's; {folder.name} has {tuple(theirs)}."
@@ -168,6 +157,7 @@ def _load_file(folder: Path) -> dict[str, Tensor]:
         from safetensors.torch import load_file
 
         return load_file(file)
+    # weights_only: a prior from elsewhere may not run code
     return torch.load(file, map_location="cpu", weights_only=True)
 
 
@@ -181,10 +171,8 @@ def _state(model: nn.Module) -> dict[str, Tensor]:
 
 def _check_center(name: str, value: Tensor, parameter: Tensor) -> None:
     if value.shape != parameter.shape:
-        raise ValueError(
-            f"The prior's {name!r} must have shape {tuple(parameter.shape)}, like the model's; "
-            f"got {tuple(value.shape)}."
-        )
+        shapes = f"must have shape {tuple(parameter.shape)}, like the model's; got {tuple(value.shape)}"
+        raise ValueError(f"The prior's {name!r} {shapes}.")
     if value.untyped_storage().data_ptr() == parameter.untyped_storage().data_ptr():
         raise ValueError(
             f"The prior's {name!r} shares its memory with the trained model, so it was trained with it. Copy the "

@@ -21,31 +21,26 @@ from hf_pacgen.curvature.weight_space import zeros_like
 from hf_pacgen.distributed.processes import send_to_device
 from hf_pacgen.maths.pac_bayes import kl_bound
 
-__all__ = ["refined"]
-
-REFIT = 20
-"""Steps after which the prior's τ and the bound's slope are computed again."""
+REFIT = 20  # steps after which the prior's τ and the bound's slope are computed again
 BETAS = (0.9, 0.99)
-FARTHEST = 8.0
-"""By how much the logarithm of a scale may change."""
-MEMORY = 0.98
-"""Of the running mean of the error."""
+FARTHEST = 8.0  # by how much the logarithm of a scale may change
+MEMORY = 0.98  # of the running mean of the error
 
 
 def refined(case: Case, start: Candidate) -> Candidate:
     """The start, or what gradient descent made of it if that is better."""
+    # both are judged under the same draws, so the better is not the luckier
     after = judge(case, _refine(case, start), start.eta)
     return min(start, after, key=lambda candidate: candidate.rank)
 
 
 def _refine(case: Case, start: Candidate) -> Posterior:
-    """Minimize the bound by Adam over log-scales and means, one batch and one draw a step.
-
-    Steps are in units of the noise: means move by multiples of their initial scale, scales by factors.
-    """
+    """Minimize the bound by Adam over log-scales and means, one batch and one draw a step."""
+    # steps are in units of the noise: means move by multiples of their initial scale, scales by factors
     config, noisy, first = case.config, case.noisy, start.posterior
     shifts, logs = ({name: torch.zeros_like(scale) for name, scale in first.scales.items()} for _ in range(2))
     moving = [*logs.values(), *(shifts.values() if config.refine_mean else ())]
+    # rates fall to 0, so that the end does not hang on the last batch
     optimizer = torch.optim.Adam(moving, lr=config.refine_learning_rate, betas=BETAS)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / config.refine_steps)
     current, fit, batches = first, start.fit, _cycle(noisy)
@@ -103,6 +98,7 @@ def _gradient(noisy: NoisyErrors, pair: tuple[int, Any] | None) -> tuple[dict[st
                 total, units = result.total, result.units
             else:
                 total, units = errors.sum(), errors.numel()
+            # not backward(): the caller's .grad is left alone
             found = torch.autograd.grad(total, list(objective.parameters.values()), allow_unused=True)
             for (name, gradient), g in zip(gradients.items(), found, strict=True):
                 gradients[name] = gradient if g is None else g.to(gradient.dtype)

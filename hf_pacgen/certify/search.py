@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import cast
+from typing import Any, cast
 
 from torch import Tensor
 
@@ -14,14 +14,9 @@ from hf_pacgen.config import CertificateConfig
 from hf_pacgen.maths.certified_bound import CertifiedBound, certified_bound
 from hf_pacgen.maths.pac_bayes import effective_draws, kl_bound
 
-__all__ = ["Candidate", "Case", "best_shape", "certified_draws", "judge"]
-
-LOWEST, HIGHEST = -8, 16
-"""η is searched from n 2⁻⁸ to n 2¹⁶."""
-ENOUGH_DRAWS, MOST_PASSES = 256, 8
-"""Draws by which candidates are compared, and passes over the searched examples for them."""
-SMALL_SHARE = 0.1
-"""Of the gap: a Monte-Carlo correction below it is worth no more draws."""
+LOWEST, HIGHEST = -8, 16  # η is searched from n 2⁻⁸ to n 2¹⁶
+ENOUGH_DRAWS, MOST_PASSES = 256, 8  # draws by which candidates are compared, and passes for them
+SMALL_SHARE = 0.1  # of the gap: a Monte-Carlo correction below it is worth no more draws
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,12 +26,11 @@ class Case:
     noisy: NoisyErrors
     prior: PriorScales
     config: CertificateConfig
-    sizes: list[int]
-    """Numbers of examples of all batches."""
+    sizes: list[int]  # numbers of examples of all batches
 
     @property
     def n(self) -> int:
-        """The number of examples."""
+        """Number of examples."""
         return sum(self.sizes)
 
     @property
@@ -53,8 +47,7 @@ class Candidate:
     fit: PriorFit
     eta: float
     error: float
-    estimate: float
-    """The kl bound at the error of a few draws, without a Monte-Carlo correction: not certified."""
+    estimate: float  # the kl bound at the error of a few draws, without a Monte-Carlo correction: not certified
 
     @property
     def rank(self) -> tuple[float, float]:
@@ -66,7 +59,7 @@ def judge(case: Case, posterior: Posterior, eta: float) -> Candidate:
     """Estimate a posterior's bound; all candidates meet the same draws of standard noise."""
     fit = case.prior.fit(posterior)
     errors: list[float] = []
-    passes = 1
+    passes = 1  # how many more, only the sizes of the batches tell
     while len(errors) < passes:
         error, sizes = case.noisy.mean(posterior, "search", len(errors), stride=case.stride)
         errors.append(error)
@@ -81,21 +74,14 @@ def best_shape(case: Case, curvature: Mapping[str, Tensor]) -> Candidate:
     config = case.config
 
     def at(eta: float) -> Candidate:
-        posterior = shaped_posterior(
-            case.noisy.saved.copy,
-            curvature,
-            case.prior,
-            eta=eta,
-            distribution=config.distribution,
-            gamma=config.gamma,
-            epsilon=config.epsilon,
-        )
-        return judge(case, posterior, eta)
+        box = {"gamma": config.gamma, "epsilon": config.epsilon}
+        kind, means = config.distribution, case.noisy.saved.copy
+        return judge(case, shaped_posterior(means, curvature, case.prior, eta=eta, distribution=kind, **box), eta)
 
     if config.eta is not None:
         return at(float(case.n) if config.eta == "n" else cast(float, config.eta))
-    tried = {0: at(float(case.n))}
-    best = 0
+    tried, best = {0: at(float(case.n))}, 0
+    # a local search in coarse, then fine steps: each try costs passes over the data
     for step in (2, 1):
         for sign in (-1, 1):
             while LOWEST <= (exponent := best + sign * step) <= HIGHEST:
@@ -108,11 +94,9 @@ def best_shape(case: Case, curvature: Mapping[str, Tensor]) -> Candidate:
 
 
 def certified_draws(case: Case, chosen: Candidate) -> tuple[CertifiedBound, float]:
-    """Fresh draws of the chosen posterior until their correction hardly matters, and the bound they certify.
-
-    They are looked at after planned numbers of passes, each look with an equal part of the draws' share of δ.  Also
-    returns the number of draws on the whole sample that were made.
-    """
+    """Fresh draws of the chosen posterior until their correction hardly matters: the bound, and how many draws."""
+    # looked at after planned numbers of passes, each look with an equal part of the draws' share of δ
+    # the plan is made before an error is seen
     looks, fit = planned_passes(case.config.draws, case.sizes), chosen.fit
     errors: list[float] = []
 
@@ -121,17 +105,9 @@ def certified_draws(case: Case, chosen: Candidate) -> tuple[CertifiedBound, floa
             # other keys than in the search: the posterior was chosen for its error under those draws
             errors.append(case.noisy.mean(chosen.posterior, "certificate", len(errors))[0])
         draws = effective_draws(case.sizes) * passes
-        result = certified_bound(
-            min(sum(errors) / passes, 1.0),
-            fit.kl + fit.price,
-            case.n,
-            delta=case.config.delta,
-            bound=case.config.bound,
-            draws=draws,
-            one_sided=True,
-            looks=len(looks),
-            etas=case.config.etas,
-        )
+        settings: Any = {"delta": case.config.delta, "bound": case.config.bound, "etas": case.config.etas}
+        mean, kl = min(sum(errors) / passes, 1.0), fit.kl + fit.price
+        result = certified_bound(mean, kl, case.n, draws=draws, one_sided=True, looks=len(looks), **settings)
         return replace(result, kl=fit.kl), draws
 
     for passes in looks[:-1]:

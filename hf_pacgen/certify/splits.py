@@ -16,10 +16,7 @@ from torch.utils.data import DataLoader, Subset
 
 from hf_pacgen.model.state import unwrap
 
-__all__ = ["HeldOutPrior", "batch_fingerprints", "fingerprint", "leaves", "train_prior"]
-
-DERIVED = ("attention_mask", "token_type_ids", "position_ids")
-"""Columns that a collator may add."""
+DERIVED = ("attention_mask", "token_type_ids", "position_ids")  # columns that a collator may add
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -71,8 +68,7 @@ def train_prior(
         The prior, for ``certify(model, held_out.certificate_data, prior=held_out)``.
 
     Raises:
-        ValueError: a fraction outside (0, 1), or so few examples that a part is empty.
-        TypeError: data that cannot be split by index.
+        ValueError, TypeError: a fraction that leaves a part empty, and data that cannot be split by index.
 
     Source: Ambroladze, Parrado-Hernández, Shawe-Taylor (NIPS 2006); Perez-Ortiz et al. (JMLR 2021).
 
@@ -81,10 +77,8 @@ def train_prior(
     (3, 7)
     """
     if not 0 < prior_data_fraction < 1:
-        raise ValueError(
-            "prior_data_fraction must be in (0, 1), the share of the data that trains the prior; "
-            f"got {prior_data_fraction}."
-        )
+        wanted = "prior_data_fraction must be in (0, 1), the share of the data that trains the prior"
+        raise ValueError(f"{wanted}; got {prior_data_fraction}.")
     if isinstance(data, (DataLoader, Mapping, str)) or not (hasattr(data, "__len__") and hasattr(data, "__getitem__")):
         raise TypeError(
             f"data must be a dataset with indices, or a list of batches, to be split; got {type(data).__name__}. "
@@ -99,6 +93,7 @@ def train_prior(
     # sorted, so that each part is read from front to back
     order = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed)).tolist()
     prior_data, certificate_data = (_select(data, sorted(rows)) for rows in (order[:first], order[first:]))
+    # a copy, so that the user's model may still become the posterior
     trained = copy.deepcopy(unwrap(model))
     returned = train(trained, prior_data)
     trained = unwrap(returned) if isinstance(returned, nn.Module) else trained
@@ -121,6 +116,7 @@ def _select(data: Any, rows: list[int]) -> Any:
 
 
 def _row_fingerprints(data: Any) -> Iterator[bytes]:
+    # a list holds batches, a dataset examples
     batched = isinstance(data, Sequence) and not isinstance(data, Subset)
     for row in range(len(data)):
         yield from batch_fingerprints(data[row]) if batched else [fingerprint(data[row])]
@@ -129,7 +125,7 @@ def _row_fingerprints(data: Any) -> Iterator[bytes]:
 def batch_fingerprints(batch: Any) -> Iterator[bytes]:
     """The fingerprint of every example of a batch; the same as of the row it was made of."""
     found = [(name, value) for name, value in leaves(batch) if isinstance(value, Tensor) and value.ndim]
-    if not found:
+    if not found:  # a batch of an unknown kind counts as one example
         yield fingerprint(batch)
         return
     columns = {f"{name}/{i}": value.detach().cpu() for i, (name, value) in enumerate(found)}
@@ -144,6 +140,7 @@ def fingerprint(example: Any) -> bytes:
     >>> fingerprint({"label": 1, "input_ids": [7, 9]}) == fingerprint(padded)
     True
     """
+    # sorted digests without names, since collators rename label to labels and reorder
     values = [(name.split("/")[0], value) for name, value in leaves(example)]
     mask = next((numpy.asarray(value).astype(bool) for name, value in values if name == "attention_mask"), None)
     digests = sorted(_digest(_bytes(value, mask)) for name, value in values if name not in DERIVED)
@@ -174,7 +171,7 @@ def _bytes(value: Any, mask: Any) -> bytes:
     if isinstance(value, bytes):
         return value
     if isinstance(value, str):
-        return value.encode("utf-8", "surrogatepass")
+        return value.encode("utf-8", "surrogatepass")  # text from the web may hold half of a pair
     if not isinstance(value, Tensor) and hasattr(value, "tobytes") and hasattr(value, "mode"):  # an image
         return value.tobytes()
     if isinstance(value, Tensor):

@@ -17,21 +17,13 @@ from hf_pacgen.certify.priors import Prior
 from hf_pacgen.data.objective import Objective
 from hf_pacgen.errors import VOUCH, listing
 
-__all__ = ["certified_parameters", "check_batch_norm", "check_packing", "check_repeats", "check_sampling"]
-__all__ += ["doubt_pieces", "doubts", "unpadded_length"]
-
-SHORT_PIECE = 64
-"""Tokens in a row below which texts are not usually cut into pieces."""
-MOST_REPEATED = 0.05
-"""Share of examples that may equal another one exactly before they are taken for copies."""
+SHORT_PIECE = 64  # tokens in a row below which texts are not usually cut into pieces
+MOST_REPEATED = 0.05  # share of examples that may equal another one exactly before they are taken for copies
 
 
 @contextmanager
 def certified_parameters(model: nn.Module, patterns: Sequence[str] | None) -> Iterator[dict[str, nn.Parameter]]:
-    """The trainable parameters that match a pattern, by name; the others are frozen meanwhile.
-
-    Patterns are shell patterns of parameter names, or names of modules; None takes all.
-    """
+    """The trainable parameters that match a shell pattern or a module's name; the others are frozen meanwhile."""
     own = {name: p for name, p in model.named_parameters() if p.requires_grad}
     if not own:
         raise ValueError(
@@ -45,6 +37,7 @@ def certified_parameters(model: nn.Module, patterns: Sequence[str] | None) -> It
             raise ValueError(f"parameters={pattern!r} matches no trainable parameter; there are {listing(own)}.")
         matched |= names
     try:
+        # frozen ones need no gradients, so curvature and refinement do not see them
         for name, parameter in own.items():
             parameter.requires_grad_(name in matched)
         yield {name: parameter for name, parameter in own.items() if name in matched}
@@ -54,7 +47,7 @@ def certified_parameters(model: nn.Module, patterns: Sequence[str] | None) -> It
 
 
 def check_batch_norm(model: nn.Module) -> None:
-    """Refuse normalization by the statistics of a batch: an example's error would depend on the other ones."""
+    """Refuse normalization by the statistics of a batch."""
     for name, module in model.named_modules():
         if isinstance(module, _BatchNorm) and (module.training or module.running_mean is None):
             mode = "in train mode" if module.training else "without running statistics"
@@ -67,6 +60,7 @@ def check_batch_norm(model: nn.Module) -> None:
 
 def check_sampling(data: Any) -> None:
     """Refuse a loader that draws examples with replacement, or by weights."""
+    # a loader's batch_sampler of the user's own is not looked into
     sampler = data.sampler if isinstance(data, DataLoader) else None
     if isinstance(sampler, WeightedRandomSampler) or (isinstance(sampler, RandomSampler) and sampler.replacement):
         raise ValueError(
@@ -77,6 +71,7 @@ def check_sampling(data: Any) -> None:
 
 def check_repeats(fingerprints: Sequence[bytes], *, assume_independent: bool) -> str | None:
     """Refuse data in which many examples are copies; a few may be draws that happen to be equal: a sentence then."""
+    # short texts and small images may well be drawn twice, so a few are no proof of copies
     repeated = len(fingerprints) - len(set(fingerprints))
     if not repeated:
         return None
@@ -89,9 +84,9 @@ def check_repeats(fingerprints: Sequence[bytes], *, assume_independent: bool) ->
 
 
 def _tokens(objective: Objective, batch: Any) -> tuple[Tensor, Tensor] | None:
-    """Tokens of a causal language model, (rows, length), and which of them are no padding; None for other data."""
+    # those of a causal language model, (rows, length), and which of them are no padding
     tokens = batch.get("input_ids") if isinstance(batch, Mapping) else None
-    if not objective.kind.shift or not isinstance(tokens, Tensor) or tokens.ndim != 2:
+    if not objective.kind.facts or not isinstance(tokens, Tensor) or tokens.ndim != 2:
         return None
     mask = batch.get("attention_mask")
     fits = isinstance(mask, Tensor) and mask.shape == tokens.shape
@@ -99,12 +94,9 @@ def _tokens(objective: Objective, batch: Any) -> tuple[Tensor, Tensor] | None:
 
 
 def check_packing(objective: Objective, batch: Any, index: int, *, assume_independent: bool) -> None:
-    """Refuse rows that hold several documents: the independent examples of a language model are documents.
-
-    They are seen by positions that start anew within a row, or by a token between others that ends a document.
-    """
-    found = _tokens(objective, batch)
-    if found is None or assume_independent:
+    """Refuse rows that hold several documents: the independent examples of a language model are documents."""
+    # seen by positions that start anew within a row, or by a token between others that ends a document
+    if (found := _tokens(objective, batch)) is None or assume_independent:
         return
     tokens, seen = found
     positions = batch.get("position_ids")
@@ -132,7 +124,7 @@ def unpadded_length(objective: Objective, batch: Any) -> int | None:
 
 
 def doubt_pieces(lengths: Sequence[int | None]) -> str | None:
-    """A sentence, and a warning, where all rows of a language model have one length, as pieces of a long text have."""
+    """A sentence, and a warning, where all rows have one length, as pieces of a long text have."""
     first = lengths[0]
     if first is None or first < SHORT_PIECE or any(length != first for length in lengths):
         return None
@@ -146,6 +138,7 @@ def doubt_pieces(lengths: Sequence[int | None]) -> str | None:
 
 def doubts(model: nn.Module, trainable: Sequence[str], certified: Mapping[str, Tensor], prior: Prior) -> Iterator[str]:
     """Sentences on what the certificate takes for granted because it cannot be seen."""
+    # weights that were trained but are the same in prior and posterior would be part of the prior
     unknown = [name for name in trainable if name not in certified and name not in prior.state]
     if unknown:
         yield (
@@ -159,4 +152,4 @@ def doubts(model: nn.Module, trainable: Sequence[str], certified: Mapping[str, T
                 f"The prior does not hold the batch-norm statistics of {name!r}: the certificate is valid only if they "
                 "were not fitted to these examples. Give the prior as a model with its statistics."
             )
-            break
+            break  # one sentence will do for all of them

@@ -18,7 +18,7 @@ from hf_pacgen.command_line.inputs.data import DataArguments, check_files
 from hf_pacgen.command_line.printing import open_console, print_notes, titled
 from hf_pacgen.command_line.run_options import BatchArguments, Run
 from hf_pacgen.config import ScoreConfig, SharpnessConfig, SpectrumConfig
-from hf_pacgen.config.settings import check_number, option
+from hf_pacgen.config.settings import Count, NonNegative, option
 from hf_pacgen.errors import InputError
 from hf_pacgen.maths.rank_correlation import rank_correlation
 from hf_pacgen.measures.comparison import measure_all
@@ -43,18 +43,11 @@ class CompareArguments(BatchArguments):
     eval_split: str | None = option(
         None, "Split of that data; without --eval-dataset, of --dataset. By default as for --split."
     )
-    noise_scale: float = option(0.01, "σ of the normal noise of the expected sharpness.")
-    draws: int = option(64, "Most draws of that noise for every batch.")
-    iterations: int | None = option(None, "Most Lanczos steps for λ_max. By default what suits the model.")
+    noise_scale: NonNegative = option(0.01, "σ of the normal noise of the expected sharpness.")
+    draws: Count = option(64, "Most draws of that noise for every batch.")
+    iterations: Count | None = option(None, "Most Lanczos steps for λ_max. By default what suits the model.")
     json: str | None = option(None, "JSON file to write all measures to; its folder must exist.")
     csv: str | None = option(None, "CSV file to write them to, one row a run.")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_number(self, "noise_scale", minimum=0)
-        check_number(self, "draws", minimum=1, integer=True)
-        if self.iterations is not None:
-            check_number(self, "iterations", minimum=1, integer=True)
 
 
 def run(argv: list[str]) -> None:

@@ -16,7 +16,7 @@ from hf_pacgen.command_line.inputs.load import Subject, load_subject
 from hf_pacgen.command_line.inputs.models import ModelArguments, choose_device
 from hf_pacgen.command_line.parser import CommandParser
 from hf_pacgen.command_line.quiet import quiet
-from hf_pacgen.config.settings import Config, check_number, option
+from hf_pacgen.config.settings import Config, Count, Natural, option
 from hf_pacgen.errors import InputError
 
 __all__ = ["BatchArguments", "OutputArguments", "Run", "RunArguments"]
@@ -30,11 +30,8 @@ class BatchArguments(Config):
     _outputs: ClassVar[tuple[str, ...]] = ()
     """The settings that name files to write, all of which are None or a path."""
 
-    batch_size: int = option(8, "Number of examples in a batch.")
+    batch_size: Count = option(8, "Number of examples in a batch.")
     progress: bool = option(True, "Show progress bars.")
-
-    def __post_init__(self) -> None:
-        check_number(self, "batch_size", minimum=1, integer=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,11 +47,7 @@ class OutputArguments(BatchArguments):
 class RunArguments(OutputArguments):
     """And how much of it is listed."""
 
-    top_modules: int = option(8, "Number of modules to list, those with the largest share of K(η) first; 0 lists none.")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_number(self, "top_modules", minimum=0, integer=True)
+    top_modules: Natural = option(8, "Number of modules to list, largest share of K(η) first; 0 lists none.")
 
 
 class Run:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from hf_pacgen.command_line.run_options import Run, RunArguments
 from hf_pacgen.config import ScoreConfig
-from hf_pacgen.config.settings import check_number, option
+from hf_pacgen.config.settings import Count, option
 from hf_pacgen.measures.pacgen import pacgen
 from hf_pacgen.show.tables import print_report
 
@@ -21,11 +21,7 @@ class ScoreArguments(RunArguments):
     checkpoint_dir: str | None = option(
         None, "Folder in which the state is saved, from which the same command goes on after a kill."
     )
-    checkpoint_every: int = option(50, "Number of batches of a process after which its state is saved.")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_number(self, "checkpoint_every", minimum=1, integer=True)
+    checkpoint_every: Count = option(50, "Number of batches of a process after which its state is saved.")
 
 
 def run(argv: list[str]) -> None:

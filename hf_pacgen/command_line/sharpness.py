@@ -10,7 +10,7 @@ from typing import Any
 from hf_pacgen.command_line.printing import open_console, print_notes, quantities
 from hf_pacgen.command_line.run_options import OutputArguments, Run
 from hf_pacgen.config import SharpnessConfig, SpectrumConfig
-from hf_pacgen.config.settings import check_number, option
+from hf_pacgen.config.settings import Count, Natural, NonNegative, option
 from hf_pacgen.measures.sharpness import expected_sharpness
 from hf_pacgen.measures.spectrum import hessian_spectrum
 from hf_pacgen.measures.worst_case import worst_case_sharpness
@@ -26,20 +26,14 @@ __all__ = ["SharpnessArguments", "run"]
 class SharpnessArguments(OutputArguments):
     """What is measured, how the command runs, and where the result goes."""
 
-    noise_scale: float = option(0.01, "σ of the noise of the expected sharpness; 0 leaves it out.")
-    box: float = option(1e-3, "ε of the box ε(|w_i| + 1) of the worst case; 0 leaves it out.")
-    eigenvalues: int = option(5, "Number of top eigenvalues of the Hessian; 0 leaves them, trace and density out.")
-    probes: int = option(4, "Random probes for the trace of the Hessian; 0 leaves it out.")
-    iterations: int | None = option(None, "Most Lanczos steps for the eigenvalues. By default what suits the model.")
+    noise_scale: NonNegative = option(0.01, "σ of the noise of the expected sharpness; 0 leaves it out.")
+    box: NonNegative = option(1e-3, "ε of the box ε(|w_i| + 1) of the worst case; 0 leaves it out.")
+    eigenvalues: Natural = option(5, "Number of top eigenvalues of the Hessian; 0 leaves them, trace and density out.")
+    probes: Natural = option(4, "Random probes for the trace of the Hessian; 0 leaves it out.")
+    iterations: Count | None = option(None, "Most Lanczos steps for the eigenvalues. By default what suits the model.")
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("noise_scale", "box"):
-            check_number(self, name, minimum=0)
-        for name in ("eigenvalues", "probes"):
-            check_number(self, name, minimum=0, integer=True)
-        if self.iterations is not None:
-            check_number(self, "iterations", minimum=1, integer=True)
         if not (self.noise_scale or self.box or self.eigenvalues):
             raise ValueError(
                 "noise_scale, box and eigenvalues are all 0: there is nothing to measure. Give one of them."

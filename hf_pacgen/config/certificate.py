@@ -4,31 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from enum import Enum
 from typing import Annotated, Any
 
 from hf_pacgen.config.score import Estimator
-from hf_pacgen.config.settings import Config, Count, Grid, Natural, NonNegative, Positive, Temperature, complete, option
+from hf_pacgen.config.settings import SUBSET, Config, Count, Grid, Natural, NonNegative, Positive, Temperature, option
+from hf_pacgen.facts import Choice
 from hf_pacgen.maths.certified_bound import Bound
 from hf_pacgen.maths.distributions import NoiseDistribution
 
-__all__ = ["PriorGroups", "CertificateConfig"]
-
-
-class PriorGroups(str, Enum):
-    """Which weights share one scale τ of the prior."""
-
-    MODEL = "model"
-    KIND = "kind"
-    MODULE = "module"
-
-    @property
-    def group_of(self) -> Callable[[str], str]:
-        """The name of a parameter's group, from the parameter's name."""
-        return _GROUPS[self]
-
 
 def _module_of(name: str) -> str:
+    # a parameter of the model itself is a group of its own
     return name.rpartition(".")[0] or name
 
 
@@ -37,13 +23,18 @@ def _kind_of(name: str) -> str:
     return ".".join(part for part in _module_of(name).split(".") if not part.isdigit())
 
 
-_GROUPS = complete(
-    PriorGroups,
-    {PriorGroups.MODEL: lambda name: "all", PriorGroups.KIND: _kind_of, PriorGroups.MODULE: _module_of},
-)
+class PriorGroups(Choice):
+    """Which weights share one scale τ of the prior; a member's facts name a parameter's group."""
+
+    facts: Callable[[str], str]
+
+    MODEL = "model", lambda name: "all"
+    KIND = "kind", _kind_of
+    MODULE = "module", _module_of
 
 
 def _patterns(value: Any, name: str) -> list[str]:
+    # one pattern is often given as a string, whose letters would pass for patterns
     names = [value] if isinstance(value, str) else list(value)
     if not names or not all(isinstance(pattern, str) for pattern in names):
         raise ValueError(f"{name} must be patterns of parameter names; got {value!r}.")
@@ -64,9 +55,7 @@ class CertificateConfig(Config):
     """
 
     delta: Positive = option(0.05, "δ: the certificate fails with at most this probability.")
-    bound: Bound = option(
-        Bound.KL, "Bound that certifies: 'kl' (the tightest), 'hoeffding', or 'hoeffding_article' (looser constant)."
-    )
+    bound: Bound = option(Bound.KL, "'kl' (the tightest), 'hoeffding', or 'hoeffding_article' (looser constant).")
     distribution: NoiseDistribution = option(
         NoiseDistribution.NORMAL,
         "Noise of the weights: 'normal', 'truncated_normal' or 'uniform'. The last two stay in the box γ|w_i| + ε.",
@@ -81,13 +70,9 @@ class CertificateConfig(Config):
         "('module'). Each τ is paid for.",
     )
     eta: Temperature | None = option(
-        None,
-        "Inverse temperature η that shapes the noise, 1/s² = ηH + 1/τ²: a number, or 'n' for the number of examples. "
-        "By default searched for, which is free.",
+        None, "η that shapes the noise, 1/s² = ηH + 1/τ²: a number, or 'n', the examples. By default searched, free."
     )
-    etas: Grid | None = option(
-        None, "Grid of η of the Hoeffding bounds, fixed before the data and paid for. By default from n and δ."
-    )
+    etas: Grid | None = option(None, "Hoeffding's grid of η, fixed before the data, paid for. By default from n and δ.")
     parameters: Patterns | None = option(
         None, "Patterns of names ('classifier.*') of the weights that are certified. By default all trainable ones."
     )
@@ -96,9 +81,7 @@ class CertificateConfig(Config):
     refine_learning_rate: Positive = option(0.05, "Its learning rate, in units of the noise's scale.")
     estimator: Estimator = option(Estimator.GAUSS_NEWTON, "Estimator of the Hessian diagonal that shapes the noise.")
     search_examples: Count = option(2048, "Examples from which the curvature is estimated and η is searched.")
-    max_examples: Count | None = option(
-        None, "Certify on at most this many examples: a seeded random subset of a dataset, the first of any other data."
-    )
+    max_examples: Count | None = option(None, SUBSET)
     gamma: NonNegative = option(0.1, "γ of the box γ|w_i| + ε, for uniform and truncated normal noise.")
     epsilon: NonNegative = option(0.1, "ε of that box.")
     assume_independent: bool = option(
@@ -112,9 +95,10 @@ class CertificateConfig(Config):
         super().__post_init__()
         if self.delta >= 1:
             raise ValueError(f"delta must be less than 1, the probability that the bound fails; got {self.delta}.")
+        # a certificate divides by the noise, so its KL would be infinite
         if self.epsilon == 0 and self.distribution.facts.stays_in_box():
             raise ValueError("epsilon is 0, so weights of 0 have no noise; make it positive, or use 'normal' noise.")
-        if self.etas is not None and not self.bound.has_eta:
+        if self.etas is not None and not self.bound.facts.has_eta:
             raise ValueError(
                 f"The {self.bound.value} bound has no eta to search; leave out etas, or take bound='hoeffding'."
             )

@@ -6,34 +6,28 @@ import inspect
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Annotated, Any
 
 from torch import Tensor
 
-from hf_pacgen.config.settings import Config, check_flag, check_number, choice, inverse_temperature, option
+from hf_pacgen.config.settings import Config, Count, Natural, NonNegative, Positive, Temperature, choice, number, option
+from hf_pacgen.facts import Choice
 from hf_pacgen.maths import noise_scale
 from hf_pacgen.maths.distributions import NoiseDistribution
-from hf_pacgen.maths.facts import Choice
-
-__all__ = ["CurvatureSource", "NoiseConfig", "NoiseDraw", "NoiseShape"]
 
 
 @dataclass(frozen=True)
 class ShapeFacts:
-    """What is known of a shape of the noise.
+    """What is known of a shape of the noise."""
 
-    Attributes:
-        level: σ of some weights.  What else it takes, it names as the settings or the tracker of the curvature do.
-        scale: by default.
-        limit: the setting that ``scale`` may not exceed, where no formula keeps the noise in its box N_i.
-    """
-
+    # σ of some weights; its other arguments are named as the settings are, or what the tracker of the curvature knows
     level: Callable[..., Tensor]
-    scale: float
-    limit: str | None
+    scale: float  # by default
+    limit: str | None  # the setting that scale may not exceed, where no formula keeps the noise in its box N_i
 
     @property
     def takes(self) -> frozenset[str]:
-        """The names of what the level depends on."""
+        """What the level depends on, by name."""
         return frozenset(inspect.signature(self.level).parameters)
 
 
@@ -55,19 +49,12 @@ class NoiseShape(Choice):
 
 @dataclass(frozen=True, kw_only=True)
 class SourceFacts:
-    """Where a running curvature comes from (exactly one of the first three), and when.
+    """Where a running curvature comes from (exactly one of the first three), and when."""
 
-    Attributes:
-        from_products: of noise and gradient; the weights take turns.
-        from_optimizer: from its second moments, which are no sums of our own.
-        from_batches: from estimates of the whole diagonal on batches of the training data.
-        every: optimizer steps between two samples of a weight, by default.
-    """
-
-    from_products: bool = False
-    from_optimizer: bool = False
-    from_batches: bool = False
-    every: int
+    from_products: bool = False  # of noise and gradient; the weights take turns
+    from_optimizer: bool = False  # its second moments, which are no sums of our own
+    from_batches: bool = False  # estimates of the whole diagonal on batches of the training data
+    every: int  # optimizer steps between two samples of a weight, by default
 
     def __post_init__(self) -> None:
         if self.from_products + self.from_optimizer + self.from_batches != 1:
@@ -81,6 +68,7 @@ class CurvatureSource(Choice):
 
     PRICE = "price", SourceFacts(from_products=True, every=4)
     ADAM = "adam", SourceFacts(from_optimizer=True, every=4)
+    # each sample costs as much as a gradient or two, so they are rare
     HUTCHINSON = "hutchinson", SourceFacts(from_batches=True, every=50)
 
 
@@ -89,8 +77,30 @@ class NoiseDraw(Choice):
 
     facts: Callable[[int], int]
 
+    # more draws average more noise out of the gradient; one lets the noise stand still in an optimizer step
     MICRO_BATCH = "micro_batch", lambda micro_step: micro_step
     STEP = "step", lambda micro_step: 0
+
+
+def _in_box(value: Any, name: str) -> NoiseDistribution:
+    # asked anew each time: a distribution says for itself whether it stays inside
+    outside = [kind for kind in NoiseDistribution if not kind.facts.stays_in_box()]
+    found = choice(NoiseDistribution, value, name, without=outside)
+    if found in outside:
+        raise ValueError(
+            f"{name}={found.value!r} leaves the box N_i in which the theory holds; use 'truncated_normal' instead."
+        )
+    return found
+
+
+def _rho(value: Any, name: str) -> float | str:
+    if isinstance(value, str) and value != "estimate":
+        raise ValueError(f"{name} must be a number >= 0 or 'estimate'; got {value!r}.")
+    return value if value == "estimate" else number(value, name, minimum=0)
+
+
+InBox = Annotated[NoiseDistribution, _in_box]
+Rho = Annotated[float | str, _rho]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,7 +114,7 @@ class NoiseConfig(Config):
     0.05
     """
 
-    distribution: NoiseDistribution = option(
+    distribution: InBox = option(
         NoiseDistribution.UNIFORM, "Noise: 'uniform' (half-width σ_i) or 'truncated_normal' (cut off at N_i)."
     )
     shape: NoiseShape = option(
@@ -117,73 +127,37 @@ class NoiseConfig(Config):
         "Source of the curvature h: 'price' (from the noise and the gradient, no extra backward pass), 'adam' (the "
         "optimizer's exp_avg_sq) or 'hutchinson' (a Hessian-vector product on a batch now and then).",
     )
-    gamma: float = option(0.1, "γ of N_i = γ|w_i| + ε, which no noise exceeds.")
-    epsilon: float = option(0.1, "ε of N_i, the level of the noise where there is no curvature.")
-    eta: float | str = option("n", "η, the inverse temperature: a positive number, or 'n', the training examples.")
-    rho: float | str = option(0.0, "ρ, the Lipschitz constant of the Hessian: a number, or 'estimate'.")
-    scale: float | None = option(
-        None,
-        "Factor of the level, 0 for no noise. By default 1 for 'pacgen', 0.05 for 'article', 0.1 for 'magnitude' and "
-        "0.01 for 'isotropic'.",
+    gamma: NonNegative = option(0.1, "γ of N_i = γ|w_i| + ε, which no noise exceeds.")
+    epsilon: NonNegative = option(0.1, "ε of N_i, the level of the noise where there is no curvature.")
+    eta: Temperature = option("n", "η, the inverse temperature: a positive number, or 'n', the training examples.")
+    rho: Rho = option(0.0, "ρ, the Lipschitz constant of the Hessian: a number, or 'estimate'.")
+    scale: NonNegative | None = option(
+        None, "Factor of the level, 0 for none. By default 1, for 'article' 0.05, 'magnitude' 0.1, 'isotropic' 0.01."
     )
     antithetic: bool = option(False, "Average the gradients at w + u and w - u (twice the gradients; Trainer only).")
-    draw: NoiseDraw = option(
-        NoiseDraw.MICRO_BATCH, "Draw new noise for every 'micro_batch', or once for an optimizer 'step'."
+    draw: NoiseDraw = option(NoiseDraw.MICRO_BATCH, "New noise for every 'micro_batch', or once an optimizer 'step'.")
+    warmup_ratio: NonNegative = option(0.0, "Part of the training over which the noise rises linearly from 0.")
+    decay_ratio: NonNegative = option(0.0, "Part of the training, at its end, over which it falls linearly to 0.")
+    curvature_decay: Positive = option(0.99, "Factor by which older samples of the curvature fade with each new one.")
+    curvature_every: Count | None = option(
+        None, "Optimizer steps between samples of a weight's curvature. By default 4 for 'price', 50 for 'hutchinson'."
     )
-    warmup_ratio: float = option(0.0, "Part of the training over which the noise rises linearly from 0.")
-    decay_ratio: float = option(0.0, "Part of the training, at its end, over which the noise falls linearly to 0.")
-    curvature_decay: float = option(0.99, "Factor by which older samples of the curvature fade with each new one.")
-    curvature_every: int | None = option(
-        None,
-        "Sample the curvature of a weight every so many optimizer steps. By default 4 for 'price' (a quarter of the "
-        "weights in each step) and 50 for 'hutchinson'.",
-    )
-    rho_every: int = option(200, "Optimizer steps between estimates of ρ.")
-    seed: int = option(0, "Seed of the noise.")
+    rho_every: Count = option(200, "Optimizer steps between estimates of ρ.")
+    seed: Natural = option(0, "Seed of the noise.")
 
     def __post_init__(self) -> None:
-        set_field = object.__setattr__
-        outside = [kind for kind in NoiseDistribution if not kind.facts.stays_in_box()]
-        set_field(self, "distribution", choice(NoiseDistribution, self.distribution, "distribution", without=outside))
-        for name, kind in (("shape", NoiseShape), ("curvature", CurvatureSource), ("draw", NoiseDraw)):
-            set_field(self, name, choice(kind, getattr(self, name), name))
-        if self.distribution in outside:
-            raise ValueError(
-                f"distribution={self.distribution.value!r} leaves the box N_i in which the theory holds; use "
-                "'truncated_normal' instead."
-            )
-        set_field(self, "eta", inverse_temperature(self.eta))
-        for name in ("gamma", "epsilon", "warmup_ratio", "decay_ratio"):
-            check_number(self, name, minimum=0)
+        super().__post_init__()
         if self.warmup_ratio + self.decay_ratio > 1:
-            raise ValueError(
-                f"warmup_ratio + decay_ratio must be at most 1, the whole training; got {self.warmup_ratio} + "
-                f"{self.decay_ratio}."
-            )
-        if self.scale is None:
-            set_field(self, "scale", self.shape.facts.scale)
-        check_number(self, "scale", minimum=0)
-        self._check_box()
-        check_flag(self, "antithetic")
-        if self.rho != "estimate":
-            if isinstance(self.rho, str):
-                raise ValueError(f"rho must be a number >= 0 or 'estimate'; got {self.rho!r}.")
-            check_number(self, "rho", minimum=0)
-        check_number(self, "curvature_decay", minimum=0, strict=True)
+            ratios = f"{self.warmup_ratio} + {self.decay_ratio}"
+            raise ValueError(f"warmup_ratio + decay_ratio must be at most 1, the whole training; got {ratios}.")
         if self.curvature_decay > 1:
             raise ValueError(f"curvature_decay must be at most 1 (a plain mean); got {self.curvature_decay}.")
+        # stored, so that a run's settings say what it did even if a default changes
+        if self.scale is None:
+            object.__setattr__(self, "scale", self.shape.facts.scale)
         if self.curvature_every is None:
-            set_field(self, "curvature_every", self.curvature.facts.every)
-        for name in ("curvature_every", "rho_every"):
-            check_number(self, name, minimum=1, integer=True)
-        check_number(self, "seed", minimum=0, integer=True)
-
-    @property
-    def is_silent(self) -> bool:
-        """Whether there is no noise at all."""
-        return self.scale == 0
-
-    def _check_box(self) -> None:
+            object.__setattr__(self, "curvature_every", self.curvature.facts.every)
+        # no weight may leave the box in which ρ bounds the change of the Hessian
         name = self.shape.facts.limit
         limit = math.inf if name is None else getattr(self, name)
         if self.scale is not None and self.scale > limit:
@@ -192,3 +166,8 @@ class NoiseConfig(Config):
                 f"scale={self.scale} needs {name} of at least {self.scale}; got {limit}. "
                 f"Lower scale, or raise {name}."
             )
+
+    @property
+    def is_silent(self) -> bool:
+        """Whether there is no noise at all."""
+        return self.scale == 0

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import Enum
 
-from hf_pacgen.config.settings import Config, Count, Natural, NonNegative, Positive, Temperature, complete, option
-
-__all__ = ["Estimator", "EstimatorFacts", "HVPMethod", "ScoreConfig"]
+from hf_pacgen.config.settings import SUBSET, Config, Count, Natural, NonNegative, Positive, Temperature, option
+from hf_pacgen.facts import Choice
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,50 +13,46 @@ class EstimatorFacts:
     """What an estimator of the Hessian diagonal needs."""
 
     needs_products: bool = False
-    """Hessian-vector products."""
-    needs_labels: bool = False
-    """Labels sampled from the model's own logits, which only a cross-entropy has."""
-    needs_whole_model: bool = False
-    """Second derivatives, which a model sharded over processes does not have."""
-    most_parameters: int | None = None
-    """Trainable parameters, at most; None is any number."""
-    has_standard_errors: bool = True
-    """Whether its entries are uncertain; the others are exact."""
+    needs_labels: bool = False  # sampled from the model's own logits, which only a cross-entropy has
+    needs_whole_model: bool = False  # for second derivatives, which a model sharded over processes does not have
+    most_parameters: int | None = None  # trainable ones
+    has_standard_errors: bool = True  # entries without are exact
 
 
-class Estimator(str, Enum):
+class Estimator(Choice):
     """How the Hessian diagonal is estimated."""
 
-    BLEND = "blend"
-    HUTCHINSON = "hutchinson"
-    GAUSS_NEWTON = "gauss_newton"
-    EXACT = "exact"
+    facts: EstimatorFacts
 
-    @property
-    def facts(self) -> EstimatorFacts:
-        """What it needs."""
-        return _ESTIMATORS[self]
-
-
-_ESTIMATORS = complete(
-    Estimator,
-    {
-        Estimator.BLEND: EstimatorFacts(needs_products=True, needs_labels=True),
-        Estimator.HUTCHINSON: EstimatorFacts(needs_products=True),
-        Estimator.GAUSS_NEWTON: EstimatorFacts(needs_labels=True),
-        # one backward pass for every parameter and batch
-        Estimator.EXACT: EstimatorFacts(needs_whole_model=True, most_parameters=20_000, has_standard_errors=False),
-    },
-)
+    # Gauss-Newton is quiet but biased: Hutchinson corrects it
+    BLEND = "blend", EstimatorFacts(needs_products=True, needs_labels=True)
+    HUTCHINSON = "hutchinson", EstimatorFacts(needs_products=True)
+    GAUSS_NEWTON = "gauss_newton", EstimatorFacts(needs_labels=True)
+    # one backward pass for every parameter and batch
+    EXACT = "exact", EstimatorFacts(needs_whole_model=True, most_parameters=20_000, has_standard_errors=False)
 
 
-class HVPMethod(str, Enum):
+@dataclass(frozen=True, kw_only=True)
+class HVPFacts:
+    """What a Hessian-vector product needs of the model."""
+
+    chooses: bool = False  # stands for whichever of the others suits the model
+    differences: bool = False  # of gradients: they need float32, and no second derivatives
+    passes_checkpoints: bool = False  # of activations
+    passes_reentrant: bool = False  # checkpoints that allow one backward pass only
+    reads_all_rows: bool = False  # weights are read before the model does it, so all embedding rows must be displaced
+
+
+class HVPMethod(Choice):
     """How a Hessian-vector product is computed."""
 
-    AUTO = "auto"
-    REVERSE_OVER_REVERSE = "reverse_over_reverse"
-    FORWARD_OVER_REVERSE = "forward_over_reverse"
-    FINITE_DIFFERENCE = "finite_difference"
+    facts: HVPFacts
+
+    AUTO = "auto", HVPFacts(chooses=True)
+    REVERSE_OVER_REVERSE = "reverse_over_reverse", HVPFacts(passes_checkpoints=True)
+    # torch.func substitutes the weights, and has no rule for a checkpoint
+    FORWARD_OVER_REVERSE = "forward_over_reverse", HVPFacts(reads_all_rows=True)
+    FINITE_DIFFERENCE = "finite_difference", HVPFacts(differences=True, passes_checkpoints=True, passes_reentrant=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,24 +80,15 @@ class ScoreConfig(Config):
         "float32, and reverse_over_reverse (the derivative of the gradient) otherwise.",
     )
     passes: Count = option(1, "Number of times the estimator goes over the data, each time with new probes.")
-    lipschitz_directions: Natural = option(
-        2, "Number of random displacements u from which ρ is estimated; 0 takes ρ from --rho instead."
-    )
+    lipschitz_directions: Natural = option(2, "Random displacements u from which ρ is estimated; 0 takes --rho.")
     lipschitz_iterations: Count = option(3, "Lanczos steps for the norm of H(w+u) - H(w), for each u.")
     lipschitz_batches: Count = option(1, "Number of batches on which ρ is estimated.")
     rho: NonNegative = option(0.0, "ρ, the Lipschitz constant of the Hessian, for lipschitz_directions=0.")
-    max_examples: Count | None = option(
-        None, "Score at most this many examples: a seeded random subset of a dataset, the first of any other data."
-    )
-    num_training_examples: Count | None = option(
-        None, "Size of the training set, for eta='n'. By default the number of examples in the data given."
-    )
-    standard_error: bool = option(
-        False, "Keep the standard error of every entry of the Hessian diagonal (one more parameter-sized buffer)."
-    )
+    max_examples: Count | None = option(None, SUBSET)
+    num_training_examples: Count | None = option(None, "Size of the training set, for eta='n'. By default the data's.")
+    standard_error: bool = option(False, "Keep the standard errors of the Hessian diagonal (one more buffer like it).")
     displacement: Positive | None = option(
-        None,
-        "Norm of the displacement ‖h z‖ of a finite difference. By default a fraction of ‖w‖ that suits the dtype.",
+        None, "Norm ‖h z‖ of the step of a finite difference. By default a fraction of ‖w‖ that suits the dtype."
     )
     seed: Natural = option(0, "Seed of the probes, the sampled labels, the displacements u and the subset.")
 
@@ -114,6 +99,7 @@ class ScoreConfig(Config):
                 "gamma and epsilon are both 0, so every neighborhood N_i = gamma*|w_i| + epsilon is empty; "
                 "make at least one of them positive."
             )
+        # one of the two would be ignored in silence
         if self.rho and self.lipschitz_directions:
             raise ValueError(
                 f"rho={self.rho} was given together with lipschitz_directions={self.lipschitz_directions}; "

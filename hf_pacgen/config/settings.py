@@ -15,21 +15,16 @@ from functools import cache, partial
 from types import NoneType, UnionType
 from typing import Annotated, Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from hf_pacgen.facts import complete
-
-__all__ = ["Config", "Count", "Grid", "Natural", "NonNegative", "Positive", "Temperature", "option"]
-__all__ += ["check_flag", "check_number", "choice", "complete", "inverse_temperature"]
-
 E = TypeVar("E", bound=Enum)
+# rule(value, name) -> the value as it is stored, or a ValueError that names the setting
 Rule = Callable[[Any, str], Any]
-"""``rule(value, name)`` -> the value as it is stored, or a ``ValueError`` that names the setting."""
-
-LARGEST = 1e30
-"""Beyond this, float32 overflows where it is squared or added up; no setting means that much."""
+LARGEST = 1e30  # beyond this, float32 overflows where it is squared or added up; no setting means that much
+SUBSET = "Use at most this many examples: a seeded random subset of a dataset, the first of any other data."
 
 
 def option(default: Any, help: str) -> Any:
-    """A dataclass field with its help text (read by ``HfArgumentParser``); its type names its rule, as ``Count``."""
+    """A dataclass field with its help text; its type names its rule, as ``Count``."""
+    # HfArgumentParser reads the key "help"
     return dataclasses.field(default=default, metadata={"help": help})
 
 
@@ -42,14 +37,15 @@ def choice(kind: type[E], value: str | E, name: str, *, without: Collection[E] =
         raise ValueError(f"{name} must be one of {known}; got {value!r}.") from None
 
 
-def inverse_temperature(value: float | str, name: str = "eta") -> float | str:
-    """Check η: a positive number, or ``"n"`` for the size of the training set."""
+def temperature(value: Any, name: str) -> float | str:
+    """η: a positive number, or ``"n"`` for the size of the training set."""
     if isinstance(value, str) and value.strip().lower() == "n":
         return "n"
     try:
         eta = float(value)
     except (TypeError, ValueError, OverflowError):
         eta = math.nan
+    # NaN fails every comparison; True would pass for 1
     if not 0 < eta <= LARGEST or isinstance(value, bool):
         raise ValueError(
             f"{name} must be a positive number, or 'n' for the number of training examples; got {value!r}."
@@ -66,6 +62,7 @@ def number(value: Any, name: str, *, minimum: float, integer: bool = False, stri
         bound = "greater than" if strict else "of at least"
         limit = f" and at most {LARGEST:g}" if right_type and value > LARGEST else ""
         raise ValueError(f"{name} must be {kind} {bound} {minimum}{limit}; got {value!r}.")
+    # numpy's float64 is a float, but JSON and repr() should show Python's
     if isinstance(value, (int, float)) and type(value).__module__ != "numpy":
         return value
     return int(value) if integer else float(value)
@@ -78,33 +75,26 @@ def flag(value: Any, name: str) -> bool:
     return value
 
 
-def check_number(config: object, name: str, **limits: Any) -> None:
-    """Apply :func:`number` to a field."""
-    object.__setattr__(config, name, number(getattr(config, name), name, **limits))
-
-
-def check_flag(config: object, name: str) -> None:
-    """Apply :func:`flag` to a field."""
-    flag(getattr(config, name), name)
-
-
-def positive_grid(values: Any, name: str) -> list[float]:
-    """A list of different positive numbers in ascending order."""
+def grid(values: Any, name: str) -> list[float]:
+    """Different positive numbers in ascending order."""
     try:
-        grid = [float(value) for value in values]
+        found = [float(value) for value in values]
     except (TypeError, ValueError):
-        grid = []
-    if not grid or not all(math.isfinite(value) and value > 0 for value in grid):
+        found = []
+    if not found or not all(math.isfinite(value) and value > 0 for value in found):
         raise ValueError(f"{name} must be a list of positive, finite numbers; got {values!r}.")
-    return sorted(set(grid))
+    return sorted(set(found))
 
 
+# a parser of arguments sees int and float, _rules() the function beside them
+natural = partial(number, minimum=0, integer=True)
+count = partial(number, minimum=1, integer=True)
 Positive = Annotated[float, partial(number, minimum=0, strict=True)]
 NonNegative = Annotated[float, partial(number, minimum=0)]
-Natural = Annotated[int, partial(number, minimum=0, integer=True)]
-Count = Annotated[int, partial(number, minimum=1, integer=True)]
-Temperature = Annotated[float | str, inverse_temperature]
-Grid = Annotated[list[float], positive_grid]
+Natural = Annotated[int, natural]
+Count = Annotated[int, count]
+Temperature = Annotated[float | str, temperature]
+Grid = Annotated[list[float], grid]
 
 
 class Config:
@@ -114,6 +104,7 @@ class Config:
         """Apply the rule of every field's type; checks across fields belong into the subclass."""
         for name, rule, optional in _rules(type(self)):  # type: ignore[arg-type]  # mypy: a type is hashable
             value = getattr(self, name)
+            # None is a setting of its own where the type allows it: "choose for me"
             if not (optional and value is None):
                 object.__setattr__(self, name, rule(value, name))
 
@@ -126,8 +117,7 @@ class Config:
     def from_dict(cls, values: dict[str, Any]) -> Any:
         """The settings from ``to_dict()``; an unknown key is an error that names it."""
         known = {f.name for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
-        unknown = sorted(set(values) - known)
-        if unknown:
+        if unknown := sorted(set(values) - known):
             raise ValueError(
                 f"{cls.__name__} has no setting {', '.join(map(repr, unknown))}; it has {', '.join(sorted(known))}."
             )
@@ -141,10 +131,12 @@ def _rules(kind: type[Config]) -> list[tuple[str, Rule, bool]]:
     for name, hint in get_type_hints(kind, include_extras=True).items():
         parts = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
         for part in parts:
+            rule: Rule | None = flag if part is bool else None
             if get_origin(part) is Annotated:  # such as Count
-                found.append((name, part.__metadata__[0], NoneType in parts))
-            elif isinstance(part, type) and issubclass(part, Enum):
-                found.append((name, partial(choice, part), NoneType in parts))
-            elif part is bool:
-                found.append((name, flag, NoneType in parts))
+                rule = part.__metadata__[0]
+            # Python 3.10 takes list[str] for a type, of which nobody may ask what it is a subclass of
+            elif get_origin(part) is None and isinstance(part, type) and issubclass(part, Enum):
+                rule = partial(choice, part)
+            if rule is not None:
+                found.append((name, rule, NoneType in parts))
     return found

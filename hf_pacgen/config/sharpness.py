@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from hf_pacgen.config.settings import Config, Count, Natural, NonNegative, option
+from hf_pacgen.config.settings import SUBSET, Config, Count, Natural, NonNegative, option
 from hf_pacgen.maths.distributions import NoiseDistribution
-
-__all__ = ["SharpnessConfig"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,12 +30,11 @@ class SharpnessConfig(Config):
     epsilon: NonNegative = option(0.1, "ε of that box.")
     ascent_steps: Count = option(20, "Worst case: most gradients of the whole loss from each start.")
     ascent_starts: Count = option(2, "Worst case: starts of the ascent; the first at w, the others random.")
-    max_examples: Count | None = option(
-        None, "Use at most this many examples: a seeded random subset of a dataset, the first of any other data."
-    )
+    max_examples: Count | None = option(None, SUBSET)
     seed: Natural = option(0, "Seed of the noise, of the random starts and of the subset.")
 
     def __post_init__(self) -> None:
+        # both names are common; one is stored
         if self.distribution == "gaussian":
             object.__setattr__(self, "distribution", NoiseDistribution.NORMAL)
         super().__post_init__()

@@ -4,36 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from enum import Enum
 from typing import Any
 
 from hf_pacgen.config.score import HVPMethod
-from hf_pacgen.config.settings import Config, Count, Natural, Positive, complete, option
-
-__all__ = ["SpectrumEnd", "SpectrumConfig"]
-
-
-class SpectrumEnd(str, Enum):
-    """Which eigenvalues are the top ones."""
-
-    LARGEST = "largest"
-    SMALLEST = "smallest"
-    MAGNITUDE = "magnitude"
-
-    @property
-    def merit(self) -> Callable[[Any], Any]:
-        """A function of the eigenvalues that is largest for those that are wanted most."""
-        return _MERITS[self]
+from hf_pacgen.config.settings import SUBSET, Config, Count, Natural, Positive, option
+from hf_pacgen.facts import Choice
 
 
-_MERITS = complete(
-    SpectrumEnd,
-    {
-        SpectrumEnd.LARGEST: lambda values: values,
-        SpectrumEnd.SMALLEST: lambda values: -values,
-        SpectrumEnd.MAGNITUDE: abs,
-    },
-)
+class SpectrumEnd(Choice):
+    """Which eigenvalues are the top ones; a member's facts are largest for those that are wanted most."""
+
+    facts: Callable[[Any], Any]
+
+    LARGEST = "largest", lambda values: values
+    # the most negative ones: how far the weights are from a minimum
+    SMALLEST = "smallest", lambda values: -values
+    MAGNITUDE = "magnitude", abs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,8 +46,6 @@ class SpectrumConfig(Config):
     density_iterations: Count = option(12, "Lanczos steps from every probe: nodes of the spectral density.")
     hvp: HVPMethod = option(HVPMethod.AUTO, "Hessian-vector product, as for the score.")
     displacement: Positive | None = option(None, "Norm ‖h z‖ of a finite difference's step. By default controlled.")
-    max_examples: Count | None = option(
-        None, "Use at most this many examples: a seeded random subset of a dataset, the first of any other data."
-    )
+    max_examples: Count | None = option(None, SUBSET)
     keep_vectors: bool = option(False, "Return the eigenvectors as well, k vectors of the model's size.")
     seed: Natural = option(0, "Seed of the start vectors, the probes and the subset.")

@@ -7,6 +7,8 @@ forward over reverse about 4.6 (MiniLM, float32, CPU).
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -43,15 +45,16 @@ def choose_method(space: WeightSpace, method: HVPMethod | str = HVPMethod.AUTO) 
         ValueError: finite differences were asked for where weights or compute are of low precision.
     """
     method = HVPMethod(method)
+    asked = method.facts
     dtypes = {parameter.dtype for parameter in space.objective.parameters.values()}
     wide = dtypes <= RELATIVE_DISPLACEMENT.keys() and not space.objective.low_precision
-    if method is HVPMethod.FINITE_DIFFERENCE and not wide:
+    if asked.differences and not wide:
         raise ValueError(
             "hvp='finite_difference' needs float32 weights and float32 compute: differences of low-precision gradients "
             "are noise. Use hvp='auto', load the weights in float32, or leave the autocast context."
         )
     if not space.has_second_derivatives:
-        if not wide or method not in (HVPMethod.AUTO, HVPMethod.FINITE_DIFFERENCE):
+        if not wide or not (asked.differences or asked.chooses):
             raise ValueError(
                 "A model that is sharded by fully_shard has no second derivatives, so its products are finite "
                 "differences, which need hvp='auto' or 'finite_difference', and float32 weights and compute; got "
@@ -59,7 +62,7 @@ def choose_method(space: WeightSpace, method: HVPMethod | str = HVPMethod.AUTO) 
                 "MixedPrecisionPolicy of lower precision."
             )
         return HVPMethod.FINITE_DIFFERENCE
-    if method is HVPMethod.AUTO:
+    if asked.chooses:
         single = wide and dtypes == {torch.float32}
         return HVPMethod.FINITE_DIFFERENCE if single else HVPMethod.REVERSE_OVER_REVERSE
     return method
@@ -92,19 +95,19 @@ class HessianProduct:
         self.controlled = displacement is None
         self.asymmetry = asymmetry
         self.longest = 0.0
-        by_difference = self.method is HVPMethod.FINITE_DIFFERENCE
-        if by_difference:
+        if self.method not in PRODUCTS:
+            raise LookupError(f"There is no product by {self.method!r}: a new method needs its function in PRODUCTS.")
+        facts = self.method.facts
+        if facts.differences:
             relative = max(RELATIVE_DISPLACEMENT[p.dtype] for p in self.objective.parameters.values())
             self.longest = displacement if displacement is not None else relative * space.scale
-        if not by_difference or not self.controlled:
+        if not facts.differences or not self.controlled:
             # not later: a pass over the data seeds the random numbers, and a random loss would repeat itself
             self.objective.confirm_deterministic()
         self._current: dict[bool, float] = {}
         """The step's length that the last product found good, away from the weights and at them."""
-        # forward over reverse cannot go through a checkpoint, nor a second backward through a reentrant one
-        through = by_difference or (
-            self.method is HVPMethod.REVERSE_OVER_REVERSE and not uses_reentrant_checkpointing(self.objective.model)
-        )
+        through = facts.passes_reentrant or not uses_reentrant_checkpointing(self.objective.model)
+        through = through and facts.passes_checkpoints
         evaluation_mode(self.objective.model, checkpointing=self.objective.checkpointing and through)
 
     def start_at(self, fraction: float) -> None:
@@ -130,19 +133,7 @@ class HessianProduct:
             norm: ‖v‖; by default √m, the norm of a vector of signs.
             at: displacement from w, as terms (direction, scale).
         """
-        if self.method is HVPMethod.FINITE_DIFFERENCE:
-            return self._finite_difference(batch, index, direction, norm, at)
-        # torch.func reads the weights before the model does, so all rows have to be there
-        self.space.displace(at, whole=self.method is HVPMethod.FORWARD_OVER_REVERSE)
-        stored = self.space.stored(direction)
-        vector = {name: stored[name].to(parameter.dtype) for name, parameter in self.objective.parameters.items()}
-        with double_backward_attention(self.objective.model):
-            if self.method is HVPMethod.REVERSE_OVER_REVERSE:
-                return _reverse_over_reverse(self.objective, batch, index, vector)
-            if self.method is HVPMethod.FORWARD_OVER_REVERSE:
-                with transformable(self.objective.model):
-                    return _forward_over_reverse(self.objective, batch, index, vector)
-        raise ValueError(f"There is no product by {self.method!r}: a new method needs its branch here.")
+        return PRODUCTS[self.method](self, batch, index, direction, norm, at)
 
     def _finite_difference(
         self, batch: Any, index: int, direction: Direction, norm: float | None, at: Terms
@@ -201,6 +192,24 @@ class HessianProduct:
         return gradients, units, abs(gap) / whole if whole > 0 else 0.0
 
 
+def _exactly(
+    way: Callable[[Objective, Any, int, Vector], tuple[Vector, float]],
+    product: HessianProduct,
+    batch: Any,
+    index: int,
+    direction: Direction,
+    norm: float | None,
+    at: Terms,
+) -> tuple[Vector, float]:
+    """The product by derivatives of the gradient, whatever the norm of the vector."""
+    objective = product.objective
+    product.space.displace(at, whole=product.method.facts.reads_all_rows)
+    stored = product.space.stored(direction)
+    vector = {name: stored[name].to(parameter.dtype) for name, parameter in objective.parameters.items()}
+    with double_backward_attention(objective.model):
+        return way(objective, batch, index, vector)
+
+
 def _reverse_over_reverse(objective: Objective, batch: Any, index: int, vector: Vector) -> tuple[Vector, float]:
     names = list(objective.parameters)
     parameters = list(objective.parameters.values())
@@ -232,7 +241,8 @@ def _forward_over_reverse(objective: Objective, batch: Any, index: int, vector: 
         units.append(result.units)
         return result.total
 
-    products: Any = torch.func.jvp(torch.func.grad(total), (weights,), (tangents,))[1]
+    with transformable(objective.model):
+        products: Any = torch.func.jvp(torch.func.grad(total), (weights,), (tangents,))[1]
     return {name: products[f"model.{name}"] for name in objective.parameters}, units[-1]
 
 
@@ -243,3 +253,11 @@ class _LossModule(nn.Module):
 
     def forward(self, batch: Any, index: int) -> BatchLoss:
         return self.objective.loss(batch, index)
+
+
+PRODUCTS: dict[HVPMethod, Callable[..., tuple[Vector, float]]] = {
+    HVPMethod.FINITE_DIFFERENCE: HessianProduct._finite_difference,
+    HVPMethod.REVERSE_OVER_REVERSE: partial(_exactly, _reverse_over_reverse),
+    HVPMethod.FORWARD_OVER_REVERSE: partial(_exactly, _forward_over_reverse),
+}
+"""``product(self, batch, index, direction, norm, at)`` of every method that does not stand for another."""

@@ -135,7 +135,7 @@ class _Search:
 
     def top(self, values: Tensor) -> Tensor:
         """Indices of the wanted ones, best first."""
-        return self.config.which.merit(values).argsort(descending=True)[: self.wanted]
+        return self.config.which.facts(values).argsort(descending=True)[: self.wanted]
 
     def _limit(self, values: Tensor, chosen: Tensor) -> Tensor:
         return self.config.tolerance * values[chosen].abs().clamp_min(FLOOR * values.abs().max().item())
@@ -167,7 +167,7 @@ class _Search:
 
     def missed(self, found: Tensor, sample: _Sample, noise: float) -> Tensor:
         """Which of the eigenvalues found are worse than one that a probe, kept orthogonal to all, has met."""
-        merit = self.config.which.merit
+        merit = self.config.which.facts
         best = merit(torch.cat(sample.nodes)).max()
         slack = 1e-3 * merit(found).abs().max() + 3 * noise
         return merit(found) < best - slack

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
-from hf_pacgen.config.settings import check_number
+from hf_pacgen.config.settings import count, natural
 from hf_pacgen.data.collation import _model_columns, _truncate, collate, count_examples
 from hf_pacgen.distributed.processes import Processes
 from hf_pacgen.model.state import seed_everything
@@ -44,11 +44,8 @@ class Batches:
         processes: Processes | None = None,
     ) -> None:
         self.processes = processes or Processes()
-        self.max_examples, self.seed, self.batch_size = max_examples, seed, batch_size
-        check_number(self, "batch_size", minimum=1, integer=True)
-        check_number(self, "seed", minimum=0, integer=True)
-        if max_examples is not None:
-            check_number(self, "max_examples", minimum=1, integer=True)
+        self.batch_size, self.seed = count(batch_size, "batch_size"), natural(seed, "seed")
+        self.max_examples = None if max_examples is None else count(max_examples, "max_examples")
         self.collate = collate_fn or (lambda rows: collate(rows, model))
         self.indices: list[list[int]] | None = None
         form = _Form.of(data)

@@ -7,7 +7,6 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from enum import Enum
 from typing import Any, SupportsFloat
 
 import torch
@@ -16,6 +15,7 @@ from torch.nn import functional
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from hf_pacgen.data.collation import count_examples
+from hf_pacgen.facts import Choice
 from hf_pacgen.model.state import base_model
 
 __all__ = [
@@ -42,30 +42,19 @@ IGNORED = -100
 """The label of tokens that do not count."""
 
 
-class LossKind(str, Enum):
+class LossKind(Choice):
     """What the model's loss turned out to be, by comparing it with a cross-entropy on its logits.
 
-    Attributes:
-        shift: labels at the beginning of a row that no logits predict; None where logits and labels have no such order.
+    A member's facts are the labels at the beginning of a row that no logits predict; None where logits and labels have
+    no such order, so that labels cannot be sampled from the model's own predictions.
     """
 
-    shift: int | None
-
-    def __new__(cls, words: str, shift: int | None) -> LossKind:
-        """A kind in words, with its shift: one without is an error."""
-        kind = str.__new__(cls, words)
-        kind._value_, kind.shift = words, shift
-        return kind
+    facts: int | None
 
     CAUSAL = "cross-entropy of the next token", 1
     ALIGNED = "cross-entropy", 0
     OTHER = "a loss that is no cross-entropy on logits", None
     CUSTOM = "a loss function that was passed in", None
-
-    @property
-    def is_other(self) -> bool:
-        """Whether labels cannot be sampled from the model's own predictions."""
-        return self.shift is None
 
 
 @dataclass(frozen=True)
@@ -187,19 +176,26 @@ def no_loss(batch: Mapping[str, Any], index: int) -> ValueError:
     )
 
 
-def scored_units(logits: Tensor, labels: Tensor, kind: LossKind) -> tuple[Tensor, Tensor] | None:
-    """Logits (units, classes) and labels (units,) of the units of a cross-entropy; None if shapes do not fit."""
-    if kind.shift is None:
-        raise ValueError(f"Only a cross-entropy has scored units, and this is {kind.value}. Use a loss with logits.")
-    if kind.shift:
-        # virtual tokens may precede the labels
+def aligned(logits: Tensor, labels: Tensor, shift: int) -> tuple[Tensor, Tensor] | None:
+    """Logits (..., classes) and the labels (...) that they predict, ``shift`` places on; None if shapes do not fit."""
+    if shift:
         missing = logits.shape[1] - labels.shape[1] if logits.ndim == 3 and labels.ndim == 2 else -1
         if missing < 0:
             return None
-        labels = functional.pad(labels, (missing, 0), value=IGNORED)[:, kind.shift :]
-        logits = logits[:, : -kind.shift]
-    if logits.shape[:-1] != labels.shape:
+        # virtual tokens of a prompt come before the labels
+        labels = functional.pad(labels, (missing, 0), value=IGNORED)[:, shift:]
+        logits = logits[:, :-shift]
+    return (logits, labels) if logits.shape[:-1] == labels.shape else None
+
+
+def scored_units(logits: Tensor, labels: Tensor, kind: LossKind) -> tuple[Tensor, Tensor] | None:
+    """Logits (units, classes) and labels (units,) of the units of a cross-entropy; None if shapes do not fit."""
+    if kind.facts is None:
+        raise ValueError(f"Only a cross-entropy has scored units, and this is {kind.value}. Use a loss with logits.")
+    pair = aligned(logits, labels, kind.facts)
+    if pair is None:
         return None
+    logits, labels = pair
     valid = labels != IGNORED
     dtype = torch.promote_types(logits.dtype, torch.float32)
     return logits[valid].to(dtype), labels[valid].to(logits.device)

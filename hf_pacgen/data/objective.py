@@ -150,7 +150,7 @@ class Objective:
 
     def units(self, batch: Mapping[str, Any]) -> int:
         """Number of loss units of a batch (for the model's own loss)."""
-        labels, shift = batch.get("labels"), self.kind.shift
+        labels, shift = batch.get("labels"), self.kind.facts
         if shift is not None and isinstance(labels, Tensor) and not labels.is_floating_point() and labels.ndim:
             return int((labels[..., shift - self._prefix :] != IGNORED).sum())
         return count_units(self.model, batch)
@@ -256,7 +256,7 @@ class Objective:
                 continue
             entropy = functional.cross_entropy(*scored)
             if math.isclose(entropy.item(), loss.item(), rel_tol=tolerance, abs_tol=tolerance * 1e-2):
-                self._prefix = int(kind.shift == 1 and logits.shape[1] > labels.shape[1])
+                self._prefix = int(kind.facts == 1 and logits.shape[1] > labels.shape[1])
                 return kind
         return LossKind.OTHER
 

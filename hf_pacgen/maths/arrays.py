@@ -12,20 +12,12 @@ from torch import Tensor
 
 from hf_pacgen.errors import InputError
 
-__all__ = ["to_number", "to_tensors"]
-
 
 def to_tensors(values: Any, name: str) -> dict[str, Tensor]:
     """Tensors by name from a tensor, an array, a list of numbers, a list of tensors, or any of these by name.
 
-    What has no name of its own goes under ``"weights"``, and the tensors of a list under their numbers.
-
-    Args:
-        values: the numbers; whole numbers become float64.
-        name: what they are, for messages.
-
-    Raises:
-        InputError: they are no real numbers, rows are of different lengths, or there are none.
+    What has no name of its own goes under ``"weights"``, and the tensors of a list under their numbers; whole numbers
+    become float64.  What is not real numbers, has rows of different lengths or is empty is an InputError.
 
     >>> to_tensors([1, 2], "weights")
     {'weights': tensor([1., 2.], dtype=torch.float64)}
@@ -45,6 +37,7 @@ def to_tensors(values: Any, name: str) -> dict[str, Tensor]:
 def _to_tensor(value: Any, name: str) -> Tensor:
     if not isinstance(value, Tensor):
         try:
+            # numpy.array copies, for torch warns of memory it may not write to
             value = torch.from_numpy(numpy.array(value))
         except (TypeError, ValueError) as error:  # strings and other objects, or rows of different lengths
             raise InputError(
@@ -57,11 +50,7 @@ def _to_tensor(value: Any, name: str) -> Tensor:
 
 
 def to_number(value: Any, name: str) -> float:
-    """A finite number of any library as a float.
-
-    Raises:
-        InputError: it is none.
-    """
+    """A finite number of any library as a float; an InputError if it is none."""
     try:
         number = math.nan if isinstance(value, (bool, str)) else float(value)
     except (TypeError, ValueError, RuntimeError):  # a tensor of several elements raises RuntimeError

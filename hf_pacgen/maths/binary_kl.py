@@ -13,13 +13,9 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-__all__ = ["Real", "as_float64", "binary_kl", "kl_inverse_lower", "kl_inverse_upper"]
-
-Real: TypeAlias = Tensor | float
-"""What every function of the bounds takes: a number, or a tensor that broadcasts with the others."""
-
+Real: TypeAlias = Tensor | float  # or a tensor that broadcasts with the other arguments
+# a loss below this is taken for 0, which changes no digit of an inverse; it keeps d/q from overflowing
 SMALLEST = 1e-300
-"""A loss below this is taken for 0, which changes no digit of an inverse; it keeps d/q from overflowing."""
 
 
 def as_float64(
@@ -51,7 +47,8 @@ def binary_kl(q: Real, p: Real) -> Tensor:
 
 
 def _half(q: Tensor, p: Tensor, shift: Tensor) -> Tensor:
-    """q log(q/p), from the shift p - q where that is the small number."""
+    # q log(q/p), from the shift p - q where that is the small number
+    # torch.where computes both branches: keep the one that is not taken from dividing by 0, which NaNs the gradient
     q_safe = torch.where(q > 0, q, 1.0)
     near = -q * torch.log1p((shift / q_safe).clamp(min=-0.5))
     far = q * (q_safe.log() - p.log())
@@ -64,11 +61,8 @@ def kl_inverse_upper(q: Real, budget: Real) -> Tensor:
     kl⁻¹(q, c) = max{p ∈ [q, 1] : kl(q‖p) ≤ c}.  Exactly 1 - e^{-c} at q = 0, 1 at q = 1, q at c = 0;
     elsewhere rounded upward, by bisection down to neighboring floats.
 
-    Differentiable in both arguments (implicit function theorem), so that a bound can be minimized.
-
-    Args:
-        q: observed frequencies in [0, 1].
-        budget: c in nats, in [0, inf]; broadcasts with ``q``.
+    ``q`` are frequencies in [0, 1], ``budget`` is c in nats, in [0, inf].  Differentiable in both (implicit function
+    theorem), so that a bound can be minimized.
 
     Source: Langford, *Tutorial on practical prediction theory* (JMLR 2005); Seeger (JMLR 2002).
 
@@ -106,10 +100,8 @@ def _arguments(q: Real, budget: Real) -> tuple[Tensor, Tensor]:
 
 
 def _shift(q: Tensor, r: Tensor, budget: Tensor) -> Tensor:
-    """The d in [0, r] where -q log(1 + d/q) - r log(1 - d/r) = budget, with r = 1 - q; r where it stays below.
-
-    The two terms cancel to first order, so the sum is off by one part in 10¹⁶ of d, and d by about as much.
-    """
+    # the d in [0, r] where -q log(1 + d/q) - r log(1 - d/r) = budget, with r = 1 - q; r where it stays below
+    # the two terms cancel to first order, so the sum is off by one part in 10¹⁶ of d, and d by about as much
     q_safe, r_safe = torch.where(q > 0, q, 1.0), torch.where(r > 0, r, 1.0)
     low = torch.zeros_like(budget)
     high = torch.minimum(r, (budget / 2).sqrt())  # Pinsker: kl ≥ 2 d²
@@ -125,7 +117,7 @@ def _shift(q: Tensor, r: Tensor, budget: Tensor) -> Tensor:
 
 
 def _with_gradient(p: Tensor, q: Tensor, budget: Tensor) -> Tensor:
-    """p with the derivatives of the root of kl(q‖p) = c: ∂p/∂c = p(1-p)/(p-q), ∂p/∂q = (logit p - logit q) ∂p/∂c."""
+    # the derivatives of the root of kl(q‖p) = c: ∂p/∂c = p(1-p)/(p-q), ∂p/∂q = (logit p - logit q) ∂p/∂c
     if not (torch.is_grad_enabled() and (q.requires_grad or budget.requires_grad)):
         return p
     with torch.no_grad():

@@ -4,107 +4,71 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from enum import Enum
 from functools import partial
 from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
-from hf_pacgen.facts import complete
+from hf_pacgen.facts import Choice
+from hf_pacgen.maths import pac_bayes
 from hf_pacgen.maths.binary_kl import Real, as_float64
-from hf_pacgen.maths.pac_bayes import (
-    ARTICLE_CONSTANT,
-    TIGHT_CONSTANT,
-    check_loss,
-    check_sample,
-    eta_grid,
-    hoeffding_bound_over_grid,
-    kl_bound,
-    monte_carlo_bound,
-    union_bound,
-)
-
-__all__ = ["Bound", "CertifiedBound", "certified_bound"]
-
-
-class Bound(str, Enum):
-    """Which bound certifies."""
-
-    KL = "kl"
-    HOEFFDING = "hoeffding"
-    HOEFFDING_ARTICLE = "hoeffding_article"
-
-    @classmethod
-    def _missing_(cls, value: object) -> Bound:
-        known = ", ".join(repr(member.value) for member in cls)
-        raise ValueError(f"bound must be one of {known}; got {value!r}.")
-
-    @property
-    def label(self) -> str:
-        """Its name for people."""
-        return _BOUNDS[self].label
-
-    @property
-    def has_eta(self) -> bool:
-        """Whether it has an inverse temperature η, which is taken from a grid."""
-        return _BOUNDS[self].has_eta
-
 
 Etas: TypeAlias = "Tensor | Sequence[float] | None"
+# bounds of all candidates, their best η where there is one, and what one candidate and one η got of δ
 Values: TypeAlias = "tuple[Tensor, Tensor | None, Tensor]"
-"""Bounds of all candidates, their best η where there is one, and what one candidate and one η got of δ."""
 
 
 def _kl_values(loss: Tensor, kl: Tensor, n: Tensor, delta: Tensor, etas: Etas) -> Values:
-    return kl_bound(loss, kl, n, delta), None, delta
+    return pac_bayes.kl_bound(loss, kl, n, delta), None, delta
 
 
-def _hoeffding_values(c: float, loss: Tensor, kl: Tensor, n: Tensor, delta: Tensor, etas: Etas) -> Values:
-    grid = eta_grid(n.item(), delta.item(), constant=c) if etas is None else torch.as_tensor(etas)
-    bounds, eta = hoeffding_bound_over_grid(loss, kl, n, delta, grid, constant=c)
-    return bounds, eta, union_bound(delta, grid.numel())
+def _hoeffding_values(
+    loss: Tensor, kl: Tensor, n: Tensor, delta: Tensor, etas: Etas, c: float = pac_bayes.TIGHT_CONSTANT
+) -> Values:
+    # the grid is made from n and δ alone: one that looked at the loss could not be paid for by its size
+    grid = pac_bayes.eta_grid(n.item(), delta.item(), constant=c) if etas is None else torch.as_tensor(etas)
+    bounds, eta = pac_bayes.hoeffding_bound_over_grid(loss, kl, n, delta, grid, constant=c)
+    return bounds, eta, pac_bayes.union_bound(delta, grid.numel())
+
+
+_looser = partial(_hoeffding_values, c=pac_bayes.ARTICLE_CONSTANT)
 
 
 @dataclass(frozen=True)
-class _Facts:
-    label: str
-    has_eta: bool
-    values: Callable[[Tensor, Tensor, Tensor, Tensor, Etas], Values]
-    """Of the empirical loss, KL, n, δ and the grid of η."""
+class BoundFacts:
+    """What is known of a bound."""
+
+    label: str  # for people
+    has_eta: bool  # an inverse temperature, which is taken from a grid
+    values: Callable[[Tensor, Tensor, Tensor, Tensor, Etas], Values]  # of loss, KL, n, δ and the grid of η
 
 
-_BOUNDS = complete(
-    Bound,
-    {
-        Bound.KL: _Facts("PAC-Bayes-kl", False, _kl_values),
-        Bound.HOEFFDING: _Facts("PAC-Bayes-Hoeffding", True, partial(_hoeffding_values, TIGHT_CONSTANT)),
-        Bound.HOEFFDING_ARTICLE: _Facts(
-            "PAC-Bayes-Hoeffding with the constant of the article", True, partial(_hoeffding_values, ARTICLE_CONSTANT)
-        ),
-    },
-)
+class Bound(Choice):
+    """Which bound certifies."""
+
+    facts: BoundFacts
+
+    KL = "kl", BoundFacts("PAC-Bayes-kl", False, _kl_values)
+    HOEFFDING = "hoeffding", BoundFacts("PAC-Bayes-Hoeffding", True, _hoeffding_values)
+    HOEFFDING_ARTICLE = (
+        "hoeffding_article",
+        BoundFacts("PAC-Bayes-Hoeffding with the constant of the article", True, _looser),
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
 class CertifiedBound:
     """What :func:`certified_bound` proved, and with which candidate."""
 
-    bound: float
-    """The true noisy risk is at most this, with probability ≥ 1 - δ; at most 1."""
-    empirical_bound: float
-    """Upper bound on E_u L̂ that went in: the observed mean and its Monte-Carlo correction."""
-    mean: float
-    """The noisy empirical loss observed."""
-    kl: float
-    """KL(Q‖π) of the candidate, in nats."""
-    eta: float | None
-    """Its η, where the bound has one."""
-    index: int
-    """The candidate's place in the (flattened, broadcast) inputs."""
-    delta_bound: float
-    delta_monte_carlo: float
-    """What one candidate's bound and its Monte-Carlo correction were given of δ."""
+    bound: float  # on the true noisy risk, with probability ≥ 1 - δ; at most 1
+    empirical_bound: float  # on E_u L̂, which went in: the observed mean and its Monte-Carlo correction
+    mean: float  # the noisy empirical loss observed
+    kl: float  # KL(Q‖π) of the candidate, in nats
+    eta: float | None  # of the candidate, where the bound has one
+    index: int  # the candidate's place in the (flattened, broadcast) inputs
+    delta_bound: float  # what one candidate's bound was given of δ
+    delta_monte_carlo: float  # what its Monte-Carlo correction was given
 
     @property
     def vacuous(self) -> bool:
@@ -135,13 +99,10 @@ def certified_bound(
     Args:
         mean: noisy empirical loss in [0, 1]: one for all candidates, or one a posterior.
         kl: KL(Q‖π) in nats of each candidate (posterior, prior); broadcasts with ``mean``.
-        n: number of independent examples.
-        delta: δ in (0, 1), the probability that anything fails.
+        n, delta: number of independent examples, and δ in (0, 1), the probability that anything fails.
         bound: "kl" (the default), "hoeffding" or "hoeffding_article".
-        draws: K behind each mean (:func:`effective_draws`); None if the mean is the exact expectation,
-            in which case all of δ goes to the bound.
-        monte_carlo_share: s in (0, 1).
-        one_sided: see :func:`monte_carlo_bound`.
+        draws: K behind each mean (:func:`effective_draws`); None if it is exact: then all of δ goes to the bound.
+        monte_carlo_share, one_sided: s in (0, 1), and see :func:`monte_carlo_bound`.
         looks: number of checkpoints planned at which the draws might have been stopped.
         num_priors: size of the grid of priors (of τ), the ones left out of ``kl`` included.
         etas: grid of η for Hoeffding, fixed before the data; by default :func:`eta_grid`.
@@ -153,16 +114,17 @@ def certified_bound(
     1
     """
     kind = Bound(bound)
-    if etas is not None and not kind.has_eta:
+    if etas is not None and not kind.facts.has_eta:
         raise ValueError(f"The {kind.value} bound has no eta; leave out etas, or ask for bound='hoeffding'.")
-    mean, (kl, size, total) = check_loss("mean", mean), check_sample(kl, n, delta)
+    mean, (kl, size, total) = pac_bayes.check_loss("mean", mean), pac_bayes.check_sample(kl, n, delta)
     delta_bound, delta_monte_carlo, empirical = total, torch.zeros_like(total), mean
     if draws is not None:
         share = as_float64("monte_carlo_share", monte_carlo_share, high=1.0, ends="()")
-        delta_bound, delta_monte_carlo = (1 - share) * total, union_bound(share * total, mean.numel(), looks)
-        empirical = monte_carlo_bound(mean, draws, delta_monte_carlo, one_sided=one_sided)
-    delta_bound = union_bound(delta_bound, num_priors)
-    bounds, eta, delta_bound = _BOUNDS[kind].values(empirical, kl, size, delta_bound, etas)
+        delta_bound, delta_monte_carlo = (1 - share) * total, pac_bayes.union_bound(share * total, mean.numel(), looks)
+        empirical = pac_bayes.monte_carlo_bound(mean, draws, delta_monte_carlo, one_sided=one_sided)
+    delta_bound = pac_bayes.union_bound(delta_bound, num_priors)
+    # priors share δ_b whatever the bound; what η is searched, the bound pays for itself
+    bounds, eta, delta_bound = kind.facts.values(empirical, kl, size, delta_bound, etas)
     index = int(bounds.argmin())
     chosen = [float(t.expand(bounds.shape).flatten()[index]) for t in (mean, empirical, kl)]
     return CertifiedBound(

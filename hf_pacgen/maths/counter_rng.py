@@ -18,8 +18,6 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-__all__ = ["CenteredBytes", "mixed", "rademacher", "rademacher_rows", "stream_key", "uniform", "uniform_rows"]
-
 _GOLDEN = 0x9E3779B97F4A7C15 - (1 << 64)
 _MIX_1 = 0xBF58476D1CE4E5B9 - (1 << 64)
 _MIX_2 = 0x94D049BB133111EB - (1 << 64)
@@ -31,6 +29,7 @@ def stream_key(*parts: str | int) -> int:
     >>> stream_key(0, "probe", 1) == stream_key(0, "probe", 1) != stream_key(0, "probe", 2)
     True
     """
+    # not hash(), which differs from process to process
     digest = hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little", signed=True)
 
@@ -49,11 +48,7 @@ def rademacher(
 
 
 def rademacher_rows(key: int, rows: Tensor, width: int, *, dtype: torch.dtype = torch.float32) -> Tensor:
-    """The signs that :func:`rademacher` gives to some rows of a matrix of ``width`` columns, shape (rows, width).
-
-    Raises:
-        ValueError: ``width`` is no multiple of 64, so that rows do not start at words.
-    """
+    """What :func:`rademacher` gives to rows of a matrix, shape (rows, width); ``width`` is a multiple of 64."""
     return _signs(_hash(key, _row_words(rows, width, per_word=64)), dtype).view(-1, width)
 
 
@@ -62,8 +57,7 @@ def uniform(
 ) -> Tensor:
     """Elements ``start`` … ``start + count`` of independent numbers uniform on 256 levels of (-1, 1), shape (count,).
 
-    The levels are (2k + 1)/256 - 1 for k = 0 … 255: mean 0 and second moment (1 - 2⁻¹⁶)/3, within
-    1.6e-5 of the continuous law's 1/3.
+    The levels are (2k + 1)/256 - 1: mean 0 and second moment (1 - 2⁻¹⁶)/3, where the continuous law has 1/3.
 
     >>> values = uniform(stream_key(0, "doc"), 4096)
     >>> bool(values.abs().max() < 1) and abs(values.square().mean().item() - 1 / 3) < 0.02
@@ -74,11 +68,7 @@ def uniform(
 
 
 def uniform_rows(key: int, rows: Tensor, width: int, *, dtype: torch.dtype = torch.float32) -> Tensor:
-    """The numbers that :func:`uniform` gives to some rows of a matrix of ``width`` columns, shape (rows, width).
-
-    Raises:
-        ValueError: ``width`` is no multiple of 8.
-    """
+    """What :func:`uniform` gives to rows of a matrix, shape (rows, width); ``width`` is a multiple of 8."""
     return _levels(_hash(key, _row_words(rows, width, per_word=8)), dtype).view(-1, width)
 
 
@@ -86,9 +76,7 @@ class CenteredBytes:
     """128 times what :func:`uniform` gives, for pieces of several streams at once, into a buffer that is used again.
 
     One pass serves many small tensors: their streams differ by what is added to the word numbers, not by a call.
-
-    Args:
-        size: the most elements of a call.
+    ``size`` is the most elements of a call.
     """
 
     def __init__(self, size: int, *, device: torch.device | str = "cpu") -> None:
@@ -100,10 +88,8 @@ class CenteredBytes:
     def __call__(self, pieces: Sequence[tuple[int, int, int]], size: int, key: int = 0) -> Tensor:
         """The values, float32, shape (size,); they hold until the next call.
 
-        Args:
-            pieces: (stream, start, at) of each piece, whose elements from ``start`` on lie at ``at``; starts and
-                places are multiples of 8, and a piece reaches to the next.
-            key: every stream is combined with it, by exclusive or.
+        A piece is (stream, start, at): its elements from ``start`` on lie at ``at``, both multiples of 8, and it
+        reaches to the next.  Every stream is combined with ``key``, by exclusive or.
 
         >>> pieces = CenteredBytes(64)([(5, 16, 0), (7, 0, 8)], 24)
         >>> bool((pieces[:8] == 128 * uniform(5, 8, start=16)).all())
@@ -140,9 +126,8 @@ class CenteredBytes:
 
 
 def _words(count: int, start: int, *, per_word: int, device: torch.device | str) -> tuple[Tensor, int]:
-    """Numbers of the words that hold some elements, and how many elements of the first to skip."""
-    first = start // per_word
-    last = -(-(start + count) // per_word)
+    # also how many elements of the first word to skip
+    first, last = start // per_word, -(-(start + count) // per_word)
     return torch.arange(first, last, dtype=torch.int64, device=device), start - first * per_word
 
 
@@ -154,12 +139,12 @@ def _row_words(rows: Tensor, width: int, *, per_word: int) -> Tensor:
 
 
 def _hash(key: int, words: Tensor) -> Tensor:
-    """Eight hashed bytes for every word number, flat; overwrites its argument."""
+    # eight hashed bytes for every word number, flat; overwrites its argument
     return _finish(words.mul_(_GOLDEN).add_(key))
 
 
 def _finish(word: Tensor, scratch: Tensor | None = None) -> Tensor:
-    """The hash of SplitMix64, in place."""
+    # the hash of SplitMix64, in place: this is where the time of a draw goes
     scratch = torch.empty_like(word) if scratch is None else scratch
     for shift, factor in ((30, _MIX_1), (27, _MIX_2), (31, 1)):
         # torch has no unsigned shift: clear the sign bits that an arithmetic one drags in

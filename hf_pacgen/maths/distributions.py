@@ -13,15 +13,14 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, fields
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
+from hf_pacgen.facts import Choice
 from hf_pacgen.maths import truncation
-from hf_pacgen.maths.facts import Choice
-
-__all__ = ["Noise", "NoiseDistribution", "Normal", "TruncatedNormal", "Uniform", "make_noise", "normal_prior_kl"]
+from hf_pacgen.maths.binary_kl import Real
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,18 +28,12 @@ class Noise(ABC):
     """Noise around a weight; its fields are tensors that broadcast with the weights (plain numbers work too).
 
     The first field is σ, the level of the noise.
-
-    Attributes:
-        level_ratio: σ²/E u², where no box cuts the noise off.
-        needs_box: whether a second field, N, cuts it off.
-        within_level: whether |u| ≤ σ.
-        from_words: whether u is σ times :func:`hf_pacgen.maths.counter_rng.uniform`, of which any slice can be drawn
-            alone; other noise is drawn from a generator.
     """
 
-    level_ratio: ClassVar[float]
-    needs_box: ClassVar[bool]
-    within_level: ClassVar[bool]
+    level_ratio: ClassVar[float]  # σ²/E u², where no box cuts the noise off
+    needs_box: ClassVar[bool]  # a second field, N, cuts it off
+    within_level: ClassVar[bool]  # |u| ≤ σ
+    # u is σ times counter_rng.uniform, of which any slice can be drawn alone; other noise comes from a generator
     from_words: ClassVar[bool]
 
     def __post_init__(self) -> None:
@@ -58,7 +51,7 @@ class Noise(ABC):
         return cls.needs_box or cls.within_level
 
     @classmethod
-    def at_level(cls, sigma: Tensor | float, box: Tensor | float | None) -> Noise:
+    def at_level(cls, sigma: Real, box: Real | None) -> Noise:
         """The noise of level σ; the box N is left out where it is not needed."""
         return cls(sigma, box) if cls.needs_box else cls(sigma)  # type: ignore[call-arg]
 
@@ -75,15 +68,7 @@ class Noise(ABC):
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
     ) -> Tensor:
-        """One draw of u; in ``dtype`` and on ``device``, which are by default the scales'.
-
-        Args:
-            generator: drawn from on its own device (then moved), so a CPU generator gives every device one noise.
-            shape: by default that of the scales; (K, *shape of the scales) gives K draws.
-            dtype: drawn in float32 at least, then rounded.
-
-        Raises:
-            ValueError: on a shape in which weights would share their noise.
+        """One draw of u, or K for the shape (K, *shape of the scales); dtype and device are by default the scales'.
 
         >>> Uniform(torch.full((3,), 0.1)).sample(torch.Generator().manual_seed(0)).abs().max().item() <= 0.1
         True
@@ -91,21 +76,23 @@ class Noise(ABC):
         scales = [getattr(self, field.name) for field in fields(self)]
         own = torch.broadcast_shapes(*(scale.shape for scale in scales))
         shape = own if shape is None else torch.Size(shape)
+        # in any other shape weights would share their noise
         if shape[len(shape) - len(own) :] != own and own.numel() != 1:
             raise ValueError(f"shape must end in {tuple(own)}, the shape of the scales; got {tuple(shape)}.")
         dtype = dtype or torch.result_type(scales[0], scales[-1])
         device = torch.device(device or scales[0].device)
+        # on the generator's own device, so that a CPU generator gives every device one noise
         source = generator.device if generator is not None else device
-        unit = self._unit(shape, generator, torch.promote_types(dtype, torch.float32), source)
+        # in float32 at least, then rounded: torch.rand of bfloat16 has 256 values
+        wide = torch.promote_types(dtype, torch.float32)
+        unit = self._unit(shape, generator=generator, dtype=wide, device=source)
         return self._from_unit(unit.to(device)).to(dtype)
 
     @staticmethod
-    def _unit(
-        shape: tuple[int, ...], generator: torch.Generator | None, dtype: torch.dtype, device: torch.device
-    ) -> Tensor:
-        """What u is made of: U(-1, 1) without its ends, symmetric on torch's grid (the centers of its cells)."""
-        half_cell = torch.finfo(dtype).eps / 2
-        draw = torch.rand(shape, generator=generator, dtype=dtype, device=device)
+    def _unit(shape: tuple[int, ...], **where: Any) -> Tensor:
+        # U(-1, 1) without its ends; torch gives the lower ends of the cells of a grid, whose centers are symmetric
+        draw = torch.rand(shape, **where)
+        half_cell = torch.finfo(draw.dtype).eps / 2
         return draw.mul_(2).sub_(1).add_(half_cell).clamp_(-1 + half_cell, 1 - half_cell)
 
     @abstractmethod
@@ -120,14 +107,12 @@ class Noise(ABC):
     def entropy(self) -> Tensor:
         """-E log q(u), in nats."""
 
-    def spread(self, weights: Tensor | float, prior_center: Tensor | float) -> Tensor:
+    def spread(self, weights: Real, prior_center: Real) -> Tensor:
         """E (w + u - p)² = (w - p)² + E u²."""
         return difference(weights, prior_center).square() + self.second_moment()
 
-    def kl_to_normal(
-        self, weights: Tensor | float, prior_center: Tensor | float, prior_scale: Tensor | float
-    ) -> Tensor:
-        """KL(w + u ‖ N(p, τ²)) of each weight, in nats, ≥ 0; p must not depend on the sample a bound is computed on.
+    def kl_to_normal(self, weights: Real, prior_center: Real, prior_scale: Real) -> Tensor:
+        """KL(w + u ‖ N(p, τ²)) of each weight, in nats; p must not depend on the sample a bound is computed on.
 
         >>> round(Normal(0.5).kl_to_normal(3.0, 1.0, 0.5).item(), 12)  # (w - p)²/(2τ²)
         8.0
@@ -148,7 +133,7 @@ class Uniform(Noise):
 
     @classmethod
     def second_moment_at(cls, sigma: Tensor, box: Tensor | None) -> Tensor:
-        """σ²/3, in place: training asks for it in every step."""
+        # in place and without float64: training asks for it in every step
         return sigma.square_().div_(3)
 
     def _from_unit(self, unit: Tensor) -> Tensor:
@@ -162,9 +147,7 @@ class Uniform(Noise):
         """log(2σ)."""
         return self.half_width.double().log() + math.log(2)
 
-    def kl_to_uniform(
-        self, weights: Tensor | float, prior_center: Tensor | float, prior_half_width: Tensor | float
-    ) -> Tensor:
+    def kl_to_uniform(self, weights: Real, prior_center: Real, prior_half_width: Real) -> Tensor:
         """KL to the prior U(p - τ, p + τ), τ > 0: log(τ/σ) where |w - p| + σ ≤ τ, else infinite.
 
         >>> Uniform(0.5).kl_to_uniform(torch.tensor([0.5, 0.6]), 0.0, 1.0).tolist()
@@ -187,10 +170,8 @@ class Normal(Noise):
     level_ratio, needs_box, within_level, from_words = 1.0, False, False, False
 
     @staticmethod
-    def _unit(
-        shape: tuple[int, ...], generator: torch.Generator | None, dtype: torch.dtype, device: torch.device
-    ) -> Tensor:
-        return torch.randn(shape, generator=generator, dtype=dtype, device=device)
+    def _unit(shape: tuple[int, ...], **where: Any) -> Tensor:
+        return torch.randn(shape, **where)
 
     def _from_unit(self, unit: Tensor) -> Tensor:
         return unit * self.scale.to(unit)
@@ -242,19 +223,9 @@ class NoiseDistribution(Choice):
     TRUNCATED_NORMAL = "truncated_normal", TruncatedNormal
     NORMAL = "normal", Normal
 
-    @classmethod
-    def _missing_(cls, value: object) -> NoiseDistribution:
-        known = ", ".join(repr(member.value) for member in cls)
-        raise ValueError(f"distribution must be one of {known}; got {value!r}.")
 
-
-def make_noise(
-    distribution: NoiseDistribution | str, scale: Tensor | float, half_width: Tensor | float | None = None
-) -> Noise:
+def make_noise(distribution: NoiseDistribution | str, scale: Real, half_width: Real | None = None) -> Noise:
     """The noise of a given name: ``scale`` is σ of "uniform" and s of the others; only "truncated_normal" has a box.
-
-    Raises:
-        ValueError: on an unknown name, and on a truncated normal without ``half_width``.
 
     >>> make_noise("uniform", 0.5).second_moment().item() == 0.25 / 3
     True
@@ -265,17 +236,13 @@ def make_noise(
     return kind.facts.at_level(scale, half_width)
 
 
-def normal_prior_kl(
-    entropy: Tensor | float, spread: Tensor | float, prior_scale: Tensor | float, count: int = 1
-) -> Tensor:
+def normal_prior_kl(entropy: Real, spread: Real, prior_scale: Real, count: int = 1) -> Tensor:
     """KL to the prior N(p, τ²), from sums over m = ``count`` weights: m log(τ √(2π)) + spread/(2τ²) - entropy.
 
     Σ :meth:`Noise.entropy` and Σ :meth:`Noise.spread` do not depend on τ, so two sums (which add over tensors and
-    processes) give the KL of a whole grid of τ.  A scale that many weights share counts once a weight: expand it
-    before summing.  A τ that is not positive and finite is a ValueError.
+    processes) give the KL of a whole grid of τ.  A scale that many weights share counts once a weight: expand it first.
 
-    >>> entropy_of_a_standard_normal = 0.5 * math.log(2 * math.pi * math.e)
-    >>> normal_prior_kl(entropy_of_a_standard_normal, 1.0, torch.tensor([1.0, math.e])).tolist()[0]
+    >>> normal_prior_kl(Normal(1.0).entropy(), 1.0, torch.tensor([1.0, math.e])).tolist()[0]
     0.0
     """
     tau = _checked("prior_scale", prior_scale, strict=True).double()
@@ -283,13 +250,14 @@ def normal_prior_kl(
     return (count * (tau.log() + 0.5 * math.log(2 * math.pi)) + spread / tau / tau / 2 - entropy).clamp(min=0)
 
 
-def difference(weights: Tensor | float, center: Tensor | float) -> Tensor:
-    """w - p, subtracted in float64 (in bfloat16 a fine-tuned weight's step would be lost)."""
+def difference(weights: Real, center: Real) -> Tensor:
+    """w - p."""
+    # in bfloat16 a fine-tuned weight's step would be lost
     return torch.as_tensor(weights).double() - torch.as_tensor(center).double()
 
 
-def _checked(name: str, value: Tensor | float, *, strict: bool = False) -> Tensor:
-    """``value`` as a floating-point tensor (a number as float64), or a ValueError unless it is finite and ≥ 0, > 0."""
+def _checked(name: str, value: Real, *, strict: bool = False) -> Tensor:
+    # a number becomes float64; a tensor keeps its dtype, as its samples have it
     tensor = value if isinstance(value, Tensor) else torch.tensor(value, dtype=torch.float64)
     tensor = tensor if tensor.is_floating_point() else tensor.double()
     good = tensor.isfinite() & ((tensor > 0) if strict else (tensor >= 0))

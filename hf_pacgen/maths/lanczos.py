@@ -10,17 +10,13 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-__all__ = ["Basis", "Krylov", "Recent", "lanczos"]
-
 Vector = dict[str, Tensor]
+# (v, out) -> out + H v, in buffers that the caller may change; an empty out is 0
 Operator = Callable[[Vector, Vector], Vector]
-"""(v, out) -> out + H v, in buffers that the caller may change; an empty ``out`` is 0."""
-BLOCK = 8
-"""Vectors that are stored together, so that a projection is a few matrix products and not a loop of dots."""
+BLOCK = 8  # vectors that are stored together, so that a projection is a few matrix products and not a loop of dots
+# relative size below which what is left of H q after orthogonalization is rounding
 BREAKDOWN = {torch.float64: 1e-11, torch.float32: 1e-6}
-"""Relative size below which what is left of H q after orthogonalization is rounding."""
-CHUNK = 1 << 20
-"""Elements of a dot product at a time: float32 sums of more lose digits."""
+CHUNK = 1 << 20  # elements of a dot product at a time: float32 sums of more lose digits
 
 
 class Space(Protocol):
@@ -28,19 +24,17 @@ class Space(Protocol):
 
     def total(self, tensor: Tensor) -> Tensor:
         """A sum over the elements that are here, added up over all parts of the vectors."""
-        ...
 
 
 class Whole:
     """A space whose vectors are all here."""
 
     def total(self, tensor: Tensor) -> Tensor:
-        """The sum itself."""
         return tensor
 
 
 def dot(a: Mapping[str, Tensor], b: Mapping[str, Tensor], space: Space) -> float:
-    """Inner product over all tensors; partial sums add in float64."""
+    # partial sums add in float64
     found = 0.0
     for name, x in a.items():
         for u, v in zip(x.reshape(-1).split(CHUNK), b[name].reshape(-1).split(CHUNK), strict=True):
@@ -48,21 +42,27 @@ def dot(a: Mapping[str, Tensor], b: Mapping[str, Tensor], space: Space) -> float
     return float(space.total(torch.tensor(found, dtype=torch.float64)))
 
 
-class Recent:
+class _Vectors:
+    """Orthonormal vectors found so far, in a space."""
+
+    def __init__(self, space: Space | None = None) -> None:
+        self.space, self.size = space or Whole(), 0
+
+    def __len__(self) -> int:
+        return self.size
+
+
+class Recent(_Vectors):
     """The last two of the vectors: all that exact arithmetic needs, and enough for extreme eigenvalues.
 
     The buffers of the one before are used for the next product, so there are three vectors in all.
     """
 
     def __init__(self, space: Space | None = None) -> None:
-        self.space = space or Whole()
-        self.size = 0
+        super().__init__(space)
         self.last: Vector = {}
         self._before: Vector | None = None
         self._link = 0.0
-
-    def __len__(self) -> int:
-        return self.size
 
     def append(self, vector: Vector) -> Vector:
         """Keep a unit vector."""
@@ -72,6 +72,7 @@ class Recent:
 
     def begin(self) -> Vector:
         """-β times the vector before the last, to which the product is added."""
+        # added up in the old vector's own memory, which is needed no more
         if self._before is None:
             return {name: torch.zeros_like(value) for name, value in self.last.items()}
         for value in self._before.values():
@@ -95,25 +96,18 @@ class Recent:
         return self._link
 
 
-class Basis:
-    """All orthonormal vectors; those of one parameter are the rows of matrices, ``BLOCK`` rows at a time.
-
-    Args:
-        like: tensors with the names, shapes, dtypes and devices of the vectors.
-        space: in which they live.
-    """
+class Basis(_Vectors):
+    """All orthonormal vectors, made like the tensors in ``like``; of each name, ``BLOCK`` are the rows of a matrix."""
 
     def __init__(self, like: Mapping[str, Tensor], space: Space | None = None) -> None:
-        self.like, self.space = dict(like), space or Whole()
+        super().__init__(space)
+        self.like = dict(like)
         self.blocks: list[Vector] = []
-        self.size = 0
-
-    def __len__(self) -> int:
-        return self.size
 
     def append(self, vector: Mapping[str, Tensor]) -> Vector:
         """Store a unit vector that is orthogonal to the others; returns views of what is stored."""
         row = self.size % BLOCK
+        # blocks are made when they are needed: how many steps there will be is not known
         if row == 0:
             self.blocks.append({name: value.new_empty((BLOCK, value.numel())) for name, value in self.like.items()})
         stored = {name: rows[row].view(self.like[name].shape) for name, rows in self.blocks[-1].items()}
@@ -123,32 +117,23 @@ class Basis:
         return stored
 
     def begin(self) -> Vector:
-        """Nothing to add a product to: all earlier vectors are taken out afterwards."""
-        return {}
+        return {}  # all earlier vectors are taken out afterwards
 
     def project_out(self, vector: Vector) -> Tensor:
-        """Make a vector orthogonal to all stored ones, in place; returns the coefficients, shape (size,), float64.
-
-        Twice, since one pass of classical Gram-Schmidt leaves what cancellation lost (Giraud et al. 2005).
-        """
+        """Make a vector orthogonal to all stored ones, in place; returns the coefficients, shape (size,), float64."""
         total = torch.zeros(self.size, dtype=torch.float64)
+        # twice, since one pass of classical Gram-Schmidt leaves what cancellation lost (Giraud et al. 2005)
         for _ in range(2):
             coefficients = torch.cat([total.new_zeros(0), *(self._dots(vector, block) for block in self._filled())])
             coefficients = self.space.total(coefficients)
-            for start, block in zip(range(0, self.size, BLOCK), self._filled(), strict=True):
-                part = coefficients[start : start + BLOCK]
-                for name, rows in block.items():
-                    flat = vector[name].view(-1)
-                    flat.addmv_(rows.t(), part.to(rows), alpha=-1)
+            self._add(vector, coefficients, -1)
             total += coefficients
         return total
 
     def combine(self, coefficients: Tensor) -> Vector:
         """Σ coefficient · vector."""
         out = {name: torch.zeros_like(value) for name, value in self.like.items()}
-        for start, block in zip(range(0, self.size, BLOCK), self._filled(), strict=True):
-            for name, rows in block.items():
-                out[name].view(-1).addmv_(rows.t(), coefficients[start : start + BLOCK].to(rows))
+        self._add(out, coefficients, 1)
         return out
 
     def norm(self, vector: Mapping[str, Tensor]) -> float:
@@ -157,28 +142,26 @@ class Basis:
         return math.sqrt(float(self.space.total(torch.tensor(squares, dtype=torch.float64))))
 
     def _filled(self) -> Iterator[Vector]:
-        for start, block in zip(range(0, self.size, BLOCK), self.blocks, strict=True):
-            count = min(BLOCK, self.size - start)
-            yield {name: rows[:count] for name, rows in block.items()}
+        for number, block in enumerate(self.blocks):
+            yield {name: rows[: self.size - number * BLOCK] for name, rows in block.items()}
 
     def _dots(self, vector: Vector, block: Vector) -> Tensor:
         # partial sums of the parameters add in float64
         return sum((rows @ vector[name].view(-1)).double().cpu() for name, rows in block.items())  # type: ignore[return-value]
 
+    def _add(self, out: Vector, coefficients: Tensor, sign: int) -> None:
+        for block, part in zip(self._filled(), coefficients.split(BLOCK), strict=True):
+            for name, rows in block.items():
+                out[name].view(-1).addmv_(rows.t(), part.to(rows), alpha=sign)
+
 
 @dataclass
 class Krylov:
-    """H Q = Q h + β q eᵀ: what Lanczos has learned of a symmetric H.
+    """H Q = Q h + β q eᵀ: what Lanczos has learned of a symmetric H."""
 
-    Attributes:
-        basis: Q.
-        h: QᵀHQ as computed, shape (steps, steps).  Exactly symmetric products would make it tridiagonal.
-        beta: norm of what is left of the last product; 0 where the space is exhausted.
-    """
-
-    basis: Basis | Recent
-    h: Tensor
-    beta: float
+    basis: Basis | Recent  # Q
+    h: Tensor  # QᵀHQ as computed, shape (steps, steps); exactly symmetric products would make it tridiagonal
+    beta: float  # norm of what is left of the last product; 0 where the space is exhausted
 
     def pairs(self) -> tuple[Tensor, Tensor]:
         """Ritz values in ascending order, and the coefficients of their unit vectors, one a column."""
@@ -189,11 +172,9 @@ class Krylov:
         return torch.linalg.eigvalsh(self.h).abs().max().item()
 
     def residuals(self, coefficients: Tensor) -> tuple[Tensor, Tensor]:
-        """‖H y - θ y‖ of Ritz vectors: the part that more steps remove, and the part that is noise of the products.
-
-        With s the coefficients of y, H y - θ y = Q A s + β s_last q, where A is the antisymmetric part of h, which
-        exact products would not have.  So the residual of the products as computed costs no further product.
-        """
+        """‖H y - θ y‖ of Ritz vectors: the part that more steps remove, and the part that is noise of the products."""
+        # with s the coefficients of y, H y - θ y = Q A s + β s_last q, where A is the antisymmetric part of h, which
+        # exact products would not have: this costs no further product
         noise = torch.linalg.vector_norm((self.h - self.h.t()) @ coefficients / 2, dim=0)
         return self.beta * coefficients[-1].abs(), noise
 
@@ -212,14 +193,11 @@ def lanczos(
     """Lanczos from a vector.
 
     Args:
-        operator: H; called with unit vectors.
-        start: need not be normalized; is overwritten.
+        operator, start: H, called with unit vectors, and any vector, which is overwritten.
         basis: an empty :class:`Basis`, which keeps every product orthogonal to all that came before (eigenvectors,
             quadratures), or an empty :class:`Recent`, which holds three vectors in all (a norm in a few steps).
-        iterations: most steps.
-        dimension: of the space; after as many steps all is known.
-        fresh: a new start by number, for where the Krylov space is exhausted: a multiple eigenvalue has one copy in
-            each Krylov space.  Without it the process ends there.
+        iterations, dimension: most steps, and of the space: after as many steps all is known.
+        fresh: a new start by number, for where the Krylov space is exhausted; without it the process ends there.
         stop: asked after every step, with whether the step exhausted the space.
         deflated: vectors to which everything is kept orthogonal.
 
@@ -228,8 +206,8 @@ def lanczos(
     """
     krylov = Krylov(basis, torch.zeros(0, 0, dtype=torch.float64), 0.0)
     columns: list[Tensor] = []
-    vector: Vector | None = _unit(start, basis, deflated)
     links: list[float] = []
+    vector: Vector | None = _unit(start, basis, deflated)
     while vector is not None:
         vector = basis.append(vector)
         image = operator(vector, basis.begin())
@@ -247,11 +225,13 @@ def lanczos(
         if stop(krylov, exhausted) or len(basis) in (iterations, dimension) or (exhausted and fresh is None):
             break
         links.append(krylov.beta)
+        # a multiple eigenvalue has one copy in each Krylov space: others are found from a fresh start
         vector = _unit(fresh(len(basis)), basis, deflated) if exhausted and fresh is not None else _scaled(image, left)
     return krylov
 
 
 def _assemble(columns: list[Tensor], links: list[float]) -> Tensor:
+    # as computed, not made symmetric: what differs from its transpose is the noise of the products
     h = torch.zeros(len(columns), len(columns), dtype=torch.float64)
     for j, column in enumerate(columns):
         h[: j + 1, j] = column
@@ -261,7 +241,7 @@ def _assemble(columns: list[Tensor], links: list[float]) -> Tensor:
 
 
 def _unit(vector: Vector, basis: Basis | Recent, deflated: Basis | None) -> Vector | None:
-    """A unit vector orthogonal to what there is; None where nothing is left."""
+    # orthogonal to what there is; None where nothing is left
     before = basis.norm(vector)
     for others in (deflated, basis):
         if others is not None and len(others):

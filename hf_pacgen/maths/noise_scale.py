@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
-
-__all__ = ["article_noise_scale", "isotropic_noise_scale", "magnitude_noise_scale", "optimal_noise_scale"]
 
 
 def optimal_noise_scale(
@@ -30,16 +29,13 @@ def optimal_noise_scale(
     with N_i = γ|w_i| + ε.
 
     Args:
-        weights, hessian_diagonal: w and H_ii, of one shape.
-        hessian_lipschitz: ρ ≥ 0.
-        eta: η > 0, the inverse temperature.
+        weights, hessian_diagonal, hessian_lipschitz: w and H_ii, of one shape, and ρ ≥ 0.
+        eta, num_parameters: η > 0, the inverse temperature, and m of the whole model.
         gamma, epsilon: of the neighborhood.
-        num_parameters: m of the whole model.
         scale: factor of 1/sqrt(...), 1 for the optimum; the box stays.
         divisor: H_ii is this part of ``hessian_diagonal``; a running sum need not be divided first.
         buffers: two tensors like the result to work in, for those who call often; one of them will be the result.
-        peak: the largest of ``hessian_diagonal``, if it is known: where even that leaves all noise at N_i, the
-            elementwise work on the curvature is skipped.
+        peak: the largest of ``hessian_diagonal``, if known: it may show that all noise is at N_i.
 
     Returns:
         σ, shaped like ``weights``, in their dtype (at least float32).
@@ -98,17 +94,10 @@ def isotropic_noise_scale(weights: Tensor, *, scale: float) -> Tensor:
 
 
 def _in_box(
-    weights: Tensor,
-    hessian_diagonal: Tensor,
-    slope: float,
-    factor: float,
-    gamma: float,
-    epsilon: float,
-    buffers: tuple[Tensor, Tensor] | None,
-    peak: float | None,
+    w: Tensor, h: Tensor, slope: float, factor: float, gamma: float, epsilon: float, buffers: Any, peak: float | None
 ) -> Tensor:
-    """min(factor/sqrt(H + slope·N), N), and N where H + slope·N is not positive."""
-    w = _wide(weights)
+    # min(factor/sqrt(H + slope·N), N), and N where H + slope·N is not positive
+    w = _wide(w)
     box, sigma = (torch.empty_like(w), torch.empty_like(w)) if buffers is None else buffers
     torch.abs(w, out=box).mul_(gamma).add_(epsilon)
     if factor == 0:
@@ -118,7 +107,7 @@ def _in_box(
         widest = box.amax().item() if peak > 0 or slope else 0.0
         if (max(peak, 0.0) + slope * widest) * widest**2 <= factor**2:
             return box
-    h = _wide(hessian_diagonal)
+    h = _wide(h)
     if slope:
         h = torch.add(h, box, alpha=slope, out=sigma)
     # 1/sqrt(0) = inf, which the minimum with the box turns into N_i

@@ -16,11 +16,8 @@ from torch import Tensor
 
 from hf_pacgen.maths.binary_kl import Real, as_float64, kl_inverse_upper
 
-__all__ = ["ARTICLE_CONSTANT", "TIGHT_CONSTANT", "effective_draws", "eta_grid", "hoeffding_bound"]
-__all__ += ["hoeffding_bound_over_grid", "kl_bound", "monte_carlo_bound", "union_bound"]
-
+# c of the term η/(cn): as arXiv 1809.07402 prints it, and as Hoeffding's lemma gives it for a loss in [0, 1]
 ARTICLE_CONSTANT, TIGHT_CONSTANT = 2.0, 8.0
-"""c of the term η/(cn): as arXiv 1809.07402 prints it, and as Hoeffding's lemma gives it for a loss in [0, 1]."""
 
 
 def check_loss(name: str, value: Real) -> Tensor:
@@ -45,10 +42,8 @@ def hoeffding_bound(
     """PAC-Bayes-Hoeffding at a fixed inverse temperature: L ≤ L̂ + (KL + log(1/δ))/η + η/(cn).
 
     Args:
-        loss: L̂ in [0, 1].
-        kl: KL(Q‖π) in nats, finite and ≥ 0.
-        n: number of independent examples, ≥ 1.
-        delta: δ in (0, 1).
+        loss, kl: L̂ in [0, 1], and KL(Q‖π) in nats, finite and ≥ 0.
+        n, delta: number of independent examples, ≥ 1, and δ in (0, 1).
         eta: η > 0, chosen before the data (see :func:`hoeffding_bound_over_grid`).
         constant: c, :data:`TIGHT_CONSTANT` (8) or the looser :data:`ARTICLE_CONSTANT` (2).
 
@@ -77,12 +72,8 @@ def hoeffding_bound_over_grid(
 ) -> tuple[Tensor, Tensor]:
     """PAC-Bayes-Hoeffding at the best η of a grid, which costs log k more: δ/k for each of its k values.
 
-    Args:
-        loss, kl, n, delta: as in :func:`hoeffding_bound`, broadcasting to a shape (*).
-        etas: (k,) values fixed before the data (:func:`eta_grid`).
-
-    Returns:
-        The smallest bound and the η that reaches it, both of shape (*).
+    ``etas`` are fixed before the data (:func:`eta_grid`), the rest is as in :func:`hoeffding_bound`; returns the
+    smallest bound and the η that reaches it.
 
     >>> bound, eta = hoeffding_bound_over_grid(0.1, 10.0, 1000, 0.05, torch.tensor([1.0, 300.0]))
     >>> eta.item()
@@ -108,6 +99,7 @@ def eta_grid(n: float, delta: float, *, ratio: float = 2.0, constant: float = TI
     high = _checked_constant(constant) * as_float64("n", n, low=1.0).item()
     low = math.sqrt(high * -math.log(_probability("delta", delta).item()))
     ratio = as_float64("ratio", ratio, low=1.0, ends="()").item()
+    # the last value may lie beyond cn: a smaller one would leave a gap below it
     steps = max(0, math.ceil(math.log(high / low) / math.log(ratio)))
     return low * ratio ** torch.arange(steps + 1, dtype=torch.float64)
 
@@ -132,11 +124,8 @@ def monte_carlo_bound(mean: Real, draws: Real, delta: Real, *, one_sided: bool =
     ``one_sided=True`` takes log(1/δ') instead, which is all that an upper bound needs: for p < E,
     P(mean ≤ p) ≤ exp(-K kl(p‖E)) (Hoeffding 1963).  The 2 is of the two-sided form usually printed.
 
-    Args:
-        mean: average loss over the draws, in [0, 1].
-        draws: K ≥ 1, fixed in advance; need not be whole (:func:`effective_draws`).  To stop at whichever
-            of J planned checkpoints looks best, give each δ'/J.
-        delta: δ' in (0, 1).
+    ``draws`` are K ≥ 1, fixed in advance; need not be whole (:func:`effective_draws`).  To stop at whichever of J
+    planned checkpoints looks best, give each δ'/J.
 
     Source: Langford and Caruana (NIPS 2002).
 
@@ -156,16 +145,13 @@ def effective_draws(weights: Tensor | Sequence[float]) -> float:
     E_u L̂ and is bounded as if by K = 1/max_b w_b draws on the whole sample: one pass over B equal batches
     counts as B draws.  Proof: with f(t) = log(1 - p + p e^{λt}) convex in t, f(0) = 0 and concave in p,
     Σ_b log E e^{λ w_b L̂_b} ≤ Σ_b w_b K log(1 - p_b + p_b e^{λ/K}) ≤ K log(1 - p + p e^{λ/K}), p = Σ w_b p_b,
-    which is what K draws give.
-
-    Args:
-        weights: at least one positive weight w_b, one per independent evaluation, in any unit (loss units, examples).
+    which is what K draws give.  ``weights`` are positive, one per independent evaluation, in any unit.
 
     >>> effective_draws([32, 32, 32, 4])
     3.125
     """
     values = torch.as_tensor(weights, dtype=torch.float64)
-    if not values.numel():
+    if not values.numel():  # max() would fail without saying why
         raise ValueError("effective_draws needs the weight of at least one evaluation; got none.")
     values = as_float64("weights", values, ends="()")
     return (values.sum() / values.max()).item()
@@ -178,6 +164,7 @@ def union_bound(delta: Real, *grid_sizes: int) -> Tensor:
     0.005
     """
     for size in grid_sizes:
+        # a size of 0 would make δ infinite and prove anything
         if isinstance(size, bool) or not isinstance(size, int) or size < 1:
             raise ValueError(f"A grid must hold at least one value, counted by an integer; got {size!r}.")
     return _probability("delta", delta) / math.prod(grid_sizes)

@@ -7,14 +7,9 @@ from collections.abc import Sequence
 
 import torch
 
-__all__ = ["rank_correlation"]
-
 
 def rank_correlation(first: Sequence[float], second: Sequence[float]) -> float:
     """Spearman's rank correlation, ties having their mean rank; NaN where one of the two is constant.
-
-    Raises:
-        ValueError: lengths that differ, or fewer than two values.
 
     >>> rank_correlation([1, 2, 3], [10, 20, 15])
     0.5
@@ -30,4 +25,5 @@ def rank_correlation(first: Sequence[float], second: Sequence[float]) -> float:
 
 
 def _ranks(values: Sequence[float]) -> list[float]:
+    # ties share a rank; only differences of ranks matter, so they need not start at 1
     return [sum((other < value) + (other == value) / 2 for other in values) for value in values]

@@ -13,28 +13,20 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["CHUNK", "ScoreTerms", "neighborhood", "pacgen_score"]
-
-CHUNK = 1 << 20
-"""Elements converted to float64 at a time, so that a large embedding costs no second copy."""
+Named = Tensor | Mapping[str, Tensor]
+CHUNK = 1 << 20  # elements converted to float64 at a time, so that a large embedding costs no second copy
 
 
 @dataclass(frozen=True, kw_only=True)
 class ScoreTerms:
     """Sums over parameters, from which a score is made.  They add over tensors, shards and processes."""
 
-    score: float = 0.0
-    """Ψ = Σ log((|w_i| + N_i) · max(sqrt(H_ii + ρ√m N_i), 1/N_i)), in nats."""
-    kl_complexity: float = 0.0
-    """K(η) = Σ log((|w_i| + N_i) · max(sqrt(η(H_ii/3 + ρ√m N_i/9)), 1/N_i)), in nats."""
-    num_active: int = 0
-    """Number of coordinates of Ψ in which the curvature branch is the larger."""
-    num_kl_active: int = 0
-    """The same for K(η)."""
-    num_parameters: int = 0
-    """Number of coordinates summed."""
-    smoothness: float = 0.0
-    """Σ ρ√m N_i, to be held against the trace of H."""
+    score: float = 0.0  # Ψ, in nats
+    kl_complexity: float = 0.0  # K(η), in nats
+    num_active: int = 0  # coordinates of Ψ in which the curvature branch is the larger
+    num_kl_active: int = 0  # the same for K(η)
+    num_parameters: int = 0  # coordinates summed
+    smoothness: float = 0.0  # Σ ρ√m N_i, to be held against the trace of H
 
     def __add__(self, other: ScoreTerms) -> ScoreTerms:
         return ScoreTerms(**{name: value + getattr(other, name) for name, value in vars(self).items()})
@@ -46,8 +38,8 @@ def neighborhood(weights: Tensor, *, gamma: float, epsilon: float) -> Tensor:
 
 
 def pacgen_score(
-    weights: Tensor | Mapping[str, Tensor],
-    hessian_diagonal: Tensor | Mapping[str, Tensor],
+    weights: Named,
+    hessian_diagonal: Named,
     hessian_lipschitz: float,
     *,
     gamma: float = 0.1,
@@ -63,11 +55,9 @@ def pacgen_score(
     Where ε = 0 and w_i = 0 the box is empty and the coordinate takes its limit, log((1+γ)/γ).
 
     Args:
-        weights: a tensor, or tensors by parameter name.
-        hessian_diagonal: H_ii, shaped and named like ``weights``.
+        weights, hessian_diagonal: w and H_ii, tensors of one shape or of one set of names.
         hessian_lipschitz: ρ ≥ 0.
-        gamma, epsilon: of the neighborhood, ≥ 0 and not both 0.
-        eta: η > 0.
+        gamma, epsilon, eta: ≥ 0 and not both 0, and η > 0.
         num_parameters: m of the whole model; by default the number of weights given.
 
     Raises:
@@ -86,6 +76,7 @@ def pacgen_score(
     if not (hessian_lipschitz >= 0 and math.isfinite(hessian_lipschitz)):
         raise ValueError(f"hessian_lipschitz must be a finite number >= 0; got {hessian_lipschitz}.")
     pairs = list(_pairs(weights, hessian_diagonal))
+    # m is of the whole model, also where these are a shard or a module of it
     count = num_parameters if num_parameters is not None else sum(w.numel() for _, w, _ in pairs)
     smoothness = hessian_lipschitz * math.sqrt(count)
     total = ScoreTerms()
@@ -95,9 +86,7 @@ def pacgen_score(
     return total
 
 
-def _pairs(
-    weights: Tensor | Mapping[str, Tensor], curvature: Tensor | Mapping[str, Tensor]
-) -> Iterator[tuple[str, Tensor, Tensor]]:
+def _pairs(weights: Named, curvature: Named) -> Iterator[tuple[str, Tensor, Tensor]]:
     if isinstance(weights, Tensor) or isinstance(curvature, Tensor):
         if not (isinstance(weights, Tensor) and isinstance(curvature, Tensor)):
             raise ValueError("weights and hessian_diagonal must both be tensors, or both be tensors by name.")
@@ -108,10 +97,8 @@ def _pairs(
     for name, w in weights.items():
         h = curvature[name]
         if w.shape != h.shape:
-            raise ValueError(
-                f"weights and hessian_diagonal must have the same shapes; "
-                f"{name!r} has {tuple(w.shape)} and {tuple(h.shape)}."
-            )
+            shapes = f"{name!r} has {tuple(w.shape)} and {tuple(h.shape)}"
+            raise ValueError(f"weights and hessian_diagonal must have the same shapes; {shapes}.")
         yield name, w.detach(), h.detach()
 
 
@@ -130,6 +117,7 @@ def _chunk_terms(
         empty = box == 0
         log_inverse_box[empty] = math.log((1 + gamma) / gamma)
         log_range[empty] = 0.0
+    # ρ√m N_i: how far the curvature may rise within the box
     smooth = smoothness * box
     total_smoothness = smooth.sum().item()  # now, as the term is divided in place below
     curvature = (h + smooth).clamp_(min=0).log_().mul_(0.5)

@@ -42,7 +42,7 @@ def test_one_pattern_is_a_list_of_one():
 
 def test_groups_of_weights():
     names = ["encoder.layer.0.dense.weight", "encoder.layer.1.dense.bias", "scale"]
-    groups = {kind.value: [kind.group_of(name) for name in names] for kind in PriorGroups}
+    groups = {kind.value: [kind.facts(name) for name in names] for kind in PriorGroups}
     assert groups == {
         "model": ["all", "all", "all"],
         "kind": ["encoder.layer.dense", "encoder.layer.dense", "scale"],

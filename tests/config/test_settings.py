@@ -19,9 +19,9 @@ from hf_pacgen.config.settings import (
     NonNegative,
     Positive,
     Temperature,
-    check_flag,
-    check_number,
     choice,
+    count,
+    natural,
     option,
 )
 
@@ -87,14 +87,11 @@ def test_transformers_reads_them() -> None:
     assert "A number of examples." in parser.format_help()
 
 
-def test_checks_of_single_fields() -> None:
-    settings = Settings()
-    object.__setattr__(settings, "free", numpy.int64(3))
-    check_number(settings, "free", minimum=1, integer=True)
-    assert type(settings.free) is int
-    with pytest.raises(ValueError, match="free must be an integer of at least 4; got 3"):
-        check_number(settings, "free", minimum=4, integer=True)
-    with pytest.raises(ValueError, match="free must be True or False; got 3"):
-        check_flag(settings, "free")
+def test_checks_of_single_values() -> None:
+    assert type(count(numpy.int64(3), "draws")) is int and natural(0, "seed") == 0
+    with pytest.raises(ValueError, match="draws must be an integer of at least 1; got 0"):
+        count(0, "draws")
+    with pytest.raises(ValueError, match="seed must be an integer of at least 0; got -1"):
+        natural(-1, "seed")
     with pytest.raises(ValueError, match="f must be one of 'apple'; got 'plum'"):
-        choice(Fruit, "plum", "f", without=Fruit.PEAR)
+        choice(Fruit, "plum", "f", without=[Fruit.PEAR])

@@ -29,5 +29,5 @@ def test_bad_settings_are_refused(settings: dict[str, Any], match: str) -> None:
 
 def test_the_best_of_each_end() -> None:
     values = torch.tensor([-3.0, 1.0, 2.0])
-    best = {end: values[end.merit(values).argmax()].item() for end in SpectrumEnd}
+    best = {end: values[end.facts(values).argmax()].item() for end in SpectrumEnd}
     assert best == {SpectrumEnd.LARGEST: 2.0, SpectrumEnd.SMALLEST: -3.0, SpectrumEnd.MAGNITUDE: -3.0}

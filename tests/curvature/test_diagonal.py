@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from hf_pacgen import ScoreConfig, hessian_diagonal
 from hf_pacgen.config import Estimator
-from hf_pacgen.config.score import _ESTIMATORS
 from hf_pacgen.curvature.diagonal.blend import blend_share
 from hf_pacgen.curvature.diagonal.sums import DiagonalSums
 from hf_pacgen.curvature.displacement import RademacherDirection
@@ -198,7 +197,7 @@ def test_one_batch_shows_no_spread() -> None:
 
 
 def test_exact_is_refused_on_a_large_model(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(_ESTIMATORS, Estimator.EXACT, replace(Estimator.EXACT.facts, most_parameters=100))
+    monkeypatch.setattr(Estimator.EXACT, "facts", replace(Estimator.EXACT.facts, most_parameters=100))
     with pytest.raises(ValueError, match="expected at most 100 trainable parameters, got 4"):
         estimate(tiny.make("bert"), [tiny.examples("bert", 2)], estimator="exact")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from enum import Enum
 from typing import Any
 
 import pytest
@@ -28,10 +27,7 @@ from hf_pacgen.data.losses import (
 
 
 def test_a_kind_of_loss_says_how_labels_lie_to_logits() -> None:
-    assert [kind.shift for kind in LossKind] == [1, 0, None, None]
-    assert [kind.is_other for kind in LossKind] == [False, False, True, True]
-    with pytest.raises(TypeError, match="shift"):  # a made-up kind without that fact
-        Enum("Kinds", {"NEW": "a new one"}, type=type("Base", (str,), {"__new__": LossKind.__dict__["__new_member__"]}))
+    assert [kind.facts for kind in LossKind] == [1, 0, None, None]
 
 
 def test_scored_units_are_those_of_the_models_own_loss() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import datasets
 
 from hf_pacgen.command_line.quiet import quiet
-from hf_pacgen.config.settings import Config, check_number, option
+from hf_pacgen.config.settings import Config, Count, option
 from hf_pacgen.errors import InputError, describe
 
 __all__ = ["DataArguments", "check_files", "load_table"]
@@ -44,13 +44,9 @@ class DataArguments(Config):
     text_pair_column: str | None = option(None, "Column with the second text of a pair, for sequence classification.")
     label_column: str | None = option(None, "Column with the label. By default a well-known name, such as 'label'.")
     image_column: str | None = option(None, "Column with the image. By default the only image column.")
-    max_length: int | None = option(
+    max_length: Count | None = option(
         None, "Cut texts after this many tokens. By default the most the model can take, and at most 512."
     )
-
-    def __post_init__(self) -> None:
-        if self.max_length is not None:
-            check_number(self, "max_length", minimum=1, integer=True)
 
 
 def load_table(args: DataArguments) -> datasets.Dataset:

@@ -12,7 +12,7 @@ import transformers
 
 from hf_pacgen.command_line.inputs.tasks import Task
 from hf_pacgen.command_line.quiet import quiet
-from hf_pacgen.config.settings import Config, choice, option
+from hf_pacgen.config.settings import Config, option
 from hf_pacgen.errors import InputError, describe
 
 __all__ = ["ModelArguments", "Precision", "choose_device", "load_config", "load_model"]
@@ -41,11 +41,6 @@ class ModelArguments(Config):
     )
     device: str = option("auto", "Device to compute on, such as 'cpu' or 'cuda:1'. 'auto' is a GPU if there is one.")
     trust_remote_code: bool = option(False, "Run model code that comes with the model, from its author.")
-
-    def __post_init__(self) -> None:
-        if self.task is not None:
-            object.__setattr__(self, "task", choice(Task, self.task, "task"))
-        object.__setattr__(self, "dtype", choice(Precision, self.dtype, "dtype"))
 
     @property
     def source(self) -> dict[str, Any]:

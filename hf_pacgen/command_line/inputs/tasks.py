@@ -1,10 +1,9 @@
-"""The tasks of models.  All that depends on a task stands in :data:`FACTS`: another task is a name and an entry."""
+"""The tasks of models.  All that depends on a task is its facts: another task is one more member."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from enum import Enum
 from typing import Any
 
 import datasets
@@ -13,23 +12,9 @@ from transformers.models.auto import modeling_auto
 from hf_pacgen.command_line.inputs import columns, examples, processors
 from hf_pacgen.command_line.inputs.data import DataArguments
 from hf_pacgen.errors import InputError
+from hf_pacgen.facts import Choice
 
-__all__ = ["FACTS", "Task", "TaskFacts", "choose_task", "trained_task"]
-
-
-class Task(str, Enum):
-    """What the model is trained for."""
-
-    SEQUENCE_CLASSIFICATION = "sequence-classification"
-    CAUSAL_LM = "causal-lm"
-    IMAGE_CLASSIFICATION = "image-classification"
-
-    @property
-    def facts(self) -> TaskFacts:
-        """All that depends on the task."""
-        if self not in FACTS:
-            raise NotImplementedError(f"The task {self.value!r} has no entry in FACTS ({__name__}): add it there.")
-        return FACTS[self]
+__all__ = ["Task", "TaskFacts", "choose_task", "trained_task"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,33 +40,46 @@ class TaskFacts:
     causal: bool = False
 
 
-FACTS: dict[Task, TaskFacts] = {
-    # what a headless encoder is for is asked in this order: a table of images has labels as well
-    Task.IMAGE_CLASSIFICATION: TaskFacts(
-        auto_class="AutoModelForImageClassification",
-        heads=modeling_auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES,
-        choose_columns=columns.image_and_label,
-        suits=columns.has_images,
-        load_processor=processors.load_image_processor,
-        make_examples=examples.image_examples,
-    ),
-    Task.SEQUENCE_CLASSIFICATION: TaskFacts(
-        auto_class="AutoModelForSequenceClassification",
-        heads=modeling_auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
-        choose_columns=columns.texts_and_label,
-        suits=columns.has_label,
-        load_processor=processors.load_tokenizer,
-        make_examples=examples.text_examples,
-    ),
-    Task.CAUSAL_LM: TaskFacts(
-        auto_class="AutoModelForCausalLM",
-        heads=modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
-        choose_columns=columns.text_alone,
-        load_processor=processors.load_tokenizer,
-        make_examples=examples.text_examples,
-        causal=True,
-    ),
-}
+class Task(Choice):
+    """What the model is trained for."""
+
+    facts: TaskFacts
+
+    SEQUENCE_CLASSIFICATION = (
+        "sequence-classification",
+        TaskFacts(
+            auto_class="AutoModelForSequenceClassification",
+            heads=modeling_auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
+            choose_columns=columns.texts_and_label,
+            suits=columns.has_label,
+            load_processor=processors.load_tokenizer,
+            make_examples=examples.text_examples,
+        ),
+    )
+    CAUSAL_LM = (
+        "causal-lm",
+        TaskFacts(
+            auto_class="AutoModelForCausalLM",
+            heads=modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+            choose_columns=columns.text_alone,
+            load_processor=processors.load_tokenizer,
+            make_examples=examples.text_examples,
+            causal=True,
+        ),
+    )
+    IMAGE_CLASSIFICATION = (
+        "image-classification",
+        TaskFacts(
+            auto_class="AutoModelForImageClassification",
+            heads=modeling_auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES,
+            choose_columns=columns.image_and_label,
+            suits=columns.has_images,
+            load_processor=processors.load_image_processor,
+            make_examples=examples.image_examples,
+        ),
+    )
+
+
 ENCODERS = (
     modeling_auto.MODEL_MAPPING_NAMES,
     modeling_auto.MODEL_FOR_PRETRAINING_MAPPING_NAMES,
@@ -105,8 +103,8 @@ def choose_task(config: Any, table: datasets.Dataset, args: DataArguments, asked
         return trained
     architectures = getattr(config, "architectures", None) or []
     if _class_names(*ENCODERS).issuperset(architectures):  # else it has a head for something else
-        for task, facts in FACTS.items():
-            if task in possible and facts.suits is not None and facts.suits(table, args):
+        for task in reversed(possible):  # images first: a table of images has labels as well
+            if task.facts.suits is not None and task.facts.suits(table, args):
                 return task
     raise InputError(
         f"Cannot tell the task of the model from its config.json ({', '.join(architectures) or 'no architecture'}): "

@@ -113,7 +113,7 @@ def estimate_diagonal(
 def _supported(space: WeightSpace, estimator: Estimator) -> tuple[Estimator, list[str]]:
     """The estimator that the loss allows, and what to say of it."""
     kind = space.objective.kind
-    if estimator.facts.needs_labels and kind.is_other:
+    if estimator.facts.needs_labels and kind.facts is None:
         note = (
             f"The estimator is hutchinson instead of {estimator.value}: Gauss-Newton with sampled labels needs a "
             f"cross-entropy on the model's logits, and this is {kind.value}."

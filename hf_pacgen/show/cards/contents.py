@@ -22,7 +22,7 @@ from hf_pacgen.show.wording import limits, number, percent
 __all__ = ["card_section", "certificate_section", "evaluation_results", "merged", "new_card"]
 
 CERTIFICATE = "pacgen_certificate"
-BOUND_NAMES = {bound.value: bound.label for bound in Bound}
+BOUND_NAMES = {bound.value: bound.facts.label for bound in Bound}
 
 TEMPLATES = jinja2.Environment(
     loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),

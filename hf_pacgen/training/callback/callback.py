@@ -12,7 +12,7 @@ from transformers import TrainerCallback, TrainingArguments
 
 from hf_pacgen.config import NoiseConfig, ScoreConfig
 from hf_pacgen.config.settings import choice
-from hf_pacgen.maths.facts import Choice
+from hf_pacgen.facts import Choice
 from hf_pacgen.results.pacgen import PACGenResult
 from hf_pacgen.training.arguments import as_config
 from hf_pacgen.training.callback.guard import Guard

@@ -1,4 +1,4 @@
-"""Tasks are guessed as a person would, and one without its facts is refused."""
+"""Tasks are guessed as a person would."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from transformers import BertConfig, GPT2Config, ViTConfig
 
 from hf_pacgen.command_line.inputs.data import DataArguments
-from hf_pacgen.command_line.inputs.tasks import FACTS, Task, choose_task, trained_task
+from hf_pacgen.command_line.inputs.tasks import Task, choose_task, trained_task
 from hf_pacgen.errors import InputError
 
 TEXT, INT, IMAGE = datasets.Value("string"), datasets.Value("int64"), datasets.Image()
@@ -69,14 +69,3 @@ def test_a_model_with_its_own_code_says_what_it_is_for() -> None:
     config = BertConfig()
     config.architectures, config.auto_map = ["OwnModel"], {"AutoModelForCausalLM": "own.OwnModel"}
     assert trained_task(config) is CAUSAL
-
-
-def test_every_task_has_its_facts() -> None:
-    assert set(FACTS) == set(Task)
-
-
-def test_a_task_without_facts_is_refused() -> None:
-    made_up = str.__new__(Task, "mind-reading")
-    made_up._name_, made_up._value_ = "MIND_READING", "mind-reading"
-    with pytest.raises(NotImplementedError, match=r"The task 'mind-reading' has no entry in FACTS .*: add it there"):
-        made_up.facts  # noqa: B018
