@@ -9,7 +9,7 @@ from typing import Any as _Any
 from hf_pacgen.old_paths import keep_working as _keep_working
 from hf_pacgen.register import register_on_import as _register_on_import
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # type checkers read this, and not _NAMES; a test compares the two
     from hf_pacgen.certify.certify import certify
     from hf_pacgen.certify.splits import HeldOutPrior, train_prior
     from hf_pacgen.config import (
@@ -36,76 +36,47 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-__all__ = [
-    # score
-    "pacgen",
-    "pacgen_score",
-    "PACGenResult",
-    "ScoreConfig",
-    # curvature
-    "hessian_diagonal",
-    "hessian_lipschitz",
-    "hessian_vector_product",
-    "hessian_spectrum",
-    "SpectrumConfig",
-    # sharpness
-    "expected_sharpness",
-    "worst_case_sharpness",
-    "SharpnessConfig",
-    # noise
-    "perturbed",
-    "NoiseConfig",
-    "PACGenCallback",
-    "PACGenTrainer",
-    "PACGenTrainingArguments",
-    # certificates
-    "certify",
-    "Certificate",
-    "CertificateConfig",
-    "PriorGroups",
-    "HeldOutPrior",
-    "train_prior",
-    # the metric of evaluate
-    "metric_path",
-    "register",
-]
+__all__ = ["pacgen", "pacgen_score", "PACGenResult", "ScoreConfig"]
+# curvature
+__all__ += ["hessian_diagonal", "hessian_lipschitz", "hessian_vector_product", "hessian_spectrum", "SpectrumConfig"]
+# sharpness
+__all__ += ["expected_sharpness", "worst_case_sharpness", "SharpnessConfig"]
+# noise
+__all__ += ["perturbed", "NoiseConfig", "PACGenCallback", "PACGenTrainer", "PACGenTrainingArguments"]
+# certificates
+__all__ += ["certify", "Certificate", "CertificateConfig", "PriorGroups", "HeldOutPrior", "train_prior"]
+# the metric of evaluate
+__all__ += ["metric_path", "register"]
 
-# Where each name is. It is loaded when first asked for: importing torch and transformers takes seconds, and a process
-# that only reads `hf_pacgen.errors`, or looks for the metric, needs neither.
-_LATER = {
-    "Certificate": "hf_pacgen.results.certificate",
-    "CertificateConfig": "hf_pacgen.config",
-    "HeldOutPrior": "hf_pacgen.certify.splits",
-    "NoiseConfig": "hf_pacgen.config",
-    "PACGenCallback": "hf_pacgen.training.callback.callback",
-    "PACGenResult": "hf_pacgen.results.pacgen",
-    "PACGenTrainer": "hf_pacgen.training.trainer",
-    "PACGenTrainingArguments": "hf_pacgen.training.arguments",
-    "PriorGroups": "hf_pacgen.config",
-    "ScoreConfig": "hf_pacgen.config",
-    "SharpnessConfig": "hf_pacgen.config",
-    "SpectrumConfig": "hf_pacgen.config",
-    "certify": "hf_pacgen.certify.certify",
-    "expected_sharpness": "hf_pacgen.measures.sharpness",
-    "hessian_diagonal": "hf_pacgen.measures.hessian",
-    "hessian_lipschitz": "hf_pacgen.measures.hessian",
-    "hessian_spectrum": "hf_pacgen.measures.spectrum",
-    "hessian_vector_product": "hf_pacgen.measures.hessian",
-    "metric_path": "hf_pacgen.register",
-    "pacgen": "hf_pacgen.measures.pacgen",
-    "pacgen_score": "hf_pacgen.maths.score",
-    "perturbed": "hf_pacgen.noise.perturbed",
-    "register": "hf_pacgen.register",
-    "train_prior": "hf_pacgen.certify.splits",
-    "worst_case_sharpness": "hf_pacgen.measures.worst_case",
+# By module, the names it has.  They are loaded when first asked for: importing torch and transformers takes seconds,
+# and a process that only reads `hf_pacgen.errors`, or looks for the metric, needs neither.
+_NAMES = {
+    "certify.certify": "certify",
+    "certify.splits": "HeldOutPrior train_prior",
+    "config": "CertificateConfig NoiseConfig PriorGroups ScoreConfig SharpnessConfig SpectrumConfig",
+    "maths.score": "pacgen_score",
+    "measures.hessian": "hessian_diagonal hessian_lipschitz hessian_vector_product",
+    "measures.pacgen": "pacgen",
+    "measures.sharpness": "expected_sharpness",
+    "measures.spectrum": "hessian_spectrum",
+    "measures.worst_case": "worst_case_sharpness",
+    "noise.perturbed": "perturbed",
+    "register": "metric_path register",
+    "results.certificate": "Certificate",
+    "results.pacgen": "PACGenResult",
+    "training.arguments": "PACGenTrainingArguments",
+    "training.callback.callback": "PACGenCallback",
+    "training.trainer": "PACGenTrainer",
 }
+_LATER = {name: f"hf_pacgen.{module}" for module, names in _NAMES.items() for name in names.split()}
 
 
 class _Facade(_ModuleType):
     """``hf_pacgen.certify`` and ``hf_pacgen.register`` are functions, though a folder and a file have these names."""
 
     def __setattr__(self, name: str, value: _Any) -> None:
-        # the import system binds a module to its parent when it is loaded, in whatever order that happens
+        # the import system binds a module to its parent when it is loaded, in whatever order that happens;
+        # the function of that name must stay what `hf_pacgen.certify` gives
         if not (name in _LATER and isinstance(value, _ModuleType)):
             super().__setattr__(name, value)
 
@@ -122,5 +93,5 @@ def __dir__() -> list[str]:
 
 globals().pop("register", None)  # the module, bound before the class below could refuse it
 _sys.modules[__name__].__class__ = _Facade
-_keep_working(__name__)
+_keep_working()
 _register_on_import()

@@ -19,27 +19,25 @@ __all__ = ["metric_path", "register", "register_on_import"]
 
 logger = logging.getLogger(__name__)
 
-NO_REGISTER = "HF_PACGEN_NO_REGISTER"
-"""Set this variable to 1 to keep ``import hf_pacgen`` from writing into the cache."""
-
+NO_REGISTER = "HF_PACGEN_NO_REGISTER"  # set to 1, it keeps `import hf_pacgen` from writing into the cache
 NAME = "pacgen"
 NAMESPACE = ("evaluate_modules", "metrics", f"evaluate-metric--{NAME}")
+# evaluate looks for folders with a name of 64 characters; ours is always the same, so an upgrade leaves no copy
 VERSION_FOLDER = hashlib.sha256(b"hf_pacgen").hexdigest()
-"""``evaluate`` looks for folders with a name of 64 characters.  Ours is always the same: an upgrade leaves no copy."""
-
 MODULE = '''\
 """evaluate.load("pacgen"). Written by hf_pacgen, and made again by `hf-pacgen register`; needs hf_pacgen installed."""
 
 from hf_pacgen.evaluate_module.pacgen.pacgen import PACGen  # noqa: F401
 '''
+UNWRITABLE = (
+    'evaluate.load("pacgen") may not find the metric: %s cannot be written (%s). Use evaluate.load('
+    "hf_pacgen.metric_path()), or set HF_HOME to a folder that can be written; %s=1 turns this off."
+)
 
 
 def metric_path() -> str:
-    """The folder of the metric: ``evaluate.load(metric_path())`` needs no registration and no network.
-
-    A string, since ``evaluate.load`` takes no ``Path``.
-    """
-    return str(Path(__file__).parent / "evaluate_module" / NAME)
+    """The folder of the metric: ``evaluate.load(metric_path())`` needs no registration and no network."""
+    return str(Path(__file__).parent / "evaluate_module" / NAME)  # evaluate.load takes no Path
 
 
 def register() -> Path | None:
@@ -53,19 +51,12 @@ def register() -> Path | None:
     """
     module = _modules_cache().joinpath(*NAMESPACE, VERSION_FOLDER, f"{NAME}.py")
     try:
-        if not _is_current(module):
+        if not (module.is_file() and module.read_bytes() == MODULE.encode()):
             _write(module)
         _make_latest(module)
     except OSError as error:
         if os.environ.get("LOCAL_RANK", "0") == "0":  # one line a machine, not one a process
-            logger.warning(
-                'evaluate.load("pacgen") may not find the metric: %s cannot be written (%s). Use '
-                "evaluate.load(hf_pacgen.metric_path()), or set HF_HOME to a folder that can be written; "
-                "%s=1 turns this off.",
-                module,
-                error.strerror or error,
-                NO_REGISTER,
-            )
+            logger.warning(UNWRITABLE, module, error.strerror or error, NO_REGISTER)
         return None
     return module
 
@@ -77,21 +68,14 @@ def register_on_import() -> None:
 
 
 def _modules_cache() -> Path:
-    """As in ``evaluate.config``, which also leaves a ``~`` in HF_MODULES_CACHE as it is."""
+    # as in evaluate.config, which also leaves a ~ in HF_MODULES_CACHE as it is
     shared = os.path.join(os.environ.get("XDG_CACHE_HOME", "~/.cache"), "huggingface")
     home = os.path.expanduser(os.environ.get("HF_HOME", shared))
     return Path(os.environ.get("HF_MODULES_CACHE", os.path.join(home, "modules")))
 
 
-def _is_current(module: Path) -> bool:
-    try:
-        return module.read_bytes() == MODULE.encode()
-    except (FileNotFoundError, NotADirectoryError):
-        return False
-
-
 def _write(module: Path) -> None:
-    """Publish the folder as a whole: ``evaluate`` fails on one of such a name without its module."""
+    # the folder is published as a whole: evaluate fails on one of such a name without its module
     folder = module.parent
     folder.parent.mkdir(parents=True, exist_ok=True)
     for package in folder.parents[: len(NAMESPACE)]:  # as evaluate makes them
@@ -114,13 +98,9 @@ def _write(module: Path) -> None:
 
 
 def _make_latest(module: Path) -> None:
-    """Offline, ``evaluate`` takes the copy that was changed last: a Space downloaded long ago must not win."""
-    others = [
-        folder / module.name
-        for folder in module.parents[1].iterdir()
-        if len(folder.name) == len(VERSION_FOLDER) and folder != module.parent
-    ]
-    latest = max((other.stat().st_mtime for other in others if other.is_file()), default=0.0)
+    # offline, evaluate takes the copy that was changed last: a Space downloaded long ago must not win
+    others = (folder / module.name for folder in module.parents[1].iterdir() if len(folder.name) == len(VERSION_FOLDER))
+    latest = max((other.stat().st_mtime for other in others if other != module and other.is_file()), default=0.0)
     if latest >= module.stat().st_mtime:
         now = max(time.time(), latest + 1)
         os.utime(module, (now, now))

@@ -7,12 +7,10 @@ from pathlib import Path
 
 from hf_pacgen.command_line.parser import CommandParser
 from hf_pacgen.config.settings import Config, option
-from hf_pacgen.errors import InputError
+from hf_pacgen.errors import InputError, refusing
 from hf_pacgen.results.base import read_json
 from hf_pacgen.results.pacgen import PACGenResult
 from hf_pacgen.show.cards.update import CARD, update_model_card
-
-__all__ = ["CardArguments", "run"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,29 +33,27 @@ class CardArguments(Config):
 
 
 def run(argv: list[str]) -> None:
-    """Write into the card, and say what.
-
-    Raises:
-        InputError: a file or folder that is not there or not what it should be; nothing has been changed then.
-    """
+    """Write into the card, and say where; bad input raises before anything is changed."""
     parser = CommandParser(
         (CardArguments,),
-        prog="hf-pacgen card",
-        usage="hf-pacgen card RESULT.json --model FOLDER [options]",
+        "card",
+        usage="RESULT.json --model FOLDER [options]",
         description="Write PACGen into the card of a model: into its metadata, which the hub reads, and into a section "
         "for people. Everything else in the card stays as it is; doing it again changes nothing.",
-        epilog="Example: hf-pacgen card result.json --model ./my-model --dataset stanfordnlp/sst2",
+        example="result.json --model ./my-model --dataset stanfordnlp/sst2",
     )
     parser.add_argument("result", metavar="RESULT.json", help="What 'hf-pacgen score --output' has written.")
     args, positional = parser.settings(argv)
-    if args.model is None:
+    if args.model is None:  # no required flag: argparse would not say what belongs there
         parser.error("--model is missing: the folder of the saved model")
-    if not Path(args.model).is_dir():
-        what = "is a file" if Path(args.model).exists() else "does not exist"
+    folder = Path(args.model)
+    if not folder.is_dir():
+        what = "is a file" if folder.exists() else "does not exist"
         raise InputError(f"--model {args.model!r} {what}: expected the folder of a saved model.")
+    # both files are read before the card is touched
     result = PACGenResult.load(positional.result)
     certificate = read_json(args.certificate) if args.certificate is not None else None
-    try:
+    with refusing(f"The card in {args.model!r} cannot be written", kind=OSError):
         update_model_card(
             args.model,
             result,
@@ -66,8 +62,6 @@ def run(argv: list[str]) -> None:
             task_type=args.task,
             dataset_type=args.dataset,
             dataset_name=args.dataset_name,
-            dataset_split=args.split,
+            dataset_split=args.split,  # the hub's metadata names a split, so it has a default
         )
-    except OSError as error:
-        raise InputError(f"The card in {args.model!r} cannot be written: {error}.") from error
-    print(f"Written to {Path(args.model) / CARD}")
+    print(f"Written to {folder / CARD}")

@@ -10,16 +10,15 @@ from rich.markup import escape
 from rich.table import Table
 
 from hf_pacgen.certify.certify import certify
+from hf_pacgen.command_line.inputs.models import is_path
 from hf_pacgen.command_line.printing import open_console, print_notes, quantities
 from hf_pacgen.command_line.quiet import quiet
 from hf_pacgen.command_line.run_options import Run, RunArguments
 from hf_pacgen.config import CertificateConfig
 from hf_pacgen.config.settings import Config, option
-from hf_pacgen.errors import InputError, describe
+from hf_pacgen.errors import InputError, refusing
 from hf_pacgen.results.certificate import Certificate
 from hf_pacgen.show.tables import number
-
-__all__ = ["PriorArguments", "run"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,11 +37,11 @@ class PriorArguments(Config):
 def run(argv: list[str]) -> None:
     """Certify, save and print."""
     call = Run(
+        "certify",
         argv,
         RunArguments,
         CertificateConfig,
         PriorArguments,
-        command="certify",
         usage="MODEL --prior BASE --dataset NAME_OR_FILE [options]",
         description="Bound the error of a model, with noise on its weights, on new examples. It holds with probability "
         "1 - delta over the draw of the examples, which must be independent of each other and unseen by the prior.",
@@ -50,11 +49,12 @@ def run(argv: list[str]) -> None:
         group="certificate",
     )
     (prior_args,) = call.extra
-    if prior_args.prior is None:
+    if prior_args.prior is None:  # argparse would say that it is required, and not what it may be
         call.parser.error("--prior is missing: 'zero', or the model before it saw the data")
+    # before the model is loaded, so that a wrong name is told at once
     prior = prior_folder(prior_args.prior)
     subject = call.load(call.models[0])
-    subject.model.eval()
+    subject.model.eval()  # the certificate is of the model without dropout
     with call.measuring() as options:
         result = certify(subject.model, subject.examples, prior=prior, config=call.config, **options)
     result = dataclasses.replace(result, notes=(*subject.notes, *result.notes))
@@ -66,25 +66,17 @@ def run(argv: list[str]) -> None:
 
 
 def prior_folder(name: str) -> str:
-    """``"zero"``, a folder as it is, or the folder into which a model of the hub was downloaded.
-
-    Raises:
-        InputError: there is no such folder or model.
-    """
+    """``"zero"``, a folder as it is, or the folder into which a model of the hub was downloaded."""
     if name == "zero" or Path(name).is_dir():
         return name
-    if name.startswith((".", "/", "~")) or name.count("/") > 1:
+    if is_path(name):
         raise InputError(f"--prior {name!r}: there is no such folder. Give 'zero', a folder, or an id on the hub.")
-    from huggingface_hub import snapshot_download
+    from huggingface_hub import snapshot_download  # not of every command
 
-    try:
-        with quiet():
-            return snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "pytorch_model.bin"])
-    except Exception as error:
-        raise InputError(
-            f"--prior {name!r} is no folder, and cannot be had from the hub: {describe(error)}. "
-            "Give 'zero', the folder of the model before it saw the data, or the id of a model on the hub."
-        ) from error
+    remedy = "Give 'zero', the folder of the model before it saw the data, or the id of a model on the hub."
+    with quiet(), refusing(f"--prior {name!r} is no folder, and cannot be had from the hub", remedy):
+        # the weights and what describes them, in one of the formats a repository may have
+        return snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "pytorch_model.bin"])
 
 
 def print_certificate(result: Certificate, *, title: str, top: int = 8) -> None:
@@ -104,6 +96,7 @@ def print_certificate(result: Certificate, *, title: str, top: int = 8) -> None:
     console = open_console()
     console.print(f"[bold]{result.sentence}[/]\n", highlight=False)
     console.print(quantities(title, rows))
+    # a single module would repeat the table above
     ranked = sorted(result.by_module.items(), key=lambda item: -item[1]["kl"])[:top]
     if len(result.by_module) > 1 and ranked:
         modules = Table(header_style="bold")

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-import io
 import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,17 +25,12 @@ from hf_pacgen.measures.comparison import measure_all
 from hf_pacgen.results.measures import MEASURES, Measures
 from hf_pacgen.show.tables import number, percent, spread
 
-__all__ = ["CompareArguments", "run"]
-
-NUM_RANKED = 3
-"""Fewest runs whose ranks say anything."""
+NUM_RANKED = 3  # fewest runs whose ranks say anything
 
 
 @dataclass(frozen=True, kw_only=True)
 class CompareArguments(BatchArguments):
     """What the runs are compared on, how the command runs, and where the results go."""
-
-    _outputs = ("json", "csv")
 
     eval_dataset: list[str] | None = option(
         None, "Data that no run was trained on, given as --dataset is: it adds the test loss and the gap."
@@ -53,10 +48,10 @@ class CompareArguments(BatchArguments):
 def run(argv: list[str]) -> None:
     """Measure every run, save, and print the table."""
     call = Run(
+        "compare",
         argv,
         CompareArguments,
         ScoreConfig,
-        command="compare",
         usage="RUN1 RUN2 ... --dataset NAME_OR_FILE [options]",
         description="All measures of several checkpoints on the same training data, side by side: PACGen, curvature, "
         "sharpness, norm and loss; with --eval-dataset also the test loss, the gap, and how each measure ranks it.",
@@ -64,38 +59,31 @@ def run(argv: list[str]) -> None:
         several=True,
     )
     twice = [name for name in call.models if call.models.count(name) > 1]
-    if twice:
+    if twice:  # a rank correlation would count it as two runs
         raise InputError(f"The run {twice[0]!r} is given twice: expected different ones. Leave one out.")
-    args, test_args = call.args, None
+    args, test = call.args, None
     if args.eval_dataset is not None or args.eval_split is not None:
-        test_args = dataclasses.replace(
-            call.data_args, dataset=args.eval_dataset or call.data_args.dataset, split=args.eval_split
-        )
-        check_files(test_args)
+        dataset = args.eval_dataset or call.data_args.dataset
+        test = dataclasses.replace(call.data_args, dataset=dataset, split=args.eval_split)
+        check_files(test)  # before the first run is measured
     check_files(call.data_args)
     names = short_names(call.models)
-    rows = [_measured(call, model, name, test_args) for model, name in zip(call.models, names, strict=True)]
+    rows = [_measured(call, model, name, test) for model, name in zip(call.models, names, strict=True)]
     shown = [dataclasses.replace(row, status=call.in_flags(row.status)) for row in rows]
-    call.finish(
-        {
-            "json": lambda path: Path(path).write_text(as_json(rows), encoding="utf-8"),
-            "csv": lambda path: Path(path).write_text(as_csv(rows), encoding="utf-8"),
-        },
-        lambda: print_comparison(shown),
-    )
+    call.finish({"json": partial(_save_json, rows), "csv": partial(_save_csv, rows)}, lambda: print_comparison(shown))
 
 
-def _measured(call: Run, model: str, name: str, test_args: DataArguments | None) -> Measures:
+def _measured(call: Run, model: str, name: str, test: DataArguments | None) -> Measures:
     args, config = call.args, call.config
     subject = call.load(model)
-    test = call.load(model, test_args).examples if test_args is not None else None
-    subset = {"max_examples": config.max_examples, "seed": config.seed}
+    test_data = None if test is None else call.load(model, test).examples
+    subset = {"max_examples": config.max_examples, "seed": config.seed}  # all measures see the same examples
     with call.measuring() as options:
         found = measure_all(
             subject.model,
             subject.examples,
             name=name,
-            test_data=test,
+            test_data=test_data,
             noise_scale=args.noise_scale,
             score=config,
             spectrum=SpectrumConfig(probes=0, iterations=args.iterations, hvp=config.hvp, **subset),
@@ -116,37 +104,31 @@ def short_names(runs: Sequence[str]) -> list[str]:
         names = ["/".join(part[-count:]) for part in parts]
         if len(set(names)) == len(names):
             return names
-    return list(runs)
+    return list(runs)  # a run given twice was refused before
 
 
 def correlations(rows: Sequence[Measures]) -> dict[str, float]:
     """Rank correlation of every measure with the gap, where there are enough runs to rank."""
-    gaps = [row.gap for row in rows]
-    if len(rows) < NUM_RANKED or any(gap is None for gap in gaps):
+    gaps = [row.gap for row in rows if row.gap is not None]
+    if len(rows) < NUM_RANKED or len(gaps) < len(rows):
         return {}
-    found = {
-        field: rank_correlation([getattr(row, field) for row in rows], [gap for gap in gaps if gap is not None])
-        for field in MEASURES
-        if field not in ("gap", "test_loss")
-    }
-    return {field: value for field, value in found.items() if not math.isnan(value)}
+    fields = [field for field in MEASURES if field not in ("gap", "test_loss")]  # which are no predictions
+    found = {field: rank_correlation([getattr(row, field) for row in rows], gaps) for field in fields}
+    return {field: value for field, value in found.items() if not math.isnan(value)}  # NaN: the same in all runs
 
 
-def as_json(rows: Sequence[Measures]) -> str:
-    """All fields of all runs, and the rank correlations with the gap."""
+def _save_json(rows: Sequence[Measures], path: str) -> None:
     whole = {"runs": [row.to_dict() for row in rows], "rank_correlation_with_gap": correlations(rows)}
-    return json.dumps(whole, indent=2, ensure_ascii=False) + "\n"
+    Path(path).write_text(json.dumps(whole, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def as_csv(rows: Sequence[Measures]) -> str:
-    """A row for every run; what is not known is empty."""
-    text = io.StringIO()
+def _save_csv(rows: Sequence[Measures], path: str) -> None:
     values: list[dict[str, Any]] = [row.to_dict() | {"status": " ".join(row.status)} for row in rows]
     columns = [name for name in values[0] if name != "version"]  # of the JSON; a table has none
-    writer = csv.DictWriter(text, fieldnames=columns, extrasaction="ignore", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(values)
-    return text.getvalue()
+    with open(path, "w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, columns, extrasaction="ignore", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(values)
 
 
 def print_comparison(rows: Sequence[Measures]) -> None:
@@ -155,32 +137,32 @@ def print_comparison(rows: Sequence[Measures]) -> None:
     examples = " / ".join(f"{n:,}" for n in sorted({row.num_examples for row in rows}))
     title = f"Measures of {len(rows)} runs on {examples} training examples (η = {number(rows[0].eta)})"
     table = titled(title)
-    table.add_column("Measure", no_wrap=True)
+    table.add_column("Measure", no_wrap=True)  # a folded label would look like two measures
     for row in rows:
         table.add_column(escape(row.name), justify="right", overflow="fold")
     if ranks:
         table.add_column("rank corr. with gap", justify="right")
     for field, label in MEASURES.items():
-        if any(getattr(row, field) is not None for row in rows):
+        if any(getattr(row, field) is not None for row in rows):  # the gap needs test data
             cells = [_cell(row, field) for row in rows]
             table.add_row(label, *cells, *([f"{ranks[field]:+.2f}" if field in ranks else ""] if ranks else []))
     console = open_console(widest=table)  # in a file there is room for all runs
     console.print(table)
-    if len({row.num_parameters for row in rows}) > 1:
+    if len({row.num_parameters for row in rows}) > 1:  # a sum over more weights is larger by itself
         console.print("The runs differ in their number of parameters: compare Ψ/m and K(η)/m.", highlight=False)
-    said: dict[str, list[str]] = {}
+    said: dict[str, list[str]] = {}  # a sentence on several runs is printed once
     for row in rows:
         for sentence in row.status:
             said.setdefault(sentence, []).append(row.name)
-    for sentence, names in said.items():
-        whose = "" if len(names) == len(rows) > 1 else f"{', '.join(names)}: "
-        print_notes(console, [whose + sentence])
+    of_all = len(rows) if len(rows) > 1 else 0
+    print_notes(console, (s if len(names) == of_all else f"{', '.join(names)}: {s}" for s, names in said.items()))
 
 
 def _cell(row: Measures, field: str) -> str:
     value = getattr(row, field)
     if field.endswith("fraction"):
         return percent(value)
+    # Lanczos finds it from below
     if field == "largest_eigenvalue" and not row.largest_eigenvalue_converged:
         return f"≥ {number(value)}"
     errors = {"hessian_trace": row.hessian_trace_stderr, "expected_sharpness": row.expected_sharpness_stderr}

@@ -1,7 +1,7 @@
 """The command ``hf-pacgen``: finds the subcommand and turns bad input into one clear line and exit code 2.
 
-A subcommand is a module with ``run(argv)`` that raises :class:`~hf_pacgen.errors.InputError` on bad input; it
-joins by a line in ``COMMANDS``, and is imported only when it is called.
+A subcommand is the module of its name here, with ``run(argv)`` that raises :class:`~hf_pacgen.errors.InputError` on
+bad input; it joins by a line in ``COMMANDS``, and is imported only when it is called.
 """
 
 from __future__ import annotations
@@ -14,17 +14,15 @@ import sys
 from hf_pacgen import __version__
 from hf_pacgen.errors import InputError
 
-__all__ = ["COMMANDS", "main"]
-
 COMMANDS = {
-    "score": ("hf_pacgen.command_line.score", "PACGen of a model on its training data"),
-    "sharpness": ("hf_pacgen.command_line.sharpness", "sharpness and top curvature of a solution"),
-    "compare": ("hf_pacgen.command_line.compare", "all measures of several checkpoints, side by side"),
-    "certify": ("hf_pacgen.command_line.certify", "bound a model's error on new examples"),
-    "card": ("hf_pacgen.command_line.card", "write a result into a model card"),
-    "register": ("hf_pacgen.command_line.register", 'make evaluate.load("pacgen") work everywhere'),
+    "score": "PACGen of a model on its training data",
+    "sharpness": "sharpness and top curvature of a solution",
+    "compare": "all measures of several checkpoints, side by side",
+    "certify": "bound a model's error on new examples",
+    "card": "write a result into a model card",
+    "register": 'make evaluate.load("pacgen") work everywhere',
 }
-OK, BAD_INPUT, INTERRUPTED = 0, 2, 130
+OK, BAD_INPUT, INTERRUPTED = 0, 2, 130  # as argparse and shells have it
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -35,14 +33,17 @@ def main(argv: list[str] | None = None) -> int:
     parser = _parser()
     words = sys.argv[1:] if argv is None else argv
     try:
-        asked = parser.parse_args(words[:1])
-        if asked.command is None:
-            parser.print_help(sys.stderr)
+        # only the first word is ours; a flag that argparse does not know is no command either
+        asked, unknown = parser.parse_known_args(words[:1])
+        name = asked.command or "".join(unknown)
+        if not name:
+            parser.print_help(sys.stderr)  # nothing was asked, so nothing belongs on standard output
             return BAD_INPUT
-        if asked.command not in COMMANDS:
+        if name not in COMMANDS:
             known = ", ".join(COMMANDS)
-            raise InputError(f"There is no command {asked.command!r}; expected one of {known}. See 'hf-pacgen --help'.")
-        importlib.import_module(COMMANDS[asked.command][0]).run(words[1:])
+            raise InputError(f"There is no command {name!r}; expected one of {known}. See 'hf-pacgen --help'.")
+        # imported now: torch and transformers take seconds, and --help needs neither
+        importlib.import_module(f"hf_pacgen.command_line.{name}").run(words[1:])
     except InputError as error:
         if os.environ.get("RANK", "0") == "0":  # under several processes all meet the same error
             print(f"hf-pacgen: error: {' '.join(str(error).split())}", file=sys.stderr)
@@ -54,7 +55,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    commands = "\n".join(f"  {name:12}{summary}" for name, (_, summary) in COMMANDS.items())
+    commands = "\n".join(f"  {name:12}{summary}" for name, summary in COMMANDS.items())
     parser = argparse.ArgumentParser(
         prog="hf-pacgen",
         usage="hf-pacgen COMMAND ...",
@@ -63,5 +64,6 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=__version__)
+    # no subparsers of argparse: they would need every command's flags, and so every import
     parser.add_argument("command", nargs="?", metavar="COMMAND", help=argparse.SUPPRESS)
     return parser

@@ -15,16 +15,12 @@ from transformers import HfArgumentParser
 
 from hf_pacgen.errors import InputError
 
-__all__ = ["CommandParser"]
-
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
-    """Help with the default where it says something: not for flags, nor where nothing is the default."""
-
     def _get_help_string(self, action: argparse.Action) -> str | None:
-        if action.default is None or isinstance(action.default, bool):
-            return action.help
-        return super()._get_help_string(action)
+        # a default of nothing, or of a flag, says nothing
+        plain = action.default is None or isinstance(action.default, bool)
+        return action.help if plain else super()._get_help_string(action)
 
 
 class CommandParser(HfArgumentParser):
@@ -38,14 +34,25 @@ class CommandParser(HfArgumentParser):
     4. help shows ``--max-length`` alone, though ``--max_length`` works as well.
     """
 
-    def __init__(self, dataclass_types: Any, *, group: str = "options", **kwargs: Any) -> None:
-        super().__init__(dataclass_types, allow_abbrev=False, formatter_class=_HelpFormatter, **kwargs)
+    def __init__(
+        self, types: Any, command: str, *, description: str, usage: str, example: str = "", group: str = "options"
+    ) -> None:
+        prog = f"hf-pacgen {command}"
+        super().__init__(
+            types,
+            prog=prog,
+            usage=f"{prog} {usage}",
+            description=description,
+            epilog=f"Example: {prog} {example}" if example else None,
+            allow_abbrev=False,  # a flag of a later release must not change what a script of today means
+            formatter_class=_HelpFormatter,
+        )
         self._optionals.title = group  # of settings that name none themselves
         self._action_groups.append(self._action_groups.pop(1))  # after the model and the data
         for action in self._actions:
             if action.dest == "eta":
                 action.type = str  # checked, with a better message, where the settings are made
-            if isinstance(action.default, Enum):
+            if isinstance(action.default, Enum):  # help would show Estimator.BLEND
                 action.default = action.default.value
             action.option_strings = [flag for flag in action.option_strings if "_" not in flag]
 
@@ -54,6 +61,7 @@ class CommandParser(HfArgumentParser):
         if field.type is not bool:
             HfArgumentParser._parse_dataclass_field(parser, field)
             return
+        # a field of one word gives the same flag twice, which argparse refuses
         flags = dict.fromkeys((f"--{field.name}", f"--{field.name.replace('_', '-')}"))
         action: Any = argparse.BooleanOptionalAction if field.default else "store_true"
         parser.add_argument(*flags, action=action, default=field.default, help=field.metadata.get("help"))
@@ -64,29 +72,21 @@ class CommandParser(HfArgumentParser):
         raise InputError(f"{message[:1].upper()}{message[1:]}. Usage: {usage}; see '{self.prog} --help'.")
 
     def settings(self, argv: list[str]) -> tuple[Any, ...]:
-        """The dataclasses, then the namespace of further arguments.
-
-        Raises:
-            InputError: an unknown flag, or a value that a dataclass refuses.
-        """
-        try:
+        """The dataclasses, then the namespace of further arguments; what is unknown or refused is an InputError."""
+        with self.refusals():
             *settings, rest = self.parse_args_into_dataclasses(
                 args=argv, look_for_args_file=False, return_remaining_strings=True
             )
-        except InputError:
-            raise
-        except (ValueError, TypeError) as error:
-            raise InputError(self.in_flags(str(error))) from error
         if rest:
             self.error(f"unknown {'argument' if len(rest) == 1 else 'arguments'} {' '.join(rest)}")
         return tuple(settings)
 
     @contextmanager
     def refusals(self) -> Iterator[None]:
-        """Turns what a measure refuses into the one line of a command."""
+        """Turns what settings or a measure refuse into the one line of a command."""
         try:
             yield
-        except InputError:
+        except InputError:  # it speaks of flags already
             raise
         except torch.OutOfMemoryError as error:
             raise InputError("The device is out of memory: take a smaller --batch-size or --max-length.") from error
@@ -100,6 +100,7 @@ class CommandParser(HfArgumentParser):
         """
         named = {action.dest for action in self._actions if "_" in action.dest and action.option_strings}
         names = "|".join(sorted(named, key=len, reverse=True))
+        # no name within a longer word, a path or quotation marks, and no call; with its value, as in max_examples=5
         setting = rf"(?<![\w'\"/.-])({names})(?![\w'\"(])(?:=(\w[\w.]*))?"
         text = re.sub(rf"\w+Config\({setting}\)", self._as_flag, text)
         return re.sub(setting, self._as_flag, text)
@@ -107,6 +108,5 @@ class CommandParser(HfArgumentParser):
     @staticmethod
     def _as_flag(found: re.Match[str]) -> str:
         name, value = found[1].replace("_", "-"), found[2]
-        if value in ("True", "False"):
-            return f"--{'no-' if value == 'False' else ''}{name}"
-        return f"--{name}" + (f" {value}" if value else "")
+        forms = {None: f"--{name}", "True": f"--{name}", "False": f"--no-{name}"}
+        return forms.get(value, f"--{name} {value}")

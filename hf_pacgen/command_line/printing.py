@@ -10,13 +10,11 @@ from rich.table import Table
 
 from hf_pacgen.show.tables import PLAIN_WIDTH
 
-__all__ = ["open_console", "print_notes", "quantities", "titled"]
-
 
 def open_console(widest: RenderableType | None = None) -> Console:
     """Standard output; in a file it is as wide as a page, or as ``widest`` needs."""
     console = Console()
-    if console.is_terminal:
+    if console.is_terminal:  # rich asks it for its width
         return console
     needed = 0 if widest is None else Console(width=10_000).measure(widest).maximum
     return Console(width=max(PLAIN_WIDTH, needed))
@@ -31,10 +29,10 @@ def quantities(title: str, rows: Iterable[tuple[str, str, str]]) -> Table:
     """Quantities with their values, and what these say."""
     table = titled(title)
     table.add_column("Quantity", no_wrap=True)
-    table.add_column("Value", justify="right", no_wrap=True)
+    table.add_column("Value", justify="right", no_wrap=True)  # digits must not be folded
     table.add_column("What it says")
     for row in rows:
-        table.add_row(*map(escape, row))
+        table.add_row(*map(escape, row))  # a name in brackets is no markup
     return table
 
 

@@ -6,20 +6,17 @@ import logging
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
-__all__ = ["quiet"]
-
 
 @contextmanager
 def quiet(*, data_bars: bool = False) -> Iterator[None]:
     """Silence the libraries' own reports for a while: what matters of them is said in our words.
 
-    Args:
-        data_bars: keep the progress bars of ``datasets``, for data that is downloaded.
+    ``data_bars`` keeps the progress bars of ``datasets``, for data that is downloaded.
     """
     import datasets  # here, since both take a while to import
     from transformers.utils import logging as transformers_logging
 
-    with ExitStack() as stack:
+    with ExitStack() as stack:  # everything is put back as it was found
         for name in ("transformers", "datasets", "huggingface_hub"):
             logger = logging.getLogger(name)
             stack.callback(logger.setLevel, logger.level)
@@ -27,6 +24,7 @@ def quiet(*, data_bars: bool = False) -> Iterator[None]:
         if transformers_logging.is_progress_bar_enabled():
             stack.callback(transformers_logging.enable_progress_bar)
             transformers_logging.disable_progress_bar()
+        # what the user turned off stays off
         if not data_bars and datasets.are_progress_bars_disabled() is False:
             stack.callback(datasets.enable_progress_bars)
             datasets.disable_progress_bars()

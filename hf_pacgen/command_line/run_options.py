@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from accelerate import Accelerator
 
@@ -19,7 +19,7 @@ from hf_pacgen.command_line.quiet import quiet
 from hf_pacgen.config.settings import Config, Count, Natural, option
 from hf_pacgen.errors import InputError
 
-__all__ = ["BatchArguments", "OutputArguments", "Run", "RunArguments"]
+OUTPUTS = ("output", "json", "csv")  # the flags that name files to write
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,8 +27,6 @@ class BatchArguments(Config):
     """How the command runs."""
 
     _argument_group_name = "run"
-    _outputs: ClassVar[tuple[str, ...]] = ()
-    """The settings that name files to write, all of which are None or a path."""
 
     batch_size: Count = option(8, "Number of examples in a batch.")
     progress: bool = option(True, "Show progress bars.")
@@ -37,8 +35,6 @@ class BatchArguments(Config):
 @dataclass(frozen=True, kw_only=True)
 class OutputArguments(BatchArguments):
     """And where the result goes."""
-
-    _outputs = ("output",)
 
     output: str | None = option(None, "JSON file to write the result to; its folder must exist.")
 
@@ -53,56 +49,49 @@ class RunArguments(OutputArguments):
 class Run:
     """One call of a command that measures models: its settings, where it computes, and how it ends.
 
-    ``args`` are the command's own flags, ``config`` the settings of what it measures, ``extra`` further settings.
-    Bad input raises before any work begins.
+    ``args`` are the command's own flags, ``config`` the settings of what it measures, ``extra`` further settings,
+    ``words`` what its parser says.  Bad input raises before any work begins.
     """
 
     def __init__(
         self,
+        command: str,
         argv: list[str],
         args: type[BatchArguments],
         config: type[Config],
         *extra: type[Config],
-        command: str,
-        usage: str,
-        description: str,
-        example: str,
         group: str = "measurement",
+        usage: str = "MODEL --dataset NAME_OR_FILE [options]",
         several: bool = False,
+        **words: str,
     ) -> None:
-        self.parser = CommandParser(
-            (*extra, ModelArguments, DataArguments, args, config),
-            prog=f"hf-pacgen {command}",
-            group=group,
-            usage=f"hf-pacgen {command} {usage}",
-            description=description,
-            epilog=f"Example: hf-pacgen {command} {example}",
-        )
+        settings = (*extra, ModelArguments, DataArguments, args, config)
+        self.parser = CommandParser(settings, command, group=group, usage=usage, **words)
         metavar, count, what = ("RUN", "+", "The models: folders") if several else ("MODEL", 1, "The model: a folder")
-        self.parser.add_argument(
-            "models", metavar=metavar, nargs=count, help=f"{what}, or an id on the Hugging Face hub."
-        )
+        said = f"{what}, or an id on the Hugging Face hub."
+        self.parser.add_argument("models", metavar=metavar, nargs=count, help=said)
         *self.extra, self.model_args, self.data_args, self.args, self.config, rest = self.parser.settings(argv)
         self.models: list[str] = rest.models
-        self.outputs = {name: getattr(self.args, name) for name in self.args._outputs}
+        paths = {name: getattr(self.args, name, None) for name in OUTPUTS}
+        self.outputs: dict[str, str] = {name: path for name, path in paths.items() if path is not None}
         for name, path in self.outputs.items():
-            if path is not None:
-                _check_output(f"--{name}", path)
+            _check_output(f"--{name}", path)  # before the work begins, which can take hours
         self.device, self.accelerator = choose_device(self.model_args.device), None
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:  # torchrun or accelerate started several processes
             self.accelerator = Accelerator(cpu=self.device.type == "cpu")
-            self.device = self.accelerator.device
+            self.device = self.accelerator.device  # one for each process
 
     def load(self, model: str, data_args: DataArguments | None = None) -> Subject:
         """A model with its training data, or with other data."""
         data = data_args or self.data_args
+        # of a head that the checkpoint lacks: the seed of the measurement, so that one seed repeats the whole command
         return load_subject(model, self.model_args, data, device=self.device, seed=self.config.seed)
 
     @contextmanager
     def measuring(self) -> Iterator[dict[str, Any]]:
         """What every measure is told of batches and processes; what it refuses is said in one line."""
         args = self.args
-        with self.parser.refusals(), quiet():
+        with self.parser.refusals(), quiet():  # transformers warns of things that the result says itself
             yield {"batch_size": args.batch_size, "accelerator": self.accelerator, "progress": args.progress}
 
     def finish(self, files: Mapping[str, Callable[[str], object]], show: Callable[[], None]) -> None:
@@ -110,16 +99,16 @@ class Run:
 
         ``files`` has what writes each, by its setting.  One that cannot be written raises after the result was shown.
         """
+        # all processes have the same result
         if self.accelerator is not None and not self.accelerator.is_main_process:
             return
         written, failed = [], None
-        for name, save in files.items():  # before anything is printed, so that a closed terminal does not lose it
-            if (path := self.outputs[name]) is not None:
-                try:
-                    save(path)
-                    written.append(f"Written to {path}")
-                except OSError as error:
-                    failed = InputError(f"--{name} {path!r} could not be written: {error}.")
+        for name, path in self.outputs.items():  # before anything is printed: a closed terminal must not lose it
+            try:
+                files[name](path)
+                written.append(f"Written to {path}")
+            except OSError as error:  # a disk may be full by now
+                failed = InputError(f"--{name} {path!r} could not be written: {error}.")
         show()
         if written:
             print("", *written, sep="\n")
@@ -136,10 +125,8 @@ def _check_output(flag: str, output: str) -> None:
     if not path.parent.is_dir():
         raise InputError(f"{flag} {output!r}: the folder {str(path.parent)!r} does not exist. Make it first.")
     if path.is_dir():
-        kind = "csv" if flag == "--csv" else "json"
-        example = str(path / f"result.{kind}")
-        raise InputError(
-            f"{flag} {output!r} is a folder: expected the name of a {kind.upper()} file, such as {example}."
-        )
+        kind = flag.removeprefix("--").replace("output", "json")
+        name = f"the name of a {kind.upper()} file, such as {path / 'result'}.{kind}"
+        raise InputError(f"{flag} {output!r} is a folder: expected {name}.")
     if not os.access(path.parent, os.W_OK):
         raise InputError(f"{flag} {output!r}: the folder {str(path.parent)!r} cannot be written to. Choose another.")

@@ -11,8 +11,6 @@ from hf_pacgen.config.settings import Count, option
 from hf_pacgen.measures.pacgen import pacgen
 from hf_pacgen.show.tables import print_report
 
-__all__ = ["ScoreArguments", "run"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class ScoreArguments(RunArguments):
@@ -27,26 +25,19 @@ class ScoreArguments(RunArguments):
 def run(argv: list[str]) -> None:
     """Score, save and print."""
     call = Run(
+        "score",
         argv,
         ScoreArguments,
         ScoreConfig,
-        command="score",
-        usage="MODEL --dataset NAME_OR_FILE [options]",
         description="PACGen of a model on its training data: how well its solution should generalize. Lower is better.",
         example="./my-model --dataset train.parquet --max-examples 512 --output result.json",
     )
-    args = call.args
-    subject = call.load(call.models[0])
+    args, subject = call.args, call.load(call.models[0])
+    kept = {"checkpoint_dir": args.checkpoint_dir, "checkpoint_every": args.checkpoint_every}
     with call.measuring() as options:
-        result = pacgen(
-            subject.model,
-            subject.examples,
-            config=call.config,
-            checkpoint_dir=args.checkpoint_dir,
-            checkpoint_every=args.checkpoint_every,
-            **options,
-        )
+        result = pacgen(subject.model, subject.examples, config=call.config, **kept, **options)
     result = dataclasses.replace(result, status=(*subject.notes, *result.status))
+    # the file speaks the library's words, the terminal those of the command
     shown = dataclasses.replace(result, status=call.in_flags(result.status))
     call.finish(
         {"output": result.save},

@@ -19,8 +19,6 @@ from hf_pacgen.results.spectrum import Spectrum
 from hf_pacgen.results.worst_case import WorstCaseSharpness
 from hf_pacgen.show.tables import number, spread
 
-__all__ = ["SharpnessArguments", "run"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class SharpnessArguments(OutputArguments):
@@ -34,20 +32,19 @@ class SharpnessArguments(OutputArguments):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        # the model would be loaded for nothing
         if not (self.noise_scale or self.box or self.eigenvalues):
-            raise ValueError(
-                "noise_scale, box and eigenvalues are all 0: there is nothing to measure. Give one of them."
-            )
+            nothing = "noise_scale, box and eigenvalues are all 0: there is nothing to measure."
+            raise ValueError(f"{nothing} Give one of them.")
 
 
 def run(argv: list[str]) -> None:
     """Measure, save and print."""
     call = Run(
+        "sharpness",
         argv,
         SharpnessArguments,
         SharpnessConfig,
-        command="sharpness",
-        usage="MODEL --dataset NAME_OR_FILE [options]",
         description="Sharpness of a solution on its training data: the rise of the loss under random noise on the "
         "weights (Neyshabur et al. 2017), at worst in a box (Keskar et al. 2017), and the Hessian's top eigenvalues.",
         example="./my-model --dataset train.parquet --max-examples 512 --noise-scale 0.01",
@@ -55,16 +52,15 @@ def run(argv: list[str]) -> None:
     args, config = call.args, call.config
     subject = call.load(call.models[0])
     model, data = subject.model, subject.examples
-    found: dict[str, Any] = {}
+    found: dict[str, Any] = {}  # by the key in the JSON
     with call.measuring() as options:
         if args.noise_scale:
             found["expected"] = expected_sharpness(model, data, noise_scale=args.noise_scale, config=config, **options)
         if args.box:
             found["worst_case"] = worst_case_sharpness(model, data, box=args.box, config=config, **options)
         if args.eigenvalues:
-            spectrum = SpectrumConfig(
-                probes=args.probes, iterations=args.iterations, max_examples=config.max_examples, seed=config.seed
-            )
+            same = {"max_examples": config.max_examples, "seed": config.seed}  # examples as for the sharpness
+            spectrum = SpectrumConfig(probes=args.probes, iterations=args.iterations, **same)
             found["spectrum"] = hessian_spectrum(model, data, k=args.eigenvalues, config=spectrum, **options)
     status = (*subject.notes, *(sentence for result in found.values() for sentence in result.status))
     values = {"model": call.models[0], **{name: result.to_dict() for name, result in found.items()}, "status": status}
@@ -84,17 +80,13 @@ def _rows(result: Sharpness | WorstCaseSharpness | Spectrum) -> list[tuple[str, 
         on = f"mean training loss on {result.num_examples:,} examples, without dropout"
         noise = f"{result.config['distribution']} noise of scale {number(result.noise_scale or 0)}"
         rise = f"mean rise of the loss under {noise}; {result.draws} draws for every batch"
-        return [
-            ("loss", number(result.loss), on),
-            ("expected sharpness", number(result.mean) + spread(result.stderr), rise),
-        ]
+        mean = number(result.mean) + spread(result.stderr)
+        return [("loss", number(result.loss), on), ("expected sharpness", mean, rise)]
     if isinstance(result, WorstCaseSharpness):
         box = f"the box {number(result.box or 0)}·(|w| + 1); {result.steps} gradients of the whole loss"
-        return [
-            ("worst-case rise", number(result.value), f"largest rise of the loss found in {box}"),
-            ("  relative", f"{result.relative:.4g} %", "of 1 + loss: the sharpness of Keskar et al."),
-        ]
-    rows = []
+        relative = ("  relative", f"{result.relative:.4g} %", "of 1 + loss: the sharpness of Keskar et al.")
+        return [("worst-case rise", number(result.value), f"largest rise of the loss found in {box}"), relative]
+    rows = []  # each eigenvalue with how far it can be trusted
     each = zip(result.eigenvalues, result.residuals, result.converged, strict=True)
     for i, (value, residual, good) in enumerate(each, start=1):
         said = f"eigenvalue of the Hessian, residual {residual:.1e}" + ("" if good else "; NOT CONVERGED")

@@ -11,44 +11,34 @@ from torch.utils.data import Dataset
 
 from hf_pacgen.command_line.inputs.columns import Columns
 from hf_pacgen.command_line.inputs.labels import Labels, check_complete
-from hf_pacgen.errors import InputError, describe
+from hf_pacgen.errors import InputError, refusing
 
-__all__ = ["Examples", "image_examples", "text_examples"]
-
-DEFAULT_MAX_LENGTH = 512
-UNLIMITED = 10**6
-"""Tokenizers without a limit of their own say 10^30."""
+DEFAULT_MAX_LENGTH = 512  # what most encoders take; a product on longer texts needs much memory
+UNLIMITED = 10**6  # tokenizers without a limit of their own say 10^30
 REPAIR = "Repair preprocessor_config.json in the model's folder."
 Rows = dict[str, list[Any]]
 
 
 class Examples(Dataset):
-    """A map-style dataset of model inputs; only the rows that are scored are tokenized or decoded.
-
-    Attributes:
-        notes: what was done to the data that the user should know, in sentences.
-    """
+    """A map-style dataset of model inputs; only the rows that are scored are tokenized or decoded."""
 
     def __init__(
         self, table: datasets.Dataset, encode: Callable[[Rows], list[dict[str, Any]]], notes: tuple[str, ...] = ()
     ) -> None:
-        self.table, self.encode, self.notes = table, encode, notes
+        self.table, self.encode = table, encode
+        self.notes = notes  # what was done to the data that the user should know, in sentences
 
     def __len__(self) -> int:
         return len(self.table)
 
     def __getitems__(self, rows: list[int]) -> list[dict[str, Any]]:
-        try:
+        failed = f"Among the rows {rows[0]} to {rows[-1]} is one that cannot be read"
+        with refusing(failed, "Repair or remove it."):  # an image that cannot be decoded
             columns = self.table[rows]
-        except Exception as error:  # an image that cannot be decoded
-            raise InputError(
-                f"Among the rows {rows[0]} to {rows[-1]} is one that cannot be read: {describe(error)}. "
-                "Repair or remove it."
-            ) from error
         return self.encode(columns)
 
     def __getitem__(self, row: int) -> dict[str, Any]:
-        return self.__getitems__([row])[0]
+        return self.__getitems__([row])[0]  # torch's loaders ask for a batch at once
 
 
 def text_examples(
@@ -58,7 +48,7 @@ def text_examples(
     config: Any,
     *,
     labels: Labels | None,
-    max_length: int | None = None,
+    max_length: int | None,
 ) -> Examples:
     """Tokenized texts with the encoded label, or with their own tokens as labels for a language model."""
     text = str(columns.text)
@@ -71,11 +61,12 @@ def text_examples(
         config.pad_token_id = next(known, 0)
     notes: tuple[str, ...] = ()
     if labels is None:
+        # a text without a token has no loss, and would be an example in the count without being one
         filled = [row for row, value in enumerate(table[text]) if value.strip()]
         if not filled:
             raise InputError(f"All texts in the column {text!r} are empty: there is no token to predict.")
-        if len(filled) < len(table):
-            notes = (f"{len(table) - len(filled):,} of {len(table):,} texts are empty and were left out.",)
+        if empty := len(table) - len(filled):
+            notes = (f"{empty:,} of {len(table):,} texts are empty and were left out.",)
             table = table.select(filled)
 
     def encode(rows: Rows) -> list[dict[str, Any]]:
@@ -95,19 +86,13 @@ def _token_limit(tokenizer: Any, config: Any, asked: int | None) -> int:
     largest = min(known, default=UNLIMITED)
     if asked is None:
         return min(largest, DEFAULT_MAX_LENGTH)
-    if asked > largest:
+    if asked > largest:  # the model would fail on an index in the middle of the work
         raise InputError(f"--max-length {asked} is more than the {largest} tokens that the model can take.")
     return asked
 
 
 def image_examples(
-    table: datasets.Dataset,
-    columns: Columns,
-    processor: Any,
-    config: Any,
-    *,
-    labels: Labels,
-    max_length: int | None = None,
+    table: datasets.Dataset, columns: Columns, processor: Any, config: Any, *, labels: Labels, max_length: int | None
 ) -> Examples:
     """Images as the model's pixel values, with the encoded label; ``max_length`` is of texts.
 
@@ -116,16 +101,15 @@ def image_examples(
     image, label = str(columns.image), str(columns.label)
     check_complete(table, image, "an image")
     if not isinstance(table.features[image], datasets.Image):
+        # text or bytes: `datasets` opens them when a row is asked for
         table = table.cast_column(image, datasets.Image())
     channels = getattr(config, "num_channels", None) or 3
     size = getattr(config, "image_size", None) or 224
     height, width = (size, size) if isinstance(size, int) else tuple(size)
-    notes: tuple[str, ...] = ()
-    if processor is None:
-        notes = (
-            f"No image processor is saved with the model, so images were resized to {height} x {width} and scaled to "
-            "[-1, 1]. If it was trained on images made otherwise, save the processor in the model's folder.",
-        )
+    assumed = (
+        f"No image processor is saved with the model, so images were resized to {height} x {width} and scaled to "
+        "[-1, 1]. If it was trained on images made otherwise, save the processor in the model's folder."
+    )
 
     def encode(rows: Rows) -> list[dict[str, Any]]:
         images = [picture.convert("L" if channels == 1 else "RGB") for picture in rows[image]]
@@ -133,28 +117,23 @@ def image_examples(
             pixels = [_scaled(picture, height, width) for picture in images]
         else:
             pixels = _processed(images, processor, channels, getattr(config, "num_channels", None))
-        return [
-            {"pixel_values": values, "labels": labels(raw)} for values, raw in zip(pixels, rows[label], strict=True)
-        ]
+        values = zip(pixels, rows[label], strict=True)
+        return [{"pixel_values": picture, "labels": labels(raw)} for picture, raw in values]
 
-    return Examples(table, encode, notes)
+    return Examples(table, encode, (assumed,) if processor is None else ())
 
 
 def _processed(images: list[Any], processor: Any, channels: int, wanted: int | None) -> list[numpy.ndarray]:
-    try:
+    with refusing(f"The model's image processor refuses images of {channels} channels", REPAIR, kind=ValueError):
         pixels = list(processor(images, return_tensors="np")["pixel_values"])
-    except ValueError as error:
-        raise InputError(
-            f"The model's image processor refuses images of {channels} channels: {describe(error)}. {REPAIR}"
-        ) from error
-    if wanted not in (None, (made := len(pixels[0]))):
-        raise InputError(
-            f"The model's image processor makes images of {made} channels, and the model takes {channels}. {REPAIR}"
-        )
+    made = len(pixels[0])
+    if wanted not in (None, made):
+        makes = f"makes images of {made} channels, and the model takes {channels}"
+        raise InputError(f"The model's image processor {makes}. {REPAIR}")
     return pixels
 
 
 def _scaled(picture: Any, height: int, width: int) -> numpy.ndarray:
-    """Pixel values in [-1, 1], of shape (channels, height, width)."""
+    # to [-1, 1] and shape (channels, height, width), as most vision transformers were trained
     values = numpy.asarray(picture.resize((width, height)), dtype=numpy.float32) / 127.5 - 1
     return values[None] if values.ndim == 2 else values.transpose(2, 0, 1)

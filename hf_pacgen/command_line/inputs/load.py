@@ -13,34 +13,21 @@ from hf_pacgen.command_line.inputs.columns import Columns
 from hf_pacgen.command_line.inputs.data import DataArguments, check_files, load_table
 from hf_pacgen.command_line.inputs.examples import Examples
 from hf_pacgen.command_line.inputs.labels import encode_labels
-from hf_pacgen.command_line.inputs.models import (
-    ModelArguments,
-    choose_device,
-    load_config,
-    load_model,
-)
+from hf_pacgen.command_line.inputs.models import ModelArguments, choose_device, load_config, load_model
 from hf_pacgen.command_line.inputs.tasks import Task, choose_task, trained_task
-from hf_pacgen.errors import InputError
+from hf_pacgen.errors import InputError, few
 
-__all__ = ["Subject", "load_named", "load_subject"]
-
-MAX_NAME = 40
-"""Characters of a model's path up to which it is shown in full."""
+MAX_NAME = 40  # characters of a model's path up to which it is shown in full
 
 
 @dataclass(frozen=True, kw_only=True)
 class Subject:
-    """A model with its training data, ready to be measured.
-
-    Attributes:
-        title: names both.
-        notes: what was assumed about them, in sentences.
-    """
+    """A model with its training data, ready to be measured."""
 
     model: Any
     examples: Examples
-    title: str
-    notes: tuple[str, ...]
+    title: str  # names both
+    notes: tuple[str, ...]  # what was assumed about them, in sentences
 
 
 def load_subject(
@@ -49,15 +36,17 @@ def load_subject(
     """The model and its training data; a head that the checkpoint lacks is made for the data's labels."""
     check_files(data_args)
     config = load_config(name, model_args)
-    table = load_table(data_args)
+    table = load_table(data_args)  # after the configuration, which is quicker to fetch and to refuse
     task = choose_task(config, table, data_args, model_args.task)
     columns = task.facts.choose_columns(table, data_args)
+    # a head for another task is no head for this one
     new_head = trained_task(config) is not task
     labels = encode_labels(table, columns.label, config, new_head=new_head) if columns.label is not None else None
     processor = task.facts.load_processor(name, **model_args.source)
     examples = task.facts.make_examples(
         table, columns, processor, config, labels=labels, max_length=data_args.max_length
     )
+    # the weights come last: they take longest, and all that can be refused without them has been
     num_labels = labels.num_labels if labels is not None and new_head else None
     model, new = load_model(name, model_args, config, task, num_labels=num_labels, device=device, seed=seed)
     notes = (*_untrained(new, task, new_head, seed), *(labels.notes if labels is not None else ()), *examples.notes)
@@ -67,20 +56,19 @@ def load_subject(
 def _untrained(new: tuple[str, ...], task: Task, new_head: bool, seed: int) -> tuple[str, ...]:
     if not new:
         return ()
-    listing = ", ".join(new[:4]) + (f" and {len(new) - 4} more" if len(new) > 4 else "")
     what = f"no trained head for {task.value}" if new_head else "not all of the model's parameters"
     return (
-        f"The checkpoint has {what}: {listing} were initialized at random (seed {seed}), so these numbers describe a "
+        f"The checkpoint has {what}: {few(new)} were initialized at random (seed {seed}), so these numbers describe a "
         "model that is not trained for this data yet. Fine-tune it, and score the folder in which you save it.",
     )
 
 
 def _title(name: str, args: DataArguments, columns: Columns, count: int) -> str:
     model = name if len(name) <= MAX_NAME else "/".join(("...", *Path(name).parts[-2:]))
+    # an id on the hub is shown with its owner, a path without its folders
     files = [Path(file).name if Path(file).exists() else file for file in args.dataset]
-    data = ", ".join(files[:2]) + (f" and {len(files) - 2} more" if len(files) > 2 else "")
     inputs = ", ".join(filter(None, (columns.text, columns.text_pair, columns.image)))
-    return f"{model} on {data} ({' -> '.join(filter(None, (inputs, columns.label)))}; {count:,} rows)"
+    return f"{model} on {few(files, 2)} ({' -> '.join(filter(None, (inputs, columns.label)))}; {count:,} rows)"
 
 
 def load_named(
@@ -88,12 +76,8 @@ def load_named(
 ) -> tuple[Any, Any, tuple[str, ...]]:
     """A model by its name where the data may be at hand already; with it the data, and what was assumed of both.
 
-    Args:
-        model: a folder, or the id of a model on the hub.
-        data: what :func:`hf_pacgen.pacgen` takes; or the name of a data set (a file, a folder or a hub id), which
-            is then tokenized or decoded as ``hf-pacgen score`` does it.
-        seed: of parameters that the checkpoint lacks.
-        device: where the model goes; 'auto' is a GPU if there is one.
+    ``data`` is what :func:`hf_pacgen.pacgen` takes, or the name of a data set, which is then tokenized or decoded as
+    ``hf-pacgen score`` does it.
     """
     name, args, where = os.fspath(model), ModelArguments(), choose_device(device)
     if isinstance(data, (str, os.PathLike)):
@@ -107,5 +91,4 @@ def load_named(
             "Give a fine-tuned model, or load it with the head you want and pass the model itself."
         )
     loaded, new = load_model(name, args, config, task, device=where, seed=seed)
-    note = f"The checkpoint lacks {', '.join(new[:4])}{', ...' if len(new) > 4 else ''}: initialized at random."
-    return loaded, data, (note,) if new else ()
+    return loaded, data, (f"The checkpoint lacks {few(new)}: initialized at random.",) if new else ()

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from enum import Enum
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import transformers
@@ -13,19 +14,7 @@ import transformers
 from hf_pacgen.command_line.inputs.tasks import Task
 from hf_pacgen.command_line.quiet import quiet
 from hf_pacgen.config.settings import Config, option
-from hf_pacgen.errors import InputError, describe
-
-__all__ = ["ModelArguments", "Precision", "choose_device", "load_config", "load_model"]
-
-
-class Precision(str, Enum):
-    """Data type of the weights; ``auto`` is the one they were saved in."""
-
-    AUTO = "auto"
-    FLOAT64 = "float64"
-    FLOAT32 = "float32"
-    BFLOAT16 = "bfloat16"
-    FLOAT16 = "float16"
+from hf_pacgen.errors import InputError, few, refusing
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,8 +25,8 @@ class ModelArguments(Config):
 
     task: Task | None = option(None, "What the model is trained for. By default read from its config.json.")
     revision: str | None = option(None, "Branch, tag or commit of a model on the hub.")
-    dtype: Precision = option(
-        Precision.FLOAT32, "Data type of the weights; 'auto' is the one they were saved in. float32 is the most exact."
+    dtype: Literal["auto", "float64", "float32", "bfloat16", "float16"] = option(
+        "float32", "Data type of the weights; 'auto' is the one they were saved in. float32 is the most exact."
     )
     device: str = option("auto", "Device to compute on, such as 'cpu' or 'cuda:1'. 'auto' is a GPU if there is one.")
     trust_remote_code: bool = option(False, "Run model code that comes with the model, from its author.")
@@ -48,46 +37,48 @@ class ModelArguments(Config):
         return {"revision": self.revision, "trust_remote_code": self.trust_remote_code}
 
 
+def is_path(name: str) -> bool:
+    """Whether a name is meant as a path: an id on the hub has one slash at most."""
+    return name.startswith((".", "/", "~")) or name.count("/") > 1
+
+
 def load_config(name: str, args: ModelArguments) -> Any:
     """The model's configuration."""
     folder = Path(name)
-    if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
-        raise InputError(
-            f"The model folder {name!r} holds a PEFT adapter without its base model. Score it from Python, with "
-            "pacgen(AutoPeftModel...from_pretrained(folder, is_trainable=True), data), or merge it and save the whole."
-        )
     if folder.is_dir() and not (folder / "config.json").is_file():
-        inside = sorted(path.name for path in folder.iterdir())
-        listing = ", ".join(inside[:8]) + (", ..." if len(inside) > 8 else "") if inside else "nothing"
+        # what PEFT saves; a merged model has both files
+        if (folder / "adapter_config.json").is_file():
+            raise InputError(
+                f"The model folder {name!r} holds a PEFT adapter without its base model. Score it from Python, with "
+                "pacgen(AutoPeftModel...from_pretrained(folder, is_trainable=True), data), or merge and save the whole."
+            )
         raise InputError(
             f"The model folder {name!r} has no config.json: expected a model written by save_pretrained(). "
-            f"It holds {listing}."
+            f"It holds {few(sorted(path.name for path in folder.iterdir()), 8) or 'nothing'}."
         )
-    if folder.is_file() or (not folder.is_dir() and (name.startswith((".", "/", "~")) or name.count("/") > 1)):
+    if folder.is_file() or (is_path(name) and not folder.is_dir()):
         what = "is a file" if folder.is_file() else "does not exist"
-        raise InputError(
-            f"The model folder {name!r} {what}. Expected a folder written by save_pretrained(), "
-            f"or the id of a model on the Hugging Face hub."
-        )
-    with quiet():
+        expected = "a folder written by save_pretrained(), or the id of a model on the Hugging Face hub"
+        raise InputError(f"The model folder {name!r} {what}. Expected {expected}.")
+    with quiet(), _loading(name):
+        return transformers.AutoConfig.from_pretrained(name, **args.source)
+
+
+@contextmanager
+def _loading(name: str) -> Iterator[None]:
+    failed, remedy = f"The model in the folder {name!r} cannot be loaded", "Save it again."
+    if not Path(name).is_dir():
+        failed = f"The model {name!r} is no folder here, and could not be loaded from the Hugging Face hub"
+        remedy = "Check the name and the connection."
+    with refusing(failed, remedy):
         try:
-            return transformers.AutoConfig.from_pretrained(name, **args.source)
+            yield
         except Exception as error:
-            raise _not_loaded(name, error, folder.is_dir()) from error
-
-
-def _not_loaded(name: str, error: Exception, local: bool) -> InputError:
-    if "trust_remote_code" in str(error):
-        return InputError(
-            f"The model {name!r} comes with its own code, which is not run unless asked for. "
-            "Read that code, then add --trust-remote-code."
-        )
-    if local:
-        return InputError(f"The model in the folder {name!r} cannot be loaded: {describe(error)}. Save it again.")
-    return InputError(
-        f"The model {name!r} is no folder here, and could not be loaded from the Hugging Face hub: "
-        f"{describe(error)}. Check the name and the connection."
-    )
+            if "trust_remote_code" not in str(error):
+                raise
+            # transformers' own text tells to set an argument of from_pretrained
+            own_code = f"The model {name!r} comes with its own code, which is not run unless asked for."
+            raise InputError(f"{own_code} Read that code, then add --trust-remote-code.") from error
 
 
 def load_model(
@@ -96,7 +87,7 @@ def load_model(
     config: Any,
     task: Task,
     *,
-    device: torch.device,
+    device: Any,
     num_labels: int | None = None,
     seed: int = 0,
 ) -> tuple[Any, tuple[str, ...]]:
@@ -104,32 +95,30 @@ def load_model(
 
     With ``num_labels`` it gets a head of so many outputs, in place of one for other labels.
     """
-    if num_labels is not None:
+    if num_labels is not None:  # the configuration makes the head
         config.num_labels = num_labels
-    with quiet(), torch.random.fork_rng(devices=[]):
+    # new parameters come from the seed, and the caller's random numbers go on as if nothing had been drawn
+    with quiet(), torch.random.fork_rng(devices=[]), _loading(name):
         torch.manual_seed(seed)
-        try:
-            model, report = getattr(transformers, task.facts.auto_class).from_pretrained(
-                name,
-                config=config,
-                dtype=args.dtype.value,
-                ignore_mismatched_sizes=True,  # reported below, in words
-                output_loading_info=True,
-                **args.source,
-            )
-        except Exception as error:
-            raise _not_loaded(name, error, Path(name).is_dir()) from error
-    mismatched = sorted(report["mismatched_keys"])
-    new = {*report["missing_keys"]}
-    if num_labels is not None:  # a head for other labels is replaced
-        new |= {name for name, *_ in mismatched}
-    elif mismatched:
-        key = mismatched[0]
-        raise InputError(
-            f"The weights of {name!r} do not fit its config.json: {key[0]!r} has shape {tuple(key[1])} in the "
-            f"checkpoint and {tuple(key[2])} by the configuration. Repair config.json, or save the model again."
+        model, report = getattr(transformers, task.facts.auto_class).from_pretrained(
+            name,
+            config=config,
+            dtype=args.dtype,
+            ignore_mismatched_sizes=True,  # reported below, in words
+            output_loading_info=True,
+            **args.source,
         )
+    # a checkpoint without a parameter, or with one of another shape, loads in silence
+    mismatched = sorted(report["mismatched_keys"])
+    if mismatched and num_labels is None:  # else it is the head for other labels
+        key, saved, expected = mismatched[0]
+        raise InputError(
+            f"The weights of {name!r} do not fit its config.json: {key!r} has shape {tuple(saved)} in the "
+            f"checkpoint and {tuple(expected)} by the configuration. Repair config.json, or save the model again."
+        )
+    new = {*report["missing_keys"], *(key for key, *_ in mismatched)}
     model = model.to(device)
+    # a number without a meaning would look like any other
     if task.facts.causal and _looks_ahead(model):
         raise InputError(
             f"The model {name!r} is a bidirectional encoder: it sees the token that it would have to predict, so it "
@@ -141,7 +130,7 @@ def load_model(
 
 
 def _looks_ahead(model: Any) -> bool:
-    """Whether a language model's predictions depend on later tokens: its configuration does not tell for every kind."""
+    # tried out, on whether a change of the last token reaches earlier ones: not every configuration tells
     token = model.config.get_text_config().vocab_size // 2
     one = torch.full((1, 4), token, device=model.device)
     other = one.clone()
@@ -157,11 +146,7 @@ def choose_device(name: str) -> torch.device:
     """The device of that name; ``auto`` is a GPU if there is one."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
+    with refusing(f"--device {name!r} cannot be used", "Give 'cpu', 'cuda', 'cuda:1', ... or leave it out."):
         device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise InputError(
-            f"--device {name!r} cannot be used: {describe(error)}. Give 'cpu', 'cuda', 'cuda:1', ... or leave it out."
-        ) from error
-    return device
+        torch.empty(0, device=device)  # a well-formed name may be of a device that is not there
+        return device

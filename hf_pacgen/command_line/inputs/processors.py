@@ -8,42 +8,30 @@ from typing import Any
 import transformers
 
 from hf_pacgen.command_line.quiet import quiet
-from hf_pacgen.errors import InputError, describe
-
-__all__ = ["load_image_processor", "load_tokenizer"]
+from hf_pacgen.errors import refusing
 
 PROCESSOR_FILE = "preprocessor_config.json"
 
 
 def load_tokenizer(name: str, **source: Any) -> Any:
     """The model's tokenizer."""
-    with quiet():
-        try:
-            tokenizer = transformers.AutoTokenizer.from_pretrained(name, **source)
-        except Exception as error:
-            raise _no_tokenizer(name, describe(error)) from error
-    # transformers makes up an empty one for a folder without its files
-    if len(tokenizer) <= len(set(tokenizer.all_special_tokens)):
-        raise _no_tokenizer(name, "its vocabulary is empty")
-    return tokenizer
-
-
-def _no_tokenizer(name: str, why: str) -> InputError:
-    return InputError(
-        f"No tokenizer can be loaded from {name!r}: {why}. "
-        f"Save the one the model was trained with in the same folder: tokenizer.save_pretrained({name!r})."
-    )
+    remedy = f"Save the one the model was trained with in the same folder: tokenizer.save_pretrained({name!r})."
+    with quiet(), refusing(f"No tokenizer can be loaded from {name!r}", remedy):
+        tokenizer = transformers.AutoTokenizer.from_pretrained(name, **source)
+        # transformers makes up an empty one for a folder without its files
+        if len(tokenizer) <= len(set(tokenizer.all_special_tokens)):
+            raise ValueError("its vocabulary is empty")
+        return tokenizer
 
 
 def load_image_processor(name: str, **source: Any) -> Any:
     """The model's image processor; None where none was saved."""
-    with quiet():
+    remedy = f"Save it again in the same folder, or remove its {PROCESSOR_FILE}."
+    with quiet(), refusing(f"The image processor of {name!r} cannot be loaded", remedy):
         try:
             return transformers.AutoImageProcessor.from_pretrained(name, **source)
-        except Exception as error:
-            if isinstance(error, OSError) and not (Path(name) / PROCESSOR_FILE).is_file():
-                return None
-            raise InputError(
-                f"The image processor of {name!r} cannot be loaded: {describe(error)}. "
-                f"Save it again in the same folder, or remove its {PROCESSOR_FILE}."
-            ) from error
+        except OSError:
+            # transformers says the same of a file that is not there and of one that is broken
+            if (Path(name) / PROCESSOR_FILE).is_file():
+                raise
+            return None
