@@ -47,7 +47,7 @@ MOST_NAMED = 5
 def identity(model: nn.Module, batches: Batches, config: Config | None, loss: str) -> dict[str, dict[str, Any]]:
     """Settings, model, loss and data of a run, as JSON-able values by group and name.
 
-    Weights and buffers count with their values, frozen ones too; data with its length and its first batch.
+    Weights and buffers count with their values, frozen ones too; data with its length and a sample of its batches.
     """
     tensors, buffers = _tensors(model), [name for name, _ in model.named_buffers()]
     return {

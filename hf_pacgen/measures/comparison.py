@@ -20,8 +20,6 @@ from hf_pacgen.measures.spectrum import hessian_spectrum
 from hf_pacgen.model.parameters import trainable_parameters
 from hf_pacgen.results.measures import Measures
 
-__all__ = ["measure_all"]
-
 
 @measure
 def measure_all(
@@ -32,7 +30,7 @@ def measure_all(
     test_data: Any = None,
     noise_scale: float = 0.01,
     score: ScoreConfig = ScoreConfig(),
-    spectrum: SpectrumConfig = SpectrumConfig(probes=0),
+    spectrum: SpectrumConfig = SpectrumConfig(probes=0),  # trace and density are not compared
     sharpness: SharpnessConfig = SharpnessConfig(),
     **options: Unpack[DataOptions],
 ) -> Measures:
@@ -49,6 +47,7 @@ def measure_all(
         ValueError: what the measures raise.
     """
     began = time.perf_counter()
+    # each by itself: they share nothing but the data, and every one leaves the model as it was
     result = pacgen(model, data, config=score, **options)
     top = hessian_spectrum(model, data, k=1, config=spectrum, **options)
     rise = expected_sharpness(model, data, noise_scale=noise_scale, config=sharpness, **options)

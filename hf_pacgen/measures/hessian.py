@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,7 +10,7 @@ from torch import Tensor, nn
 from typing_extensions import Unpack
 
 from hf_pacgen.config import HVPMethod, ScoreConfig
-from hf_pacgen.config.settings import choice
+from hf_pacgen.config.settings import choice, number
 from hf_pacgen.curvature.diagonal import estimate_diagonal
 from hf_pacgen.curvature.hvp import HessianProduct
 from hf_pacgen.curvature.lipschitz import estimate_lipschitz
@@ -21,24 +20,18 @@ from hf_pacgen.measures.session import DataOptions, measure, session
 from hf_pacgen.results.diagonal import DiagonalEstimate
 from hf_pacgen.results.lipschitz import LipschitzEstimate
 
-__all__ = ["hessian_diagonal", "hessian_lipschitz", "hessian_vector_product"]
-
 
 @measure
 def hessian_diagonal(
-    model: nn.Module,
-    data: Any,
-    *,
-    config: ScoreConfig = ScoreConfig(),
-    **options: Unpack[DataOptions],
+    model: nn.Module, data: Any, *, config: ScoreConfig = ScoreConfig(), **options: Unpack[DataOptions]
 ) -> DiagonalEstimate:
     """The diagonal of ∇²L̂(w), L̂ the mean loss over all loss units of the data.
 
     Arguments, options and errors are those of :func:`pacgen`; ``config`` says by which estimator, how often over the
     data, and whether every entry gets a standard error.
     """
-    what: Any = {"stage": "Hessian diagonal", "passes": config.passes}
-    with session(model, data, config, **what, **options) as (objective, tick):
+    with session(model, data, config, **options) as (objective, tick):
+        tick.stage("Hessian diagonal", passes=config.passes)
         with WeightSpace(objective) as space:
             estimate = estimate_diagonal(space, config, tick=tick)
         stderr = None if estimate.stderr is None else space.returned(estimate.stderr)
@@ -47,11 +40,7 @@ def hessian_diagonal(
 
 @measure
 def hessian_lipschitz(
-    model: nn.Module,
-    data: Any,
-    *,
-    config: ScoreConfig = ScoreConfig(),
-    **options: Unpack[DataOptions],
+    model: nn.Module, data: Any, *, config: ScoreConfig = ScoreConfig(), **options: Unpack[DataOptions]
 ) -> LipschitzEstimate:
     """A lower estimate of ρ, the Lipschitz constant of the Hessian in the box |u_i| ≤ N_i around the weights.
 
@@ -90,13 +79,13 @@ def hessian_vector_product(
             what :func:`pacgen` raises.
     """
     method = choice(HVPMethod, method, "hvp")
-    if displacement is not None and not (isinstance(displacement, (int, float)) and 0 < displacement < math.inf):
-        raise ValueError(f"displacement must be a finite number greater than 0; got {displacement!r}.")
+    if displacement is not None:
+        displacement = number(displacement, "displacement", minimum=0, strict=True)
     with session(model, data, confirm=False, **options) as (objective, _):
         with WeightSpace(objective) as space:
             given, norm = space.given(vector)
-            if norm == 0:
+            if norm == 0:  # a finite difference has no direction to go
                 return space.returned(space.zeros())
-            with objective.batches.processes.together():
+            with objective.batches.processes.together():  # a method may be refused
                 product = HessianProduct(space, method, displacement=displacement)
             return space.returned(MeanHessian(product, same_steps=True).times(given, norm=norm))

@@ -19,20 +19,11 @@ from hf_pacgen.measures.session import DataOptions, measure, session
 from hf_pacgen.noise.perturbed import check_scale
 from hf_pacgen.results.landscape import LossSlice
 
-__all__ = ["OUTLINE", "mean_loss", "loss_slice"]
-
-OUTLINE = 360
-"""Rays along which the outline of the noise box in a plane is found."""
+OUTLINE = 360  # rays along which the outline of the noise box in a plane is found
 
 
 @measure
-def mean_loss(
-    model: nn.Module,
-    data: Any,
-    *,
-    max_examples: int | None = None,
-    **options: Unpack[DataOptions],
-) -> float:
+def mean_loss(model: nn.Module, data: Any, *, max_examples: int | None = None, **options: Unpack[DataOptions]) -> float:
     """L̂(w), the mean loss over all loss units of the data, without dropout.  Arguments are those of :func:`pacgen`."""
     with session(model, data, max_examples=max_examples, stage="loss", passes=1, whole=True, **options) as (
         objective,
@@ -95,46 +86,43 @@ def loss_slice(
     scope: Any = {"max_examples": max_examples, "seed": seed, "stage": "loss slice", "passes": points**count}
     with session(model, data, whole=True, **scope, **options) as (objective, tick):
         with SavedWeights(objective.parameters) as saved:
-            half = _half_widths(saved, gamma, epsilon, half_widths)
-            vectors = (
-                [_corner(half, seed, i) for i in range(count)]
-                if isinstance(directions, int)
-                else [_vector(saved, given) for given in directions]
-            )
+            if half_widths is None:
+                widths = {n: w.to(zeros_like(w)) for n, w in saved.copy.items()}
+                half = {n: neighborhood(w, gamma=gamma, epsilon=epsilon) for n, w in widths.items()}
+            else:
+                check_scale("half_widths", half_widths, saved.parameters)
+                half = _whole(saved, half_widths)
+            if isinstance(directions, int):
+                vectors = [_corner(half, seed, number) for number in range(count)]
+            else:
+                vectors = [_vector(saved, given) for given in directions]
             box = _leaves(half, vectors)
-            far = _far(box, reach)
-            steps = tuple(torch.linspace(-f, f, points, dtype=torch.float64) for f in far)
+            steps = tuple(torch.linspace(-far, far, points, dtype=torch.float64) for far in _ends(box, reach))
             losses = torch.zeros([points] * count, dtype=torch.float64)
+            # each point from w itself, not from the point before: rounding does not add up along the way
             for place in torch.cartesian_prod(*[torch.arange(points)] * count).view(-1, count).tolist():
                 terms = [(TensorDirection(v), s[i].item()) for v, s, i in zip(vectors, steps, place, strict=True)]
                 saved.displace(terms)
                 losses[tuple(place)] = MeanLoss(objective, tick)()
     kind = "random direction" if isinstance(directions, int) else "direction"
     labels = tuple(names) or tuple(f"{kind} {i + 1}" for i in range(count))
+    # the points are odd in number, so the middle one is w
     at_weights, m = losses[tuple([points // 2] * count)].item(), objective.num_parameters
     return LossSlice(steps=steps, losses=losses, loss=at_weights, box=box, names=labels, num_parameters=m)
 
 
-def _half_widths(
-    saved: SavedWeights, gamma: float, epsilon: float, given: Mapping[str, Tensor] | None
-) -> dict[str, Tensor]:
-    if given is not None:
-        check_scale("half_widths", given, saved.parameters)
-        return _whole(saved, given)
-    return {n: neighborhood(w.to(zeros_like(w)), gamma=gamma, epsilon=epsilon) for n, w in saved.copy.items()}
-
-
 def _whole(saved: SavedWeights, given: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors for all parameters, 0 where none is given."""
+    # tensors for all parameters, 0 where none is given
     return {n: given[n].to(zeros_like(w)).expand_as(w) if n in given else zeros_like(w) for n, w in saved.copy.items()}
 
 
 def _corner(half: Mapping[str, Tensor], seed: int, number: int) -> dict[str, Tensor]:
-    return {
-        name: width
-        * rademacher(stream_key(seed, "slice", number, name), width.numel(), device=width.device).view_as(width)
-        for name, width in half.items()
-    }
+    # a random corner of the box
+
+    def signs(name: str, width: Tensor) -> Tensor:
+        return rademacher(stream_key(seed, "slice", number, name), width.numel(), device=width.device).view_as(width)
+
+    return {name: width * signs(name, width) for name, width in half.items()}
 
 
 def _vector(saved: SavedWeights, given: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -146,10 +134,10 @@ def _vector(saved: SavedWeights, given: Mapping[str, Tensor]) -> dict[str, Tenso
 
 
 def _leaves(half: Mapping[str, Tensor], vectors: Sequence[Mapping[str, Tensor]]) -> Tensor:
-    """Where a line (two ends) or a plane (an outline) leaves the box."""
+    # where a line (two ends) or a plane (an outline) leaves the box
 
     def distance(*parts: float) -> float:
-        found = math.inf
+        found = math.inf  # where no weight with a width moves
         for name, width in half.items():
             along = sum(part * vector[name] for part, vector in zip(parts, vectors, strict=True)).abs()  # type: ignore[union-attr]
             found = min(found, torch.where(along > 0, width / along, math.inf).min().item())
@@ -159,10 +147,9 @@ def _leaves(half: Mapping[str, Tensor], vectors: Sequence[Mapping[str, Tensor]])
         end = distance(1.0)
         return torch.tensor([-end, end], dtype=torch.float64)
     # the two directions may be of very different lengths: turn in units of where each leaves the box by itself
-    units = [distance(*(float(i == j) for j in range(2))) for i in range(2)]
-    units = [unit if math.isfinite(unit) and unit > 0 else 1.0 for unit in units]
+    units = [_or_one(distance(1.0, 0.0)), _or_one(distance(0.0, 1.0))]
     outline = []
-    for ray in range(OUTLINE + 1):
+    for ray in range(OUTLINE + 1):  # the last closes the outline
         angle = 2 * math.pi * ray / OUTLINE
         way = (units[0] * math.cos(angle), units[1] * math.sin(angle))
         length = distance(*way)
@@ -170,7 +157,12 @@ def _leaves(half: Mapping[str, Tensor], vectors: Sequence[Mapping[str, Tensor]])
     return torch.tensor(outline, dtype=torch.float64)
 
 
-def _far(box: Tensor, reach: float) -> list[float]:
-    """How far the slice goes along each direction: some multiple of the box, or of the direction if there is none."""
+def _ends(box: Tensor, reach: float) -> list[float]:
+    # how far the slice goes along each direction: some multiple of the box, or of the direction if there is none
     sizes = [box.abs().max().item()] if box.ndim == 1 else box.abs().amax(0).tolist()
-    return [reach * (size if math.isfinite(size) and size > 0 else 1.0) for size in sizes]
+    return [reach * _or_one(size) for size in sizes]
+
+
+def _or_one(size: float) -> float:
+    # a direction along which all half-widths are 0, or that never leaves the box, has no size of its own
+    return size if math.isfinite(size) and size > 0 else 1.0

@@ -6,7 +6,7 @@ import dataclasses
 import os
 import time
 from collections.abc import Mapping
-from contextlib import ExitStack
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from typing_extensions import Unpack
 
 from hf_pacgen.config import ScoreConfig
+from hf_pacgen.config.settings import number
 from hf_pacgen.curvature.checkpoint import Checkpoint
 from hf_pacgen.curvature.diagonal import estimate_diagonal
 from hf_pacgen.curvature.hvp import choose_method
@@ -27,8 +28,6 @@ from hf_pacgen.results.diagonal import DiagonalEstimate
 from hf_pacgen.results.lipschitz import LipschitzEstimate
 from hf_pacgen.results.pacgen import PACGenResult, by_module, score_fields
 from hf_pacgen.show.wording import findings
-
-__all__ = ["pacgen"]
 
 
 @measure
@@ -78,14 +77,12 @@ def pacgen(
     Source: Wang, Keskar, Xiong, Socher 2018, arXiv 1809.07402.
     """
     began = time.perf_counter()
-    if isinstance(checkpoint_every, bool) or not isinstance(checkpoint_every, int) or checkpoint_every < 1:
-        raise ValueError(f"checkpoint_every must be an integer of at least 1; got {checkpoint_every!r}.")
+    checkpoint_every = number(checkpoint_every, "checkpoint_every", minimum=1, integer=True)
     with session(model, data, config, **options) as (objective, tick):
         checkpoint = None if checkpoint_dir is None else _opened(objective, config, checkpoint_dir, checkpoint_every)
-        with ExitStack() as stack:
-            space, smoothness = stack.enter_context(WeightSpace(objective)), None
+        with WeightSpace(objective) as space, nullcontext() if checkpoint is None else checkpoint.watching():
+            smoothness = None
             if checkpoint is not None:
-                stack.enter_context(checkpoint.watching())
                 smoothness, tick.then = checkpoint.lipschitz, checkpoint.stop_if_asked
             if smoothness is None and config.lipschitz_directions:
                 tick.stage("ρ")
@@ -95,7 +92,7 @@ def pacgen(
             tick.stage("Hessian diagonal", passes=config.passes)
             diagonal = estimate_diagonal(space, config, tick=tick, checkpoint=checkpoint)
         result = _result(space, config, diagonal, smoothness)
-    if checkpoint is not None:
+    if checkpoint is not None:  # only now: whoever is killed before goes on from the last state
         checkpoint.close()
     return dataclasses.replace(result, seconds=time.perf_counter() - began)
 
@@ -110,7 +107,7 @@ def _result(
     eta = float(eta)
     terms, traces = _terms(space, config, diagonal.values, rho, eta)
     total, method = sum(terms.values(), ScoreTerms()), diagonal.hvp_method
-    if method is None and config.lipschitz_directions:
+    if method is None and config.lipschitz_directions:  # products were made for ρ alone
         method = choose_method(space, config.hvp)
     return PACGenResult(
         **score_fields(total),
@@ -124,9 +121,8 @@ def _result(
         by_module=by_module(terms, traces),
         estimator=diagonal.estimator.value,
         hvp_method=None if method is None else method.value,
-        num_hvps=diagonal.num_hvps + (smoothness.num_hvps if smoothness is not None else 0),
+        num_hvps=diagonal.num_hvps + (0 if smoothness is None else smoothness.num_hvps),
         num_gradients=diagonal.num_gradients,
-        seconds=0.0,
         status=tuple(findings(total, diagonal, smoothness, eta)),
         config=config.to_dict(),
     )
@@ -135,9 +131,10 @@ def _result(
 def _terms(
     space: WeightSpace, config: ScoreConfig, curvature: Mapping[str, Tensor], rho: float, eta: float
 ) -> tuple[dict[str, ScoreTerms], dict[str, float]]:
-    """The terms of the score and the trace of every parameter, over all shards."""
+    # the terms of the score and the trace of every parameter, over all shards
     settings: Any = {"gamma": config.gamma, "epsilon": config.epsilon, "eta": eta}
     terms, traces = {}, {}
+    # parameter by parameter, so that the share of every module is known; the sums of shards meet as one tensor
     for name, weights in space.weights.items():
         values = curvature[name].to(weights.device)
         part = pacgen_score(weights.detach(), values, rho, num_parameters=space.num_parameters, **settings)

@@ -7,14 +7,13 @@ import functools
 import inspect
 import os
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any, ParamSpec, TypedDict, TypeVar
 
 from accelerate import Accelerator
 from torch import nn
 from tqdm.auto import tqdm
 
-from hf_pacgen.config.settings import Config
 from hf_pacgen.curvature.run_identity import BUFFERS, agree, arguments, identity, qualified_name
 from hf_pacgen.data.batches import Batches
 from hf_pacgen.data.objective import LossFunction, Objective
@@ -22,8 +21,6 @@ from hf_pacgen.data.sharded_objective import ShardedObjective
 from hf_pacgen.distributed.processes import Processes
 from hf_pacgen.distributed.shards import Shards
 from hf_pacgen.model.state import preserved, unwrap
-
-__all__ = ["DataOptions", "Tick", "measure", "session"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -44,22 +41,26 @@ class Tick:
 
     def __init__(self, batches: Batches, progress: bool) -> None:
         self.batches, self._progress = batches, progress and batches.processes.is_main
-        self.bar: Any = None
-        self.then: Callable[[], object] = lambda: None
-        """Done after every batch as well."""
+        self.bar: Any = None  # made at the first stage, or a measure without stages would show an empty one
+        self.then: Callable[[], object] = lambda: None  # done after every batch as well
 
     def stage(self, what: str, *, passes: int | None = None) -> None:
         """Count from 0 again, up to the batches of ``passes`` passes where both numbers are known."""
         if self.bar is None:
             self.bar = tqdm(disable=not self._progress, leave=False, unit=" batches")
-        count = self.batches.count() if passes is not None else None
-        self.bar.reset(total=None if count is None or passes is None else count * passes)
+        count = None if passes is None else self.batches.count()
+        self.bar.reset(total=None if passes is None or count is None else count * passes)
         self.bar.set_description_str(what)
 
     def advance(self) -> None:
         """Move the bar on, and no more: for work that is not inside ``processes.together()``."""
         if self.bar is not None:
             self.bar.update()
+
+    def close(self) -> None:
+        """Take the bar away."""
+        if self.bar is not None:
+            self.bar.close()
 
     def __call__(self) -> None:
         self.advance()
@@ -105,38 +106,30 @@ def session(
         )
     # processes that share the weights all go through the same batches
     processes = everyone.as_one() if sharded.active else everyone
-    with sharded.as_found() if sharded.active else nullcontext(), preserved(model):
+    scope: Any = {"max_examples": max_examples, "seed": seed, "processes": processes}
+    with ExitStack() as stack:
+        stack.enter_context(sharded.as_found() if sharded.active else nullcontext())
+        stack.enter_context(preserved(model))
         with everyone.together():
-            batches = Batches(
-                data,
-                model=model,
-                batch_size=batch_size,
-                collate_fn=collate_fn,
-                max_examples=max_examples,
-                seed=seed,
-                processes=processes,
-            )
+            batches = Batches(data, model=model, batch_size=batch_size, collate_fn=collate_fn, **scope)
+            stack.callback(batches.close)
+            # the checksums of a large model take a while, and one process has nobody to compare them with
             mine = identity(model, batches, config, qualified_name(loss_fn)) if everyone.size > 1 else {}
         # before the inspection, whose forward passes are collectives where the model is sharded
-        if mine:
-            agree(everyone, {group: values for group, values in mine.items() if group != BUFFERS})
+        agree(everyone, {group: values for group, values in mine.items() if group != BUFFERS})
         tick = Tick(batches, progress)
-        try:
-            with processes.together():
-                objective = (
-                    ShardedObjective(model, batches, sharded, loss_fn=loss_fn)
-                    if sharded.active
-                    else Objective(model, batches, loss_fn=loss_fn)
-                )
-                objective.inspect(confirm=confirm)
-            if stage:
-                tick.stage(stage, passes=passes)
-            with objective.rows.watching():
-                yield objective, tick
-        finally:
-            batches.close()
-            if tick.bar is not None:
-                tick.bar.close()
+        stack.callback(tick.close)
+        with processes.together():
+            objective = (
+                ShardedObjective(model, batches, sharded, loss_fn=loss_fn)
+                if sharded.active
+                else Objective(model, batches, loss_fn=loss_fn)
+            )
+            objective.inspect(confirm=confirm)
+        if stage:
+            tick.stage(stage, passes=passes)
+        with objective.rows.watching():
+            yield objective, tick
 
 
 def measure(function: Callable[P, R]) -> Callable[P, R]:
@@ -146,9 +139,11 @@ def measure(function: Callable[P, R]) -> Callable[P, R]:
     refuses, it refuses on every process.  ``help()`` shows the options that the function takes as ``**options``.
     """
     bare = inspect.signature(function)
+    # the function's own, then the options that it hands on to session(), whose defaults count
     own = [p for p in bare.parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD]
     shared = [p for name, p in inspect.signature(session).parameters.items() if name in DataOptions.__annotations__]
     signature = bare.replace(parameters=[*own, *shared])
+    # the default is what tells which settings belong to the measure
     kind = type(bare.parameters["config"].default) if "config" in bare.parameters else None
 
     @functools.wraps(function)
@@ -159,12 +154,13 @@ def measure(function: Callable[P, R]) -> Callable[P, R]:
         with processes.together():
             given = _bind(function.__name__, signature, args, kwargs)
             mine = arguments(function.__name__, given) if processes.size > 1 else {}
-        if mine:
-            agree(processes, mine)
-        if not isinstance(given["model"], nn.Module):
-            raise _no_module(given["model"])
+        agree(processes, mine)
+        # only now: what one process refuses by itself, the others would wait for
+        _require_model(given["model"])
         if kind is not None and not isinstance(given["config"], kind):
-            raise _no_config(given["config"], kind)
+            remedy = f"{kind.__name__}({'**config' if isinstance(given['config'], Mapping) else '...'})"
+            came = type(given["config"]).__name__
+            raise TypeError(f"config must be a {kind.__name__}; got {came}. Pass config={remedy}.")
         return function(*args, **kwargs)
 
     begin.__signature__ = signature  # type: ignore[attr-defined]
@@ -174,7 +170,7 @@ def measure(function: Callable[P, R]) -> Callable[P, R]:
 def _bind(name: str, signature: inspect.Signature, args: Any, kwargs: Mapping[str, Any]) -> dict[str, Any]:
     try:
         bound = signature.bind(*args, **kwargs)
-    except TypeError as error:
+    except TypeError as error:  # Python's own message does not say what the options are
         unknown = [key for key in kwargs if key not in signature.parameters]
         near = difflib.get_close_matches(unknown[0], signature.parameters, 1) if unknown else []
         hint = f" Did you mean {near[0]!r}?" if near else ""
@@ -183,7 +179,9 @@ def _bind(name: str, signature: inspect.Signature, args: Any, kwargs: Mapping[st
     return bound.arguments
 
 
-def _no_module(model: Any) -> TypeError:
+def _require_model(model: Any) -> None:
+    if isinstance(model, nn.Module):
+        return
     what = type(model).__name__
     if isinstance(model, (str, os.PathLike)):
         remedy = "Load it with from_pretrained(), or score it by its name with the command 'hf-pacgen score'"
@@ -191,9 +189,4 @@ def _no_module(model: Any) -> TypeError:
         remedy = f"Pass {'trainer.model' if 'Trainer' in what else 'the model inside, its attribute model'}"
     else:
         remedy = "Pass a PreTrainedModel, a PEFT model, or another torch.nn.Module"
-    return TypeError(f"model must be a loaded model, a torch.nn.Module; got {what}. {remedy}.")
-
-
-def _no_config(config: Any, kind: type[Config]) -> TypeError:
-    remedy = f"{kind.__name__}(**config)" if isinstance(config, Mapping) else f"{kind.__name__}(...)"
-    return TypeError(f"config must be a {kind.__name__}; got {type(config).__name__}. Pass config={remedy}.")
+    raise TypeError(f"model must be a loaded model, a torch.nn.Module; got {what}. {remedy}.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,18 +13,14 @@ from typing_extensions import Unpack
 
 from hf_pacgen.config import SharpnessConfig
 from hf_pacgen.curvature.ascent import coarse_weights
-from hf_pacgen.data.collation import count_examples
-from hf_pacgen.data.losses import require_units
+from hf_pacgen.curvature.operators import MeanLoss
 from hf_pacgen.data.objective import Objective
 from hf_pacgen.measures.session import DataOptions, Tick, measure, session
 from hf_pacgen.noise.perturbation import Perturbation, ScaleFunction
 from hf_pacgen.noise.perturbed import scaled_noise
 from hf_pacgen.results.sharpness import Sharpness
 
-__all__ = ["ENOUGH", "expected_sharpness"]
-
-ENOUGH = 8
-"""Degrees of freedom of a variance that is trusted to stop the drawing."""
+ENOUGH = 8  # degrees of freedom of a variance that is trusted to stop the drawing
 
 
 @measure
@@ -62,36 +59,40 @@ def expected_sharpness(
             found = _Draws(objective, noise, scale, config, tick).run()
         finally:
             noise.restore()
+    # a scale by parameter name has no one number to write
     level = None if isinstance(noise_scale, Mapping) else float(noise_scale)
     return Sharpness(**found, noise_scale=level, config=config.to_dict())
 
 
+@dataclass
+class _Rise:
+    """The rise of one batch's loss over the draws so far, in Welford's running sums."""
+
+    loss: float  # at w, summed over the units
+    units: float
+    mean: float = 0.0  # rise of a unit
+    squares: float = 0.0  # Σ (rise - mean)²
+
+
 class _Draws:
-    """The running mean and variance of each batch's rise, and what they come to over all batches."""
+    """Draws the noise, and keeps the rise of every batch by the batch's number."""
 
     def __init__(
         self, objective: Objective, noise: Perturbation, scale: ScaleFunction, config: SharpnessConfig, tick: Tick
     ) -> None:
         self.objective, self.noise, self.scale, self.config, self.tick = objective, noise, scale, config, tick
-        # by the batch's number: loss at w and units, mean rise of a unit, and Σ (rise - mean)²
-        self.base: dict[int, float] = {}
-        self.units: dict[int, float] = {}
-        self.means: dict[int, float] = {}
-        self.squares: dict[int, float] = {}
-        self.examples = self.forward = 0
+        self.rises: dict[int, _Rise] = {}
+        self.draw = self.forward = 0
 
     def run(self) -> dict[str, Any]:
         """Draw until the tolerance is met or the draws are used up."""
-        processes = self.objective.batches.processes
+        over, processes = MeanLoss(self.objective, self.tick), self.objective.batches.processes
         for draw in range(1, self.config.draws + 1):
-            with processes.together():
-                for index, batch in self.objective.batches:
-                    if self.objective.has_units(batch):
-                        self._add(draw, index, batch)
-                    self.tick()
-            rise, variance, units, count, examples, loss, forward = processes.sum_(self._sums(draw)).tolist()
-            require_units(units)
-            mean, spread = rise / units, math.sqrt(variance) / units
+            self.draw = draw
+            mean = over.over_batches(self._add)
+            variance, count, loss, forward = processes.sum_(self._sums()).tolist()
+            spread = math.sqrt(variance) / over.units
+            # a spread from few draws of few batches is itself noise, and may be small by luck
             met = draw > 1 and (draw - 1) * count >= ENOUGH and spread <= self.config.tolerance * abs(mean)
             if met and (self.config.tolerance or spread == 0):
                 break
@@ -101,32 +102,32 @@ class _Draws:
             "stderr": stderr,
             "draws": draw,
             "converged": met,
-            "loss": loss / units,
-            "num_examples": int(examples),
-            "num_units": units,
+            "loss": loss / over.units,
+            "num_examples": over.examples,
+            "num_units": over.units,
             "num_forward": int(forward),
             "status": tuple(self._status(mean, stderr)),
         }
 
-    def _add(self, draw: int, index: int, batch: Any) -> None:
-        if index not in self.base:
-            self.noise.restore()
-            self.base[index], self.units[index] = self._loss(batch, index)
-            self.means[index] = self.squares[index] = 0.0
-            self.examples += count_examples(batch)
-        if not self.units[index]:
-            return
-        self.noise.draw(self.scale, self.config.seed, "sharpness", draw, index)
-        self.noise.apply()
-        total, _ = self._loss(batch, index)
-        if self.config.antithetic:
-            self.noise.mirror()
+    def _add(self, batch: Any, index: int) -> tuple[float, float]:
+        # draw once more for a batch: the sum of its mean rises so far, and its units
+        if index not in self.rises:
+            self.noise.restore()  # from the batch before
+            self.rises[index] = _Rise(*self._loss(batch, index))
+        seen = self.rises[index]
+        if seen.units:
+            self.noise.draw(self.scale, self.config.seed, "sharpness", self.draw, index)
             self.noise.apply()
-            total = (total + self._loss(batch, index)[0]) / 2
-        rise = (total - self.base[index]) / self.units[index]
-        before = rise - self.means[index]
-        self.means[index] += before / draw
-        self.squares[index] += before * (rise - self.means[index])
+            total, _ = self._loss(batch, index)
+            if self.config.antithetic:  # u and -u together cancel the gradient's part of the rise
+                self.noise.mirror()
+                self.noise.apply()
+                total = (total + self._loss(batch, index)[0]) / 2
+            rise = (total - seen.loss) / seen.units
+            before = rise - seen.mean
+            seen.mean += before / self.draw
+            seen.squares += before * (rise - seen.mean)
+        return seen.units * seen.mean, seen.units
 
     def _loss(self, batch: Any, index: int) -> tuple[float, float]:
         self.forward += 1
@@ -139,12 +140,12 @@ class _Draws:
                 raise
         return result.total.item(), result.units
 
-    def _sums(self, draws: int) -> Tensor:
-        """Σ n_b rise_b, its variance, Σ n_b, and the numbers of batches, examples, summed loss and forward passes."""
-        rise = sum(n * self.means[b] for b, n in self.units.items())
-        variance = sum(n**2 * self.squares[b] / max(draws - 1, 1) / draws for b, n in self.units.items())
-        counts = (sum(self.units.values()), len(self.units), self.examples, sum(self.base.values()), self.forward)
-        return torch.tensor([rise, variance, *counts], dtype=torch.float64)
+    def _sums(self) -> Tensor:
+        # the variance of Σ n_b rise_b, and the numbers of batches, summed loss and forward passes
+        # batches have noise of their own, so their variances add
+        variance = sum(b.units**2 * b.squares / max(self.draw - 1, 1) / self.draw for b in self.rises.values())
+        loss = sum(b.loss for b in self.rises.values())
+        return torch.tensor([variance, len(self.rises), loss, self.forward], dtype=torch.float64)
 
     def _status(self, mean: float, stderr: float | None) -> Iterator[str]:
         yield from coarse_weights(self.objective)

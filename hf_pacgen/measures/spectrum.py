@@ -8,12 +8,11 @@ from torch import nn
 from typing_extensions import Unpack
 
 from hf_pacgen.config import SpectrumConfig
+from hf_pacgen.config.settings import number
 from hf_pacgen.curvature.spectrum import estimate_spectrum
 from hf_pacgen.curvature.weight_space import WeightSpace
 from hf_pacgen.measures.session import DataOptions, measure, session
 from hf_pacgen.results.spectrum import Spectrum
-
-__all__ = ["hessian_spectrum"]
 
 
 @measure
@@ -44,8 +43,7 @@ def hessian_spectrum(
 
     Source: Lanczos 1950; Ghorbani, Krishnan, Xiao 2019, arXiv 1901.10159.
     """
-    if isinstance(k, bool) or not isinstance(k, int) or k < 1:
-        raise ValueError(f"k, the number of eigenvalues, must be an integer of at least 1; got {k!r}.")
+    k = number(k, "k, the number of eigenvalues,", minimum=1, integer=True)
     with session(model, data, config, stage="Hessian spectrum", whole=True, **options) as (objective, tick):
         with WeightSpace(objective) as space:
             return estimate_spectrum(space, config, k=k, tick=tick)

@@ -15,8 +15,6 @@ from hf_pacgen.measures.session import DataOptions, measure, session
 from hf_pacgen.noise.perturbed import check_scale
 from hf_pacgen.results.worst_case import WorstCaseSharpness
 
-__all__ = ["worst_case_sharpness"]
-
 
 @measure
 def worst_case_sharpness(
@@ -45,6 +43,6 @@ def worst_case_sharpness(
     Source: Keskar, Mudigere, Nocedal, Smelyanskiy, Tang 2017, arXiv 1609.04836.
     """
     with session(model, data, config, stage="worst case", whole=True, **options) as (objective, tick):
-        check_scale("box", box, objective.parameters)
+        check_scale("box", box, objective.parameters)  # here, where the names of the parameters are known
         with WeightSpace(objective) as space:
             return ascend(space, box, config, tick=tick)

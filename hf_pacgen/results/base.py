@@ -17,12 +17,9 @@ from hf_pacgen.errors import InputError
 from hf_pacgen.files import write_atomically
 from hf_pacgen.results.fields import FACTS, Facts, describe_type, excerpt, fits
 
-__all__ = ["MAX_BYTES", "MissingFile", "Result", "read_json"]
-
 R = TypeVar("R", bound="Result")
 
-MAX_BYTES = 20_000_000
-"""Of a result's file.  That of a model of a thousand modules has 0.3 MB."""
+MAX_BYTES = 20_000_000  # of a result's file. That of a model of a thousand modules has 0.3 MB
 
 
 class MissingFile(InputError, FileNotFoundError):
@@ -30,25 +27,18 @@ class MissingFile(InputError, FileNotFoundError):
 
 
 class Result:
-    """Base of frozen dataclasses; every field says what it is, with ``measured(...)`` or ``other(...)``.
+    """Base of frozen dataclasses; every field says what it is, with ``measured(...)`` or ``other(...)``."""
 
-    Attributes:
-        kind: what it is called in messages.
-        version: of the format in which it is written.
-        remake: how to make one anew, where another version was found.
-        derived: properties that are written beside the fields, for other readers.
-        unversioned: whether release 0.1 wrote it without a version.
-    """
-
-    kind: ClassVar[str]
-    version: ClassVar[int] = 1
-    remake: ClassVar[str] = "Measure the model again"
-    derived: ClassVar[tuple[str, ...]] = ()
-    unversioned: ClassVar[bool] = False
+    kind: ClassVar[str]  # what it is called in messages
+    version: ClassVar[int] = 1  # of the format in which it is written
+    remake: ClassVar[str] = "Measure the model again"  # the remedy where a file cannot be read
+    derived: ClassVar[tuple[str, ...]] = ()  # properties that are written beside the fields, for other readers
+    unversioned: ClassVar[bool] = False  # whether release 0.1 wrote it without a version
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
-        hints = {name: hint for name, hint in inspect.get_annotations(cls).items() if "ClassVar" not in str(hint)}
+        # @dataclass has not run yet, so the fields are still attributes of the class
+        hints = [name for name, hint in inspect.get_annotations(cls).items() if "ClassVar" not in str(hint)]
         described: dict[str, Any] = {n: getattr(vars(cls).get(n), "metadata", {}).get(FACTS) for n in hints}
         if bare := [name for name, facts in described.items() if facts is None]:
             raise TypeError(
@@ -56,6 +46,7 @@ class Result:
                 "measured(label, says=...), or with other(says) where it is no measure."
             )
         lines = [f"    {name}: {facts.meaning}." for name, facts in described.items()]
+        # each field says what it is once, and help() and the docs find it where they look
         cls.__doc__ = "\n".join([inspect.cleandoc(cls.__doc__ or ""), "", "Attributes:", *lines])
 
     @classmethod
@@ -66,7 +57,8 @@ class Result:
     @classmethod
     def keyed(cls, values: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
         """The metrics among ``values``, which are by field name, under the keys of :meth:`metrics`."""
-        return {f"{prefix}{facts.key}": values[name] for name, facts in cls.facts().items() if facts.key}
+        metrics = {name: facts.key for name, facts in cls.facts().items() if facts.key and name in values}
+        return {f"{prefix}{key}": values[name] for name, key in metrics.items()}
 
     def metrics(self, prefix: str = "") -> dict[str, float]:
         """The numbers under the keys by which they are logged, reported and compared, such as ``eval_pacgen_kl``."""
@@ -110,12 +102,12 @@ class Result:
 
     @classmethod
     def _known(cls, values: Mapping[str, Any]) -> dict[str, Any]:
-        """The values of our fields, once none of those that are needed is missing."""
+        # the values of our fields, once none of those that are needed is missing
         facts = cls.facts()
         known = {name: values[name] for name, fact in facts.items() if fact.written and name in values}
         unknown = sorted(set(values) - {"version", *cls.derived, *known})
-        fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
-        needed = {f.name for f in fields.values() if f.default is f.default_factory is dataclasses.MISSING}
+        fields = dataclasses.fields(cls)  # type: ignore[arg-type]
+        needed = {f.name for f in fields if f.default is f.default_factory is dataclasses.MISSING}
         if tensors := sorted(name for name in needed if not facts[name].written):
             raise InputError(
                 f"A {cls.kind} cannot be read from JSON, which has no place for its tensors {tensors}. {cls.remake}."
@@ -124,11 +116,11 @@ class Result:
             raise InputError(
                 f"The {cls.kind} does not have the expected fields: missing {missing}, unknown {unknown}. {cls.remake}."
             )
-        if unknown:
+        if unknown:  # a newer release may say more, and what it says of our fields still holds
             warnings.warn(
                 f"The {cls.kind} has fields that this release does not know, and leaves out: {', '.join(unknown)}. "
                 "A newer release may have written it.",
-                stacklevel=3,
+                stacklevel=3,  # where from_dict was called
             )
         return known
 
@@ -143,7 +135,7 @@ class Result:
         try:
             return cls.from_dict(values)
         except InputError as error:
-            raise InputError(f"{name}: {error}") from None
+            raise InputError(f"{name}: {error}") from None  # which of the files a person gave
 
     @classmethod
     def load(cls: type[R], path: str | os.PathLike[str]) -> R:
@@ -184,7 +176,7 @@ def _content(path: str | os.PathLike[str]) -> bytes:
         what = "is a folder" if file.is_dir() else "does not exist"
         raise MissingFile(f"{os.fspath(path)} {what}: expected a JSON file written by 'hf-pacgen score --output'.")
     with file.open("rb") as stream:
-        return stream.read(MAX_BYTES + 1)
+        return stream.read(MAX_BYTES + 1)  # enough to see that it is too large
 
 
 def _parse(data: bytes, name: str) -> Any:
@@ -197,13 +189,13 @@ def _parse(data: bytes, name: str) -> Any:
         raise ValueError(f"{constant} is not a number of JSON")
 
     try:
+        # the byte-order mark is what Windows puts before UTF-8; NaN and Infinity are Python's own additions
         return json.loads(data.decode("utf-8-sig"), parse_constant=refuse)
     except (ValueError, RecursionError) as error:  # wrong encodings and malformed JSON are ValueErrors
         raise InputError(f"{name} is not JSON ({error}): expected a result written by hf_pacgen.") from None
 
 
 def _plain(value: Any) -> Any:
-    """A value as JSON knows it."""
     if isinstance(value, Enum):
         return value.value
     if isinstance(value, Mapping):

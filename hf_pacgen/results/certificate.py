@@ -12,10 +12,8 @@ from hf_pacgen.errors import InputError
 from hf_pacgen.results.base import Result
 from hf_pacgen.results.fields import fits, measured, other
 
-__all__ = ["Certificate", "certificate_fields", "rounded_up", "sentence"]
-
+# fields of a certificate that make no sense without each other
 NUMBERS = ("bound", "empirical_error", "kl", "n", "delta")
-"""Fields of a certificate that make no sense without each other."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +65,7 @@ def sentence(certificate: Mapping[str, Any]) -> str:
     unit, n = certificate.get("unit") or "example", f"{int(certificate['n']):,}"
     if certificate["status"] == "vacuous":
         return f"The certificate is vacuous: from {n} training {unit}s at this KL, nothing is proved."
+    # 1e-6: in binary, 1e4 (1 - δ) may fall just short of the whole number that it is
     confidence = f"{math.floor(1e4 * (1 - certificate['delta']) + 1e-6) / 100:g} %"
     error = rounded_up(certificate["bound"])
     given = f"With probability ≥ {confidence} over the draw of the {n} training {unit}s, the noisy"
@@ -77,6 +76,7 @@ def sentence(certificate: Mapping[str, Any]) -> str:
 
 def rounded_up(bound: float) -> str:
     """A bound in percent, never smaller than it is."""
+    # 1e-9: a bound that is a round number stays one
     return f"{math.ceil(1e3 * bound - 1e-9) / 10:g} %"
 
 
@@ -86,6 +86,7 @@ def certificate_fields(certificate: Any) -> dict[str, Any]:
     Raises:
         InputError: it is none of these, or lacks what makes it a certificate.
     """
+    # a card may show the certificate of another program, in one of these three forms
     if hasattr(certificate, "to_dict"):
         certificate = certificate.to_dict()
     elif dataclasses.is_dataclass(certificate) and not isinstance(certificate, type):

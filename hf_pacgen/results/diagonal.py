@@ -13,8 +13,6 @@ if TYPE_CHECKING:
 
     from hf_pacgen.config import Estimator, HVPMethod
 
-__all__ = ["DiagonalEstimate"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class DiagonalEstimate(Result):

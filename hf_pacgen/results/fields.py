@@ -6,44 +6,29 @@ A metric's key, its label, unit and meaning stand once, beside the field.  Logs,
 from __future__ import annotations
 
 import dataclasses
-import math
+import sys
 import types
 import typing
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass
 from typing import Any
 
-__all__ = ["FACTS", "Facts", "describe_type", "excerpt", "fits", "like", "measured", "other"]
-
-FACTS = "facts"
-"""Key of the facts in a field's metadata."""
+FACTS = "facts"  # key of the facts in a field's metadata
 
 
 @dataclass(frozen=True, kw_only=True)
 class Facts:
-    """What a field is.
+    """What a field is."""
 
-    Attributes:
-        says: what the number means, as in a table.
-        label: its name for people, such as Ψ; empty for what is no measure.
-        unit: such as "nats".
-        better: "lower" or "higher", where one of them is better.
-        key: under which a Trainer logs it and the metric reports it; None for what is no metric.
-        title: what the hub calls it on a model card.
-        span: the values it can take.
-        detail: whether its row in a table belongs to the row above it.
-        written: whether it is written as JSON; tensors are not.
-    """
-
-    says: str
-    label: str = ""
-    unit: str = ""
-    better: str | None = None
-    key: str | None = None
-    title: str = ""
-    span: str = ""
-    detail: bool = False
-    written: bool = True
+    says: str  # what the number means, as in a table
+    label: str = ""  # its name for people, such as Ψ; empty for what is no measure
+    unit: str = ""  # such as "nats"
+    better: str | None = None  # "lower" or "higher", where one of them is better
+    key: str | None = None  # under which a Trainer logs it and the metric reports it; None for what is no metric
+    title: str = ""  # what the hub calls it on a model card
+    span: str = ""  # the values it can take
+    detail: bool = False  # whether its row in a table belongs to the row above it
+    written: bool = True  # whether it is written as JSON, which has no place for tensors
 
     def __post_init__(self) -> None:
         if self.better not in (None, "lower", "higher"):
@@ -93,8 +78,13 @@ def other(says: str, *, default: Any = MISSING, written: bool = True) -> Any:
 
 def like(kind: Any, name: str) -> Any:
     """A field that means the same as that of another result."""
-    field = kind.__dataclass_fields__[name]
-    return _field(field.metadata[FACTS], field.default)
+    return varied(kind.__dataclass_fields__[name])
+
+
+def varied(field: Any, **changes: Any) -> Any:
+    """A field like another one, but for some of its facts."""
+    facts = field.metadata[FACTS]
+    return _field(dataclasses.replace(facts, **changes) if changes else facts, field.default)
 
 
 def _field(facts: Facts, default: Any) -> Any:
@@ -109,24 +99,18 @@ def fits(value: Any, hint: Any) -> bool:
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if hint is Any:
         return True
-    if origin is types.UnionType:
+    if origin is types.UnionType:  # such as float | None
         return any(fits(value, argument) for argument in arguments)
     if hint in (int, float):  # a whole number is written without a point, and a bool would pass for an int
-        return isinstance(value, (int, hint)) and not isinstance(value, bool) and _is_finite(value)
+        is_number = isinstance(value, (int, hint)) and not isinstance(value, bool)
+        # NaN is not less than anything, and math.isfinite fails on an integer with more than 308 digits
+        return is_number and abs(value) <= sys.float_info.max
     if origin is dict:
-        return isinstance(value, Mapping) and all(
-            fits(key, arguments[0]) and fits(entry, arguments[1]) for key, entry in value.items()
-        )
+        key, entry = arguments
+        return isinstance(value, Mapping) and all(fits(k, key) and fits(v, entry) for k, v in value.items())
     if origin is tuple:  # a string would become a tuple of letters
         return isinstance(value, (list, tuple)) and all(fits(entry, arguments[0]) for entry in value)
     return isinstance(value, hint)
-
-
-def _is_finite(value: float) -> bool:
-    try:
-        return math.isfinite(value)
-    except OverflowError:  # an integer with more than 308 digits
-        return False
 
 
 def describe_type(hint: Any) -> str:

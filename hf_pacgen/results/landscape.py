@@ -11,8 +11,6 @@ from hf_pacgen.results.fields import measured, other
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["LossSlice"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class LossSlice(Result):

@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from hf_pacgen.results.base import Result
 from hf_pacgen.results.fields import measured, other
 
-__all__ = ["LipschitzEstimate"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class LipschitzEstimate(Result):

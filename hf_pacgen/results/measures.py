@@ -9,8 +9,6 @@ from hf_pacgen.results.fields import like, measured, other
 from hf_pacgen.results.pacgen import PACGenResult
 from hf_pacgen.results.sharpness import Sharpness
 
-__all__ = ["MEASURES", "Measures"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class Measures(Result):
@@ -19,6 +17,7 @@ class Measures(Result):
     kind, unversioned = "comparison", True
 
     name: str = other("of the solution")
+    # by the facts of the measures themselves, so that both are called by one name
     score: float = like(PACGenResult, "score")
     score_per_parameter: float = like(PACGenResult, "score_per_parameter")
     active_fraction: float = like(PACGenResult, "active_fraction")
@@ -48,5 +47,5 @@ class Measures(Result):
     status: tuple[str, ...] = other("what limits the numbers, in sentences", default=())
 
 
+# labels of the measures, in the order of a table
 MEASURES = {name: facts.row for name, facts in Measures.facts().items() if facts.label}
-"""Labels of the measures, in the order of a table."""

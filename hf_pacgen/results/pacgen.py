@@ -8,17 +8,22 @@ from typing import TYPE_CHECKING, Any
 
 from hf_pacgen.errors import InputError
 from hf_pacgen.results.base import Result
-from hf_pacgen.results.fields import excerpt, measured, other
+from hf_pacgen.results.fields import FACTS, excerpt, measured, other, varied
 
 if TYPE_CHECKING:
     from hf_pacgen.maths.score import ScoreTerms
 
-__all__ = ["PACGenResult", "by_module", "score_fields"]
-
+# what is known of every module, under the names of the result's own fields
 MODULE_FIELDS = ("score", "kl_complexity", "hessian_trace", "num_parameters", "active_fraction", "kl_active_fraction")
-"""What is known of every module, under the names of the result's own fields."""
 NATS: dict[str, Any] = {"unit": "nats", "better": "lower", "span": "[0, ∞)"}
 SHARE: dict[str, Any] = {"span": "[0, 1]", "detail": True}
+
+
+def _per_parameter(total: Any, says: str) -> Any:
+    # the field of a score over the number of parameters
+    of = total.metadata[FACTS]
+    names = {"label": f"{of.label}/m", "key": f"{of.key}_per_parameter", "title": f"{of.title} per parameter"}
+    return varied(total, says=says, detail=True, **names)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,29 +36,11 @@ class PACGenResult(Result):
     kind, remake = "result", "Score the model again"
 
     score: float = measured("Ψ", key="pacgen", title="PACGen", says="the published PACGen score", **NATS)
-    score_per_parameter: float = measured(
-        "Ψ/m",
-        key="pacgen_per_parameter",
-        title="PACGen per parameter",
-        says="per parameter, to compare models of different sizes",
-        detail=True,
-        **NATS,
-    )
+    score_per_parameter: float = _per_parameter(score, "per parameter, to compare models of different sizes")
     kl_complexity: float = measured(
-        "K(η)",
-        key="pacgen_kl",
-        title="PAC-Bayes complexity",
-        says="complexity in the PAC-Bayes bound at η",
-        **NATS,
+        "K(η)", key="pacgen_kl", title="PAC-Bayes complexity", says="complexity in the PAC-Bayes bound at η", **NATS
     )
-    kl_complexity_per_parameter: float = measured(
-        "K(η)/m",
-        key="pacgen_kl_per_parameter",
-        title="PAC-Bayes complexity per parameter",
-        says="the same per parameter",
-        detail=True,
-        **NATS,
-    )
+    kl_complexity_per_parameter: float = _per_parameter(kl_complexity, "the same per parameter")
     eta: float = other("η of K(η)")
     active_fraction: float = measured(
         "active fraction of Ψ",
@@ -113,6 +100,7 @@ class PACGenResult(Result):
             InputError: also a model or a module without parameters, or a module that lacks a number.
         """
         result = super().from_dict(values)
+        # everything that shows a result divides by these
         if result.num_parameters < 1:
             raise InputError(f"'num_parameters' must be at least 1; got {result.num_parameters}.")
         for module, numbers in result.by_module.items():
@@ -148,8 +136,9 @@ def by_module(terms: Mapping[str, ScoreTerms], parameter_traces: Mapping[str, fl
     sums: dict[str, ScoreTerms] = {}
     traces: dict[str, float] = {}
     for name, term in terms.items():
-        module = name.rpartition(".")[0] or name
+        module = name.rpartition(".")[0] or name  # a parameter of the model itself is its own module
         sums[module] = sums[module] + term if module in sums else term
         traces[module] = traces.get(module, 0.0) + parameter_traces[name]
+    # the shares of a module are a score of its own: the sums add over parameters
     found = {module: {**score_fields(term), "hessian_trace": traces[module]} for module, term in sums.items()}
     return {module: {name: numbers[name] for name in MODULE_FIELDS} for module, numbers in found.items()}

@@ -12,8 +12,6 @@ from hf_pacgen.results.fields import other
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["Spectrum"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class Spectrum(Result):
@@ -70,12 +68,14 @@ class Spectrum(Result):
             raise ValueError(f"bandwidth must be a finite number greater than 0; got {bandwidth!r}.")
         points = points.double()
         nodes, weights = (torch.tensor(v, dtype=torch.float64) for v in (self.nodes, self.weights))
+        # in float64, and all nodes at once: there are a few hundred of them
         kernel = torch.exp(-0.5 * ((points[..., None] - nodes) / width).square()) / (width * math.sqrt(2 * math.pi))
         return kernel @ weights
 
     @property
     def bandwidth(self) -> float:
         """The default of :meth:`density`."""
+        # all nodes in one place have no range, and all at 0 no size either
         spread = max(self.nodes) - min(self.nodes)
         return 0.01 * spread or 0.01 * max(map(abs, self.nodes)) or 0.01
 

@@ -8,8 +8,6 @@ from typing import Any
 from hf_pacgen.results.base import Result
 from hf_pacgen.results.fields import measured, other
 
-__all__ = ["WorstCaseSharpness"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class WorstCaseSharpness(Result):

@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from hf_pacgen.results.pacgen import PACGenResult
-from hf_pacgen.show.wording import number, percent, spread
+from hf_pacgen.show.wording import SECTIONS, further_metrics, number, percent, shown, spread
 
 __all__ = ["PLAIN_WIDTH", "number", "percent", "print_report", "report", "spread"]
 
@@ -16,14 +16,7 @@ HOW_TO_READ = (
     "Lower is better: a lower value promises a smaller gap between training and test loss. Compare models of one "
     "architecture on the same data at the same γ, ε and η; between sizes, compare the values per parameter."
 )
-PLAIN_WIDTH = 100
-"""Columns where the output is no terminal, such as a log file."""
-SECTIONS = (
-    "score score_per_parameter active_fraction kl_complexity kl_complexity_per_parameter kl_active_fraction".split(),
-    "loss hessian_trace hessian_lipschitz".split(),
-    "num_parameters num_examples".split(),
-)
-"""Fields of a result in the order of the table, whose labels and meanings are their own; a line between groups."""
+PLAIN_WIDTH = 100  # columns where the output is no terminal, such as a log file
 
 
 def print_report(
@@ -52,7 +45,7 @@ def report(result: PACGenResult, *, title: str = "PACGen", top_modules: int = 8)
     if result.status:
         parts.append(Text("\nWhat limits these numbers:", style="bold"))
     for sentence in result.status:
-        line = Table.grid(padding=(0, 1))
+        line = Table.grid(padding=(0, 1))  # which indents the lines of a long sentence
         line.add_row("•", Text(sentence))
         parts.append(line)
     return Group(*parts)
@@ -63,24 +56,26 @@ def _table(title: str) -> Table:
 
 
 def _numbers(result: PACGenResult, title: str) -> Table:
-    table = _table(escape(title))
+    table = _table(escape(title))  # square brackets in a name are not markup
     table.add_column("Quantity", no_wrap=True)
     table.add_column("Value", justify="right", no_wrap=True)
     table.add_column("What it says")
     error = spread(result.hessian_trace_stderr)
+    # the spread between batches does not show the bias of these estimators
     is_biased = result.estimator in ("blend", "gauss_newton")
     noise = " (± its noise, not its bias)" if error and is_biased else ""
     is_counted = result.num_units == result.num_examples
     units = "" if is_counted else f", with {result.num_units:,.0f} labeled tokens as the units of the loss"
+    additions = {"hessian_trace": (error, noise), "num_examples": ("", units)}  # to the value, and to what it says
     facts = result.facts()
     for section in SECTIONS:
         for name in section:
-            fact, value = facts[name], getattr(result, name)
-            shown = percent(value) if fact.is_share else f"{value:,}" if isinstance(value, int) else number(value)
-            meaning = fact.meaning.replace("at η", f"at η = {number(result.eta)}")
-            if name == "hessian_trace":
-                shown, meaning = shown + error, meaning + noise
-            table.add_row(fact.row, shown, meaning + units * (name == "num_examples"))
+            value, meaning = additions.get(name, ("", ""))
+            meaning = facts[name].meaning.replace("at η", f"at η = {number(result.eta)}") + meaning
+            table.add_row(facts[name].row, shown(facts[name], getattr(result, name)) + value, meaning)
+        if section is SECTIONS[1]:
+            for fact, text in further_metrics(result):
+                table.add_row(fact.row, text, fact.meaning)
         if section is not SECTIONS[-1]:
             table.add_section()
     table.add_row("time", _duration(result.seconds), _cost(result))

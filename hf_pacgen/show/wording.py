@@ -8,23 +8,27 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from hf_pacgen.maths.score import ScoreTerms
     from hf_pacgen.results.diagonal import DiagonalEstimate
+    from hf_pacgen.results.fields import Facts
     from hf_pacgen.results.lipschitz import LipschitzEstimate
     from hf_pacgen.results.pacgen import PACGenResult
 
-__all__ = ["SATURATED", "findings", "limits", "number", "percent", "spread"]
+SATURATED = 0.01  # active fraction below which Ψ hardly depends on the curvature
+NOISY = 0.5  # relative standard error of the trace above which the curvature counts as noisy
+ALONE = 10  # ratio of the smoothness term to the trace above which the score is one of ρ alone
 
-SATURATED = 0.01
-"""Active fraction below which Ψ hardly depends on the curvature."""
-NOISY = 0.5
-"""Relative standard error of the trace above which the curvature counts as noisy."""
-ALONE = 10
-"""Ratio of the smoothness term to the trace above which the score is one of ρ alone."""
+# fields of a result in the order of a table, with a line between groups. Cards have places for these too
+SECTIONS = (
+    "score score_per_parameter active_fraction kl_complexity kl_complexity_per_parameter kl_active_fraction".split(),
+    "loss hessian_trace hessian_lipschitz".split(),
+    "num_parameters num_examples".split(),
+)
 
 
 def findings(
     total: ScoreTerms, diagonal: DiagonalEstimate, smoothness: LipschitzEstimate | None, eta: float
 ) -> Iterator[str]:
     """Sentences on what limits the numbers."""
+    # a saturated score comes first: it makes all that follows about the curvature irrelevant to Ψ
     active, kl_active = (n / total.num_parameters for n in (total.num_active, total.num_kl_active))
     if active < SATURATED:
         saturated = (
@@ -71,6 +75,18 @@ def limits(result: PACGenResult) -> list[str]:
     return sentences
 
 
+def further_metrics(result: PACGenResult) -> Iterator[tuple[Facts, str]]:
+    """Metrics without a place of their own in tables and on cards, and their values: those that are declared later."""
+    for name, facts in result.facts().items():
+        if facts.key and not any(name in section for section in SECTIONS):
+            yield facts, shown(facts, getattr(result, name))
+
+
+def shown(facts: Facts, value: float) -> str:
+    """A value as its facts ask for."""
+    return percent(value) if facts.is_share else f"{value:,}" if isinstance(value, int) else number(value)
+
+
 def number(value: float) -> str:
     """Four significant digits, with thousands separated: 1,234,568, 12.35, 0.001235, 1.2e-07."""
     return f"{value:,.0f}" if 1000 <= abs(value) < 1e15 else f"{value:.4g}"
@@ -78,6 +94,7 @@ def number(value: float) -> str:
 
 def spread(stderr: float | None) -> str:
     """The standard error behind a value, to two digits; nothing where it is unknown or 0."""
+    # two digits are all that a standard error is good for
     return f" ± {number(float(f'{stderr:.2g}'))}" if stderr else ""
 
 

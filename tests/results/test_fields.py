@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import io
 import os
 import pkgutil
 import subprocess
@@ -11,14 +12,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import evaluate
 import pytest
+from rich.console import Console
+from sample_results import sample_result
 
+import hf_pacgen
 import hf_pacgen.results
 from hf_pacgen.results.base import Result
 from hf_pacgen.results.fields import Facts, like, measured, other
 from hf_pacgen.results.measures import MEASURES, Measures
 from hf_pacgen.results.pacgen import PACGenResult
 from hf_pacgen.results.sharpness import Sharpness
+from hf_pacgen.show.cards.update import card_section, evaluation_results
+from hf_pacgen.show.tables import print_report
 
 ROOT = Path(__file__).parents[2]
 
@@ -46,6 +53,37 @@ def test_a_new_field_is_a_metric_a_row_and_a_line_of_the_docs() -> None:
         "Attributes:\n    margin: least distance, in px; higher is better.\n    taken: time taken."
     )
     assert like(Margins, "margin").metadata["facts"] is facts["margin"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wider(PACGenResult):
+    """A score with one more metric, which nothing else has heard of."""
+
+    margin: float = measured("μ", key="margin", unit="px", better="higher", title="Margin", says="least distance")
+    filled: float = measured("filling", key="filled", span="[0, 1]", title="Filling", says="share of it", default=0.25)
+
+
+def test_a_new_metric_is_computed_and_shown_without_touching_anything_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    known = {name: value for name, value in vars(sample_result()).items() if name != "status"}
+    result = Wider(**known, margin=1234.5)
+    new = {"margin": 1234.5, "filled": 0.25}
+    assert result.metrics("eval_") == {f"eval_{key}": n for key, n in {**sample_result().metrics(), **new}.items()}
+
+    metric = evaluate.load(hf_pacgen.metric_path())
+    monkeypatch.setattr(sys.modules[type(metric).__module__], "pacgen", lambda *given, **options: result)
+    assert metric.compute(model=object(), data=[]) == result.metrics()
+
+    stream = io.StringIO()
+    print_report(result, console=Console(file=stream, width=120))
+    rows = [" ".join(line.replace("│", " ").split()) for line in stream.getvalue().splitlines()]
+    assert "μ 1,234 least distance, in px; higher is better" in rows and "filling 25.0 % share of it" in rows
+
+    section = card_section(result)
+    assert (
+        "| μ, least distance, in px; higher is better | 1,234 | | |\n| filling, share of it | 25.0 % | | |" in section
+    )
+    entries = {entry.metric_type: (entry.metric_name, entry.metric_value) for entry in evaluation_results(result)}
+    assert entries["margin"] == ("Margin (μ, px; higher is better)", 1234.5) and entries["filled"] == ("Filling", 0.25)
 
 
 def test_a_direction_that_there_is_not() -> None:

@@ -28,12 +28,11 @@ from hf_pacgen.results.base import MAX_BYTES
 from hf_pacgen.results.pacgen import PACGenResult
 from hf_pacgen.show.cards.update import NUMBERS
 from hf_pacgen.show.plots import plot_by_module
-from hf_pacgen.show.wording import limits, number, percent
+from hf_pacgen.show.wording import further_metrics, limits, number, percent
 
 logger = logging.getLogger("hf_pacgen.app")
 
-MAX_PARAMETERS = 150_000_000
-"""Of a model that is scored here: a free Space has two slow cores."""
+MAX_PARAMETERS = 150_000_000  # of a model that is scored here: a free Space has two slow cores
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 INTRODUCTION = """\
 # PACGen
@@ -90,6 +89,7 @@ def hub_result(model, dataset, dataset_config, examples):
     """
     _check_id(model, "model")
     info = _look_up(model)
+    # the size first: a file that is too large is not even fetched
     if any(file.rfilename == NUMBERS and (file.size or 0) <= MAX_BYTES for file in info.siblings or []):
         return PACGenResult.load(hf_hub_download(model, NUMBERS, token=False))
     command = f"hf-pacgen score {model} --dataset {dataset or 'TRAINING_DATA'} --output result.json"
@@ -99,6 +99,7 @@ def hub_result(model, dataset, dataset_config, examples):
             "upload the result."
         )
     _check_id(dataset, "data set", owner=True)
+    # what the hub says of the weights, before any of them is loaded
     size = getattr(info.safetensors, "total", None)
     if size is None or size > MAX_PARAMETERS:
         what = "of unknown size" if size is None else f"of {size:,} parameters"
@@ -111,7 +112,7 @@ def hub_result(model, dataset, dataset_config, examples):
 
 def measure(model, dataset, dataset_config, examples):
     """PACGen of a model on a random part of its training data, as ``hf-pacgen score`` does it."""
-    import torch
+    import torch  # only now: a result is shown without it
 
     from hf_pacgen.command_line.inputs.data import DataArguments
     from hf_pacgen.command_line.inputs.load import load_subject
@@ -124,6 +125,7 @@ def measure(model, dataset, dataset_config, examples):
 
 
 def _check_id(name, what, owner=False):
+    # a name that is also a path here would make transformers and datasets read this machine's files
     if not HUB_ID.fullmatch(name) or ".." in name or (owner and "/" not in name) or Path(name).exists():
         form = "owner/name" if owner else "owner/name or name"
         raise InputError(f"{name!r} is not the id of a {what} on the Hugging Face hub: expected {form}.")
@@ -141,25 +143,23 @@ def _look_up(model):
 
 def summary(result):
     """The numbers as tiles, and what limits them."""
-
-    facts = result.facts()
-    psi, complexity = (
-        (number(total), f"{number(mean)} per parameter")
-        for total, mean in (
-            (result.score, result.score_per_parameter),
-            (result.kl_complexity, result.kl_complexity_per_parameter),
-        )
-    )
+    facts, value = result.facts(), lambda name: number(getattr(result, name))
+    kl_active = percent(result.kl_active_fraction)
     tiles = (
-        ("Ψ, the published score", *psi),
-        (f"K(η) at η = {number(result.eta)}", *complexity),
+        ("Ψ, the published score", value("score"), f"{value('score_per_parameter')} per parameter"),
+        (
+            f"K(η) at η = {value('eta')}",
+            value("kl_complexity"),
+            f"{value('kl_complexity_per_parameter')} per parameter",
+        ),
         (
             "Active fraction",
             percent(result.active_fraction),
-            f"curvature matters for these weights in Ψ; for {percent(result.kl_active_fraction)} in K(η)",
+            f"curvature matters for these weights in Ψ; for {kl_active} in K(η)",
         ),
-        ("Trace of the Hessian", number(result.hessian_trace), facts["hessian_trace"].says),
-        ("ρ", number(result.hessian_lipschitz), facts["hessian_lipschitz"].says),
+        ("Trace of the Hessian", value("hessian_trace"), facts["hessian_trace"].says),
+        ("ρ", value("hessian_lipschitz"), facts["hessian_lipschitz"].says),
+        *((fact.label, text, fact.meaning) for fact, text in further_metrics(result)),
         ("Parameters", f"{result.num_parameters:,}", f"scored on {result.num_examples:,} training examples"),
     )
     boxes = "".join(
@@ -186,11 +186,9 @@ def build():
         with gr.Row():
             with gr.Column(scale=2, min_width=280):
                 with gr.Tab("Upload a result"):
+                    # as bytes: a path would let a caller of the API name any file of this machine
                     upload = gr.File(
-                        label="result.json (at most 20 MB)",
-                        file_types=[".json"],
-                        type="binary",
-                        height=140,
+                        label="result.json (at most 20 MB)", file_types=[".json"], type="binary", height=140
                     )
                 with gr.Tab("Model on the hub"):
                     model = gr.Textbox(label="Model", placeholder="owner/name", info=f"Shows its {NUMBERS}, if any.")

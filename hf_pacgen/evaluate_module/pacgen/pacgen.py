@@ -19,6 +19,7 @@ from hf_pacgen.errors import InputError
 from hf_pacgen.maths.arrays import to_number, to_tensors
 from hf_pacgen.maths.score import pacgen_score
 from hf_pacgen.measures.pacgen import pacgen
+from hf_pacgen.measures.session import DataOptions
 from hf_pacgen.results.pacgen import PACGenResult, score_fields
 from hf_pacgen.show.wording import SATURATED
 
@@ -85,16 +86,19 @@ for _place, _lines in {  # settings and numbers are described where they are dec
     _KWARGS_DESCRIPTION = _KWARGS_DESCRIPTION.replace(_place, "\n".join(_lines))
 
 _SETTINGS = {field.name: getattr(ScoreConfig(), field.name) for field in dataclasses.fields(ScoreConfig)}
+# the settings that mean something without a model
 _NUMBER_SETTINGS = ("gamma", "epsilon", "eta", "num_training_examples")
-"""The settings that mean something without a model."""
+_OPTIONS = [inspect.signature(pacgen).parameters[name] for name in DataOptions.__annotations__]
+_NUMBERS = ("weights", "hessian_diagonal", "hessian_lipschitz")
 
 
-def _with_settings(compute):
-    """The signature of a function with the settings as keywords instead of ``**settings``."""
+def _with_keywords(compute):
+    # the signature of a function with the options and the settings as keywords instead of ``**more``
     *rest, _ = inspect.signature(compute).parameters.values()
     kind = inspect.Parameter.KEYWORD_ONLY
     settings = [inspect.Parameter(name, kind, default=default) for name, default in _SETTINGS.items()]
-    return inspect.Signature([*rest, *settings])
+    options = [option.replace(annotation=inspect.Parameter.empty) for option in _OPTIONS]
+    return inspect.Signature([*rest, *options, *settings])
 
 
 @evaluate.utils.file_utils.add_start_docstrings(_DESCRIPTION, _KWARGS_DESCRIPTION)
@@ -106,7 +110,7 @@ class PACGen(evaluate.Metric):
     """
 
     result = None
-    _has_warned = False
+    _has_warned = False  # by instance, not by process: another metric tells again
 
     def _info(self):
         return evaluate.MetricInfo(
@@ -131,23 +135,10 @@ class PACGen(evaluate.Metric):
         # The base class would write predictions to a file and read them back; there are none.
         return self._compute(**kwargs)
 
-    def _compute(
-        self,
-        *,
-        model=None,
-        data=None,
-        weights=None,
-        hessian_diagonal=None,
-        hessian_lipschitz=None,
-        loss_fn=None,
-        collate_fn=None,
-        batch_size=8,
-        accelerator=None,
-        progress=True,
-        **settings,
-    ):
-        config = ScoreConfig(**settings)
-        given = {"weights": weights, "hessian_diagonal": hessian_diagonal, "hessian_lipschitz": hessian_lipschitz}
+    def _compute(self, *, model=None, data=None, weights=None, hessian_diagonal=None, hessian_lipschitz=None, **more):
+        options = {option.name: more.pop(option.name) for option in _OPTIONS if option.name in more}
+        config = ScoreConfig(**more)
+        given = dict(zip(_NUMBERS, (weights, hessian_diagonal, hessian_lipschitz), strict=True))
         numbers = {name: value for name, value in given.items() if value is not None}
         if model is None and data is None:
             return self._from_numbers(numbers, config)
@@ -161,32 +152,24 @@ class PACGen(evaluate.Metric):
             raise InputError(f"{missing}= is missing: a score needs a model and its training data.")
         notes = ()
         if isinstance(model, (str, os.PathLike)):
-            from hf_pacgen.command_line.inputs.load import load_named
+            from hf_pacgen.command_line.inputs.load import load_named  # only now: it brings transformers
 
             model, data, notes = load_named(model, data, seed=config.seed)
-        self.result = pacgen(
-            model,
-            data,
-            config=config,
-            loss_fn=loss_fn,
-            collate_fn=collate_fn,
-            batch_size=batch_size,
-            accelerator=accelerator,
-            progress=progress,
-        )
+        self.result = pacgen(model, data, config=config, **options)
         self._tell(*notes, *self.result.status)
         return self.result.metrics()
 
-    # The settings are those of ScoreConfig, written there only; tools see them one by one.
-    _compute.__signature__ = _with_settings(_compute)
+    # Options and settings are declared once, elsewhere; tools see them one by one.
+    _compute.__signature__ = _with_keywords(_compute)
 
     def _from_numbers(self, numbers, config):
-        missing = [name for name in ("weights", "hessian_diagonal", "hessian_lipschitz") if name not in numbers]
+        missing = [name for name in _NUMBERS if name not in numbers]
         if missing:
             raise InputError(
                 f"Not given: {', '.join(missing)}. A score needs model= and data=, or all of weights=, "
                 "hessian_diagonal= and hessian_lipschitz= (0 leaves the smoothness of the Hessian out)."
             )
+        # a setting that cannot matter here is a mistake, and would be taken for granted in silence
         changed = [name for name, default in _SETTINGS.items() if getattr(config, name) != default]
         useless = [name for name in changed if name not in _NUMBER_SETTINGS]
         if useless:
@@ -201,8 +184,8 @@ class PACGen(evaluate.Metric):
             )
         eta = float(config.num_training_examples if config.eta == "n" else config.eta)
         rho = to_number(numbers["hessian_lipschitz"], "hessian_lipschitz")
-        w = to_tensors(numbers["weights"], "weights")
-        h = to_tensors(numbers["hessian_diagonal"], "hessian_diagonal")
+        w, h = (to_tensors(numbers[name], name) for name in ("weights", "hessian_diagonal"))
+        # the two may come from different places; names that do not match are refused by the score
         h = {name: value.to(w[name].device) if name in w else value for name, value in h.items()}
         terms = pacgen_score(w, h, rho, gamma=config.gamma, epsilon=config.epsilon, eta=eta)
         found = {
@@ -219,7 +202,7 @@ class PACGen(evaluate.Metric):
         return PACGenResult.keyed(found)
 
     def _tell(self, *sentences):
-        """Warn at the first computation; a training run that computes the metric a hundred times is told once."""
+        # warn at the first computation; a training run that computes the metric a hundred times is told once
         for sentence in sentences:
             logger.log(logging.INFO if self._has_warned else logging.WARNING, "%s", sentence)
         self._has_warned = self._has_warned or bool(sentences)

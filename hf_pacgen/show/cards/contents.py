@@ -17,16 +17,14 @@ from huggingface_hub.repocard_data import eval_results_to_model_index
 from hf_pacgen.maths.certified_bound import Bound
 from hf_pacgen.results.certificate import certificate_fields, rounded_up, sentence
 from hf_pacgen.results.pacgen import PACGenResult
-from hf_pacgen.show.wording import limits, number, percent
-
-__all__ = ["card_section", "certificate_section", "evaluation_results", "merged", "new_card"]
+from hf_pacgen.show.wording import further_metrics, limits, number, percent
 
 CERTIFICATE = "pacgen_certificate"
 BOUND_NAMES = {bound.value: bound.facts.label for bound in Bound}
 
 TEMPLATES = jinja2.Environment(
     loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
-    undefined=jinja2.StrictUndefined,
+    undefined=jinja2.StrictUndefined,  # a misspelled name raises, where jinja would write nothing
     trim_blocks=True,
     lstrip_blocks=True,
 )
@@ -35,6 +33,7 @@ TEMPLATES = jinja2.Environment(
 def plain(value: Any) -> str:
     """Text on one line which Markdown shows as it is: names and sentences come from files of others."""
     text = " ".join(str(value).split())
+    # first the ampersand, or it would escape what the others put in
     return re.sub(r"([\\`*_\[\]|])", r"\\\1", text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;"))
 
 
@@ -63,19 +62,19 @@ def evaluation_results(
         # K(η) with the η it was taken at, which "n" alone would not tell
         arguments = {"pacgen": result.config, "pacgen_kl": {**result.config, "eta": result.eta}}
         names = {facts.key: facts.name for facts in result.facts().values()}
-        for key, value in result.metrics().items():
-            entries.append(
-                entry(metric_type=key, metric_name=names[key], metric_value=value, metric_args=arguments.get(key))
-            )
+        entries = [
+            entry(metric_type=key, metric_name=names[key], metric_value=value, metric_args=arguments.get(key))
+            for key, value in result.metrics().items()
+        ]
     if certificate is not None:
-        settings = certificate.get("config")
         proof = {key: certificate[key] for key in ("status", "empirical_error", "kl", "n", "delta")}
+        name = f"Certified error ({_bound_name(certificate)}, δ = {number(certificate['delta'])})"
         entries.append(
             entry(
                 metric_type=CERTIFICATE,
-                metric_name=f"Certified error ({_bound_name(certificate)}, δ = {number(certificate['delta'])})",
+                metric_name=name,
                 metric_value=certificate["bound"],
-                metric_args={**(settings if isinstance(settings, Mapping) else {}), **proof},
+                metric_args={**_settings(certificate), **proof},
             )
         )
     return entries
@@ -89,6 +88,7 @@ def card_section(result: PACGenResult, *, chart: str | None = None, numbers: str
         chart: address of the picture by module; None draws it in text.
         numbers: address of the result's JSON, if it is there to link to.
     """
+    # as code that makes the same settings; a backtick would end the code block
     settings = [
         f"    {key}={json.dumps(value) if isinstance(value, str) else repr(value)},".replace("`", "'")
         for key, value in result.config.items()
@@ -96,6 +96,7 @@ def card_section(result: PACGenResult, *, chart: str | None = None, numbers: str
     ]
     return TEMPLATES.get_template("pacgen_section.md.jinja").render(
         result=result,
+        further=list(further_metrics(result)),
         chart=chart,
         numbers=numbers,
         bars="" if chart else _text_bars(result),
@@ -119,23 +120,23 @@ def certificate_section(certificate: Any) -> str:
 
 def new_card(model_name: str, task_type: str | None, library_name: str | None) -> str:
     """A card for a model that has none."""
-    data = ModelCardData(library_name=library_name, pipeline_tag=task_type, tags=["pacgen"])
-    return (
-        TEMPLATES.get_template("model_card.md.jinja").render(card_data=data.to_yaml(), model_name=plain(model_name))
-        + "\n"
-    )
+    data = ModelCardData(library_name=library_name, pipeline_tag=task_type, tags=["pacgen"]).to_yaml()
+    return TEMPLATES.get_template("model_card.md.jinja").render(card_data=data, model_name=plain(model_name)) + "\n"
+
+
+def _settings(certificate: Mapping[str, Any]) -> Mapping[str, Any]:
+    settings = certificate.get("config")
+    return settings if isinstance(settings, Mapping) else {}  # another program's certificate may have none
 
 
 def _bound_name(certificate: Mapping[str, Any]) -> str:
-    settings = certificate.get("config")
-    kind = settings.get("bound") if isinstance(settings, Mapping) else None
-    return BOUND_NAMES.get(str(kind), "PAC-Bayes")
+    return BOUND_NAMES.get(str(_settings(certificate).get("bound")), "PAC-Bayes")
 
 
 def _text_bars(result: PACGenResult, count: int = 12, width: int = 32) -> str:
     ranked, rest = result.ranked_modules(count)
     rows = [(name, values["kl_complexity"]) for name, values in ranked]
-    if rest:
+    if rest:  # so that the bars add up to K(η)
         rows.append((f"({len(rest)} more)", sum(values["kl_complexity"] for values in rest)))
     longest = max((value for _, value in rows), default=0.0) or 1.0
     labels = [" ".join(name.split()).replace("`", "'") for name, _ in rows]
@@ -148,7 +149,8 @@ def _text_bars(result: PACGenResult, count: int = 12, width: int = 32) -> str:
 
 def merged(index: list[dict[str, Any]] | None, name: str, new: list[EvalResult]) -> list[dict[str, Any]]:
     """The model-index with new entries instead of those of the same metric, task and data; all others as they were."""
-    models: list[dict[str, Any]] = copy.deepcopy(index) if index else []
+    # the card compares what it had with what it gets, so the old index stays as it is
+    models: list[dict[str, Any]] = copy.deepcopy(index or [])
     (addition,) = eval_results_to_model_index(name, new)
     model = next((entry for entry in models if entry["name"] == name), None)
     if model is None:
@@ -157,14 +159,14 @@ def merged(index: list[dict[str, Any]] | None, name: str, new: list[EvalResult])
         same = next((known for known in model["results"] if _subject(known) == _subject(group)), None)
         if same is None:
             model["results"].append(group)
-            continue
-        ours = {metric["type"] for metric in group["metrics"]}
-        same["metrics"] = [m for m in same["metrics"] if m["type"] not in ours] + group["metrics"]
+        else:
+            ours = {metric["type"] for metric in group["metrics"]}
+            same["metrics"] = [m for m in same["metrics"] if m["type"] not in ours] + group["metrics"]
     return models
 
 
 def _subject(group: Mapping[str, Any]) -> tuple[Any, ...]:
-    """What a group of metrics is about: as ``EvalResult.unique_identifier``, with the name for data without an id."""
+    # what a group of metrics is about: as ``EvalResult.unique_identifier``, with the name for data without an id
     data = group["dataset"]
     return (group["task"]["type"], data["type"], data.get("config"), data.get("split"), data.get("revision")) + (
         (data["name"],) if data["type"] == "unknown" else ()

@@ -17,13 +17,11 @@ from huggingface_hub.utils import yaml_dump
 
 from hf_pacgen.errors import InputError
 
-__all__ = ["Card", "replace_key"]
-
 LINE_BREAK = re.compile(r"\r\n|\r|\n")
 OPENING = re.compile(r"\s*---[ \t]*(\r\n|\r|\n|$)")
 EMPTY = re.compile(r"\s*---[ \t]*(?:\r\n|\r|\n)---[ \t]*(\r\n|\r|\n|$)")
+# how a line begins that belongs to the key above it: indented, an item of a list, a comment, or empty
 CONTINUES = re.compile(r"[ \t\]}]|-(\s|$)|#|$")
-"""How a line begins that belongs to the key above it: indented, an item of a list, a comment, or empty."""
 
 
 class Card:
@@ -42,36 +40,29 @@ class Card:
         self.name = name
         content = content.removeprefix("\ufeff")  # a byte-order mark would hide the front matter from the hub
         found = LINE_BREAK.search(content)
-        self.line_break = found.group() if found else "\n"
-        self._open, self._yaml, self._close, self.body = self._split(content)
-        self.metadata = self._read(self._yaml)
-        self._check()
-
-    def _split(self, content: str) -> tuple[str, str, str, str]:
-        end = self.line_break
+        self.line_break = end = found.group() if found else "\n"
         if match := EMPTY.match(content):
-            return f"---{end}", "", f"{end}---{end}", content[match.end() :]
-        if match := REGEX_YAML_BLOCK.search(content):
-            return match.group(1), match.group(2), match.group(3), content[match.end() :]
-        if OPENING.match(content):
+            self._open, self._yaml, self._close = f"---{end}", "", f"{end}---{end}"
+        elif match := REGEX_YAML_BLOCK.search(content):
+            self._open, self._yaml, self._close = match.group(1, 2, 3)
+        elif OPENING.match(content):
             raise self._broken("it is opened by a line '---' and not closed by another")
-        return f"---{end}", "", f"{end}---{end}{end}", content
-
-    def _read(self, text: str) -> dict[str, Any]:
+        else:
+            self._open, self._yaml, self._close = f"---{end}", "", f"{end}---{end}{end}"
+        self.body = content[match.end() :] if match else content
         try:
-            metadata = yaml.safe_load(text)
+            metadata = yaml.safe_load(self._yaml)
         except yaml.YAMLError as error:
             raise self._broken(f"it is not YAML ({' '.join(str(error).split())})") from None
-        if metadata is None:
-            return {}
-        if not isinstance(metadata, dict):
+        self.metadata = {} if metadata is None else metadata
+        if not isinstance(self.metadata, dict):
             raise self._broken(f"it is a {type(metadata).__name__} where keys with values are expected")
-        return metadata
+        self._check()
 
     def _check(self) -> None:
         try:
             to_model_card(str(self))
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
+        except (ValueError, TypeError, KeyError, AttributeError) as error:  # what its parser of model-index runs into
             raise self._broken(f"huggingface_hub refuses it ({error})") from None
 
     def _broken(self, what: str) -> InputError:
@@ -93,6 +84,7 @@ class Card:
             after = yaml.safe_load(text)
         except yaml.YAMLError:
             after = None
+        # the proof: a key given twice, an anchor, or a mapping on one line would have changed something else
         if after != {**self.metadata, key: value}:
             raise self._broken(f"{key!r} cannot be changed without touching the rest, so write one key on a line")
         self._yaml, self.metadata = text, after
@@ -108,7 +100,7 @@ class Card:
         opening = f"{begin} `hf-pacgen` writes this part anew each time; add your own words outside of it. -->"
         found = [self.body.count(begin), self.body.count(end)]
         section = "\n".join([opening, "", text.strip(), "", end]).replace("\n", self.line_break)
-        if found == [0, 0]:
+        if found == [0, 0]:  # the first time
             gap = self.line_break * 2 if self.body.strip() else self.line_break
             self.body = self.body.rstrip() + gap + section + self.line_break
             return
@@ -131,7 +123,7 @@ def replace_key(text: str, key: str, value: Any, *, line_break: str = "\n") -> s
     lines = LINE_BREAK.split(text)
     name = re.compile(rf"""(?:{re.escape(key)}|"{re.escape(key)}"|'{re.escape(key)}')\s*:""")
     start = next((i for i, line in enumerate(lines) if name.match(line)), None)
-    if start is None:
+    if start is None:  # after the last line with text
         while lines and not lines[-1].strip():
             lines.pop()
         return line_break.join([*lines, *new])

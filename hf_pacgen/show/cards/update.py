@@ -20,8 +20,7 @@ from hf_pacgen.show.cards.document import Card, to_model_card
 
 __all__ = ["CARD", "CHART", "NUMBERS", "card_section", "certificate_section", "evaluation_results", "update_model_card"]
 
-CARD, CHART, NUMBERS = "README.md", "pacgen_by_module.png", "pacgen.json"
-"""Files in a model's folder."""
+CARD, CHART, NUMBERS = "README.md", "pacgen_by_module.png", "pacgen.json"  # files in a model's folder
 
 
 def update_model_card(
@@ -62,13 +61,14 @@ def update_model_card(
     fields = None if certificate is None else certificate_fields(certificate)
     file = None if isinstance(card, ModelCard) else _card_file(card)
     folder = None if file is None else file.parent
-    document = Card(str(card), name="The card") if file is None else _open(file, model_name)
+    document = Card(str(card)) if file is None else _open(file, model_name)
     metadata = document.metadata
     about = {"dataset_type": dataset_type or _dataset_type(metadata), "dataset_split": dataset_split}
     task = task_type or _task_type(metadata, folder) or "other"
     entries = evaluation_results(result, fields, task_type=task, dataset_name=dataset_name, **about)
     index = metadata.get("model-index")
     name = model_name or (str(index[0]["name"]) if index else _folder_name(folder))
+    # all that can be refused is made before the first file is written
     document.set("model-index", merged(index, name, entries))
     chart = CHART if folder and result and result.by_module and importlib.util.find_spec("matplotlib") else None
     if result is not None:
@@ -79,13 +79,13 @@ def update_model_card(
     if isinstance(card, ModelCard):
         card.content = str(document)
         return card
-    if file is not None:
+    if file is not None:  # the card comes last: until then nothing refers to the files beside it
         if result is not None:
             result.save(file.with_name(NUMBERS))
-            if chart is not None:
-                from hf_pacgen.show.plots import plot_by_module, save_figure
+        if result is not None and chart is not None:
+            from hf_pacgen.show.plots import plot_by_module, save_figure
 
-                save_figure(plot_by_module(result), file.with_name(chart))
+            save_figure(plot_by_module(result), file.with_name(chart))
         write_atomically(file, lambda target: target.write(str(document).encode()))
     return updated
 
@@ -94,7 +94,7 @@ def _card_file(card: str | os.PathLike[str]) -> Path:
     path = Path(card)
     if path.is_dir():
         return path / CARD
-    if path.is_file():
+    if path.is_file():  # the card itself, under whatever name
         return path
     raise InputError(f"The folder {os.fspath(card)!r} does not exist: expected the folder of a saved model.")
 
@@ -117,19 +117,15 @@ def _folder_name(folder: Path | None) -> str:
 
 
 def _task_type(metadata: Mapping[str, Any], folder: Path | None) -> str | None:
+    # the task that the card names, else the one whose head the saved model has
     for entry in metadata.get("model-index") or []:
         for group in entry["results"]:
             return str(group["task"]["type"])
     if isinstance(metadata.get("pipeline_tag"), str):
         return str(metadata["pipeline_tag"])
-    return _trained_task(folder)
-
-
-def _trained_task(folder: Path | None) -> str | None:
-    """The hub's name of the task whose head the saved model has."""
     if folder is None or not (folder / "config.json").is_file():
         return None
-    from transformers.modelcard import TASK_MAPPING
+    from transformers.modelcard import TASK_MAPPING  # only now: it brings all of transformers
 
     mapping: Mapping[str, Any] = TASK_MAPPING
     try:

@@ -3,7 +3,8 @@
     axes = plot_by_module(result)
     save_figure(axes, "modules.svg")
 
-matplotlib is an extra: ``pip install "hf_pacgen[plots]"``.  Nothing here touches pyplot's state of the process, so
+They draw on the Axes ``ax``, or by default on a figure of their own, which is ``axes.figure``.  matplotlib is an extra,
+and an ImportError says so: ``pip install "hf_pacgen[plots]"``.  Nothing here touches pyplot's state of the process, so
 these work in servers and threads too; in a notebook, ``axes.figure`` as the last line of a cell shows the picture.
 """
 

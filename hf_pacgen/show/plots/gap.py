@@ -12,14 +12,13 @@ from hf_pacgen.results.pacgen import PACGenResult
 from hf_pacgen.results.sharpness import Sharpness
 from hf_pacgen.results.spectrum import Spectrum
 from hf_pacgen.results.worst_case import WorstCaseSharpness
-from hf_pacgen.show.plots.style import BLUE, GRAY, compact, headline, new_axes, plain
+from hf_pacgen.show.plots.style import BLUE, GRAY, compact, finish, new_axes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["plot_gap"]
-
 Result = PACGenResult | Sharpness | WorstCaseSharpness | Spectrum | Measures
+# for every kind of result, the measure that is drawn
 DEFAULTS: dict[type, str] = {
     PACGenResult: "kl_complexity_per_parameter",
     Measures: "kl_complexity_per_parameter",
@@ -27,7 +26,6 @@ DEFAULTS: dict[type, str] = {
     WorstCaseSharpness: "relative",
     Spectrum: "largest",
 }
-"""For every kind of result, the measure that is drawn."""
 
 
 def plot_gap(
@@ -45,12 +43,10 @@ def plot_gap(
         gaps: test minus training loss of each; :class:`Measures` have their own.
         measure: name of a field of the results; by default K(η)/m, the mean or relative sharpness, or λ_max.
         labels: beside the points; :class:`Measures` have their names.
-        ax: where to draw; by default on a figure of its own.
 
     Raises:
         ValueError: fewer than two results, other numbers of gaps or labels, a gap or measure that is missing or not
             finite, an unknown measure, results of several kinds.
-        ImportError: matplotlib is not installed.
     """
     if len(results) < 2:
         raise ValueError(f"A scatter needs at least 2 results; got {len(results)}.")
@@ -66,6 +62,7 @@ def plot_gap(
     for what, given in (("gaps", heights), ("labels", names_of)):
         if len(given) != len(results) and (given or what == "gaps"):
             raise ValueError(f"{what} must have one entry for each of the {len(results)} results; got {len(given)}.")
+    # a gap that is missing becomes NaN, to be refused with those that are not finite
     y = [float(gap) if gap is not None else math.nan for gap in heights]
     if not all(map(math.isfinite, [*x, *y])):
         raise ValueError(f"{field} and the gaps must be finite numbers; got {x} and {heights}. Measure these again.")
@@ -74,15 +71,18 @@ def plot_gap(
     ranked = sorted(zip(x, y, names_of, strict=False))
     for i, (across, up, name) in enumerate(ranked):  # in turn above and below, so that neighbors can be read
         ax.annotate(name, (across, up), (7, -11 if i % 2 else 4), textcoords="offset points", fontsize=8, color=GRAY)
-    plain(ax, grid="y")
     ax.margins(0.14, 0.12)
-    ax.xaxis.set_major_formatter(lambda value, _: compact(value))
     facts = {"largest": Measures.facts()["largest_eigenvalue"], **results[0].facts()}.get(field)
-    ax.set_xlabel(facts.axis if facts and facts.label else field)
-    ax.set_ylabel("gap: test minus training loss")
     correlation = rank_correlation(x, y)
     said = "is undefined" if math.isnan(correlation) else f"{correlation:+.2f}"
-    headline(ax, f"Generalization gap of {len(x)} models\nrank correlation (Spearman) {said}")
+    finish(
+        ax,
+        f"Generalization gap of {len(x)} models\nrank correlation (Spearman) {said}",
+        x=facts.axis if facts and facts.label else field,
+        y="gap: test minus training loss",
+    )
+    # finish() writes numbers short along the grid's axis only, and these may be as long
+    ax.xaxis.set_major_formatter(lambda value, _: compact(value))
     return ax
 
 

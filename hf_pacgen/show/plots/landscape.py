@@ -7,13 +7,11 @@ from typing import TYPE_CHECKING
 import torch
 
 from hf_pacgen.results.landscape import LossSlice
-from hf_pacgen.show.plots.style import BLUE, ORANGE, headline, new_axes, plain
+from hf_pacgen.show.plots.style import BLUE, ORANGE, finish, new_axes
 from hf_pacgen.show.wording import number
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-
-__all__ = ["plot_loss_slice"]
 
 LEVELS = 14
 
@@ -23,10 +21,6 @@ def plot_loss_slice(slice: LossSlice, *, ax: Axes | None = None) -> Axes:
 
     Args:
         slice: of :func:`hf_pacgen.measures.landscape.loss_slice`.
-        ax: where to draw; by default on a figure of its own.
-
-    Raises:
-        ImportError: matplotlib is not installed.
     """
     return _line(slice, ax) if slice.losses.ndim == 1 else _plane(slice, ax)
 
@@ -35,18 +29,18 @@ def _line(slice: LossSlice, ax: Axes | None) -> Axes:
     ax = ax or new_axes(4.2)
     (steps,) = slice.steps
     low, high = max(slice.box[0].item(), steps[0].item()), min(slice.box[1].item(), steps[-1].item())
+    # 1e-9: the ends of the box may be points of the line, up to rounding
     inside = slice.losses[(steps >= low - 1e-9) & (steps <= high + 1e-9)]
     ax.axvspan(low, high, color=ORANGE, alpha=0.15, lw=0, label="noise box |u| ≤ N")
     ax.plot(steps.tolist(), slice.losses.tolist(), color=BLUE, lw=1.8, label="training loss")
     ax.plot([0], [slice.loss], "o", color=ORANGE, markersize=7, label="solution", zorder=3)
-    plain(ax, grid="y")
     ax.set_xlim(steps[0].item(), steps[-1].item())
-    ax.set_xlabel(slice.names[0])
-    ax.set_ylabel(slice.facts()["loss"].label)
-    headline(
+    finish(
         ax,
         f"Loss along a line through a solution of {slice.num_parameters:,} weights\n"
         f"{number(slice.loss)} at the solution, at most {number(inside.max().item())} in the box",
+        x=slice.names[0],
+        y=slice.facts()["loss"].label,
         columns=3,
     )
     return ax
@@ -68,15 +62,14 @@ def _plane(slice: LossSlice, ax: Axes | None) -> Axes:
     if len(box):
         ax.plot(box[:, 0].tolist(), box[:, 1].tolist(), color=ORANGE, lw=1.8, label="noise box |u| ≤ N")
     ax.plot([0], [0], "o", color=ORANGE, markersize=7, label="solution")
-    plain(ax, grid="y")
-    ax.grid(False)
     ax.set_xlim(across[0].item(), across[-1].item())
     ax.set_ylim(up[0].item(), up[-1].item())
-    ax.set_xlabel(slice.names[0])
-    ax.set_ylabel(slice.names[1])
-    headline(
+    finish(
         ax,
         f"Loss in a plane through a solution of {slice.num_parameters:,} weights\n"
         f"{number(slice.loss)} at the solution, {number(low)} to {number(high)} in the picture",
+        x=slice.names[0],
+        y=slice.names[1],
     )
+    ax.grid(False)  # which would lie over the contours
     return ax

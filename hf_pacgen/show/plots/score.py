@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
@@ -10,16 +11,13 @@ from torch import Tensor
 
 from hf_pacgen.results.diagonal import DiagonalEstimate
 from hf_pacgen.results.pacgen import PACGenResult
-from hf_pacgen.show.plots.style import BLUE, ORANGE, compact, headline, new_axes, plain
+from hf_pacgen.show.plots.style import BLUE, ORANGE, compact, finish, new_axes
 from hf_pacgen.show.wording import number, percent
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["plot_by_module", "plot_hessian_diagonal"]
-
-MAX_LABEL = 44
-"""Characters of a module's name."""
+MAX_LABEL = 44  # characters of a module's name
 CHUNK = 1 << 22
 
 
@@ -34,11 +32,9 @@ def plot_by_module(
         result: of :func:`hf_pacgen.pacgen`.
         top_modules: how many modules have bars of their own, at least 1.
         per_parameter: over the number of parameters of each module, in nats a parameter.
-        ax: where to draw; by default on a figure of its own, reached as ``.figure`` of what is returned.
 
     Raises:
         ValueError: ``top_modules`` is not positive, or the result has no modules.
-        ImportError: matplotlib is not installed.
     """
     if top_modules < 1:
         raise ValueError(f"top_modules must be at least 1; got {top_modules}.")
@@ -58,13 +54,13 @@ def plot_by_module(
     ax.set_xlim(0, 1.14 * longest or 1.0)  # leaves room for the numbers beside the bars
     ax.set_yticks(range(len(names)), [_shorten(name) for name in names], fontsize=8.5)
     ax.set_ylim(len(names) - 0.4, -0.6)  # the largest on top
-    ax.set_xlabel(f"{psi.unit}{' per parameter' * per_parameter} ({psi.better} is better)")
-    headline(
+    finish(
         ax,
         f"PACGen by module\ncurvature matters for {percent(result.active_fraction)} of the weights in Ψ, "
         f"for {percent(result.kl_active_fraction)} in K(η)",
+        x=f"{psi.unit}{' per parameter' * per_parameter} ({psi.better} is better)",
+        grid="x",
     )
-    plain(ax, grid="x")
     return ax
 
 
@@ -91,44 +87,45 @@ def plot_hessian_diagonal(
     Args:
         diagonal: of :func:`hf_pacgen.hessian_diagonal`, or tensors.
         bins: number of bins.
-        ax: where to draw; by default on a figure of its own.
 
     Raises:
         ValueError: ``bins`` is not positive, there are no entries, or one is not finite.
-        ImportError: matplotlib is not installed.
     """
     if bins < 1:
         raise ValueError(f"bins must be at least 1; got {bins}.")
     values = diagonal.values if isinstance(diagonal, DiagonalEstimate) else diagonal
     tensors = [values] if isinstance(values, Tensor) else list(values.values())
-    low, high, counts = _log_histogram(tensors, bins)
+    low, high, zeros, counts = _log_histogram(tensors, bins)
     ax = ax or new_axes(4.2)
     edges = [10 ** (low + (high - low) * i / bins) for i in range(bins + 1)]
-    total = int(sum(c.sum() for c in counts.values()))
+    total = sum(tensor.numel() for tensor in tensors)
     for name, sign, color, filled in (("positive", 1, BLUE, True), ("negative", -1, ORANGE, False)):
         heights = counts[sign]
         label = f"{name} curvature: {_share(int(heights.sum()), total)}"
+        # the negative as an outline, so that it is seen in front of the positive
         ax.stairs(heights.tolist(), edges, fill=filled, color=color, alpha=0.75 if filled else 1, lw=1.6, label=label)
-    zeros = int(counts[0].sum())
     trace = sum(tensor.sum(dtype=torch.float64).item() for tensor in tensors)
-    ax.set_xscale("log")
-    ax.set_xlabel("|$H_{ii}$|, absolute curvature of the training loss along a weight")
-    ax.set_ylabel("weights in a bin")
     undrawn = f"; {_share(zeros, total)} are exactly 0 and not drawn" if zeros else ""
-    headline(ax, f"Hessian diagonal of {total:,} weights\ntrace {number(trace)}{undrawn}")
-    plain(ax, grid="y")
+    ax.set_xscale("log")
+    finish(
+        ax,
+        f"Hessian diagonal of {total:,} weights\ntrace {number(trace)}{undrawn}",
+        x="|$H_{ii}$|, absolute curvature of the training loss along a weight",
+        y="weights in a bin",
+    )
     return ax
 
 
-def _log_histogram(tensors: list[Tensor], bins: int) -> tuple[float, float, dict[int, Tensor]]:
-    """Range of log10 |H_ii|, and the numbers of entries in its bins by their sign (under 0: the zeros)."""
-    low, high, zeros, total = float("inf"), float("-inf"), 0, 0
+def _log_histogram(tensors: list[Tensor], bins: int) -> tuple[float, float, int, dict[int, Tensor]]:
+    # range of log10 |H_ii|, the number of zeros, and those of the entries in the range's bins by their sign
+    low, high, zeros, total = math.inf, -math.inf, 0, 0
     for part in _parts(tensors):
         if not bool(part.isfinite().all()):
             raise ValueError(
                 "The Hessian diagonal contains NaN or infinity: expected finite numbers. Estimate it again."
             )
         size = part.abs()[part != 0]
+        # log10 of these is no number; the title counts them
         zeros, total = zeros + part.numel() - size.numel(), total + part.numel()
         if size.numel():
             low, high = min(low, size.min().log10().item()), max(high, size.max().log10().item())
@@ -139,15 +136,15 @@ def _log_histogram(tensors: list[Tensor], bins: int) -> tuple[float, float, dict
     if high - low < 1e-3:  # a single value is a bar of visible width
         low, high = low - 0.5, high + 0.5
     counts = {sign: torch.zeros(bins, dtype=torch.float64) for sign in (1, -1)}
-    for part in _parts(tensors):
+    for part in _parts(tensors):  # a second time over the data is cheaper than a copy of its logarithms
         for sign, count in counts.items():
             exponents = (part[part.sign() == sign]).abs().log10_().clamp_(low, high)
             count += torch.histc(exponents, bins=bins, min=low, max=high)
-    return low, high, {**counts, 0: torch.tensor([zeros])}
+    return low, high, zeros, counts
 
 
 def _parts(tensors: list[Tensor]) -> Iterator[Tensor]:
-    """A few million entries at a time, in float64, so that a large model costs no second copy."""
+    # a few million entries at a time, in float64, so that a large model costs no second copy
     for tensor in tensors:
         for part in tensor.detach().reshape(-1).split(CHUNK):
             yield part.double().cpu()
