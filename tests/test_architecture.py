@@ -23,7 +23,7 @@ FLOORS: dict[str, str] = {
     "curvature": "ascent checkpoint diagonal.blend diagonal.estimate diagonal.exact diagonal.gauss_newton "
     "diagonal.hutchinson diagonal.sums displacement hvp lipschitz operators run_identity spectrum "
     "tensor_file weight_space",
-    "noise": "curvature_tracker layout perturbation perturbed",
+    "noise": "curvature_tracker layout perturbation perturbed products",
     "measures": "comparison hessian landscape pacgen session sharpness spectrum worst_case",
     "certify": "certify draws error_rate posterior priors refinement search splits validity",
     "training": "arguments callback.callback callback.guard clipping estimates hooks noisy_step run_facts trainer",

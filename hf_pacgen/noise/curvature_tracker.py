@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
@@ -11,15 +11,9 @@ import torch
 from torch import Tensor
 
 from hf_pacgen.config import NoiseConfig
-from hf_pacgen.distributed.shards import local, part_like, shard_like
 from hf_pacgen.noise.layout import Block
 from hf_pacgen.noise.perturbation import Perturbation
-
-__all__ = ["CurvatureTracker", "PairedProducts", "RunningMean", "single_products", "summed_products"]
-
-Gradients = Mapping[str, Tensor | None]
-Products = Callable[[Block], Tensor]
-"""g(w+u) u of a block, which may be overwritten."""
+from hf_pacgen.noise.products import Products
 
 
 @dataclass
@@ -27,17 +21,12 @@ class RunningMean:
     """A weighted exponential mean of samples x_n, kept as a sum: Σ c_n x_n / Σ c_n with c_n = weight_n / decayⁿ.
 
     The sum is only ever added to, and there is no start-up bias to correct.
-
-    Attributes:
-        growth: 1/decayⁿ of the next sample.
-        total: Σ c_n.
     """
 
-    growth: float = 1.0
-    total: float = 0.0
+    growth: float = 1.0  # 1/decayⁿ of the next sample
+    total: float = 0.0  # Σ c_n
 
-    LIMIT = 1e12
-    """Where growth is taken out of the sum, far below the largest float32."""
+    LIMIT = 1e12  # where growth is taken out of the sum, far below the largest float32
 
     def add(self, weight: float, decay: float) -> None:
         """Count a sample of a given weight, which was added to the sum times ``growth``."""
@@ -46,7 +35,7 @@ class RunningMean:
 
     @property
     def divisor(self) -> float:
-        """What the sum is divided by: Σ c_n, or 1 before the first sample (of a sum of zeros)."""
+        """What the sum is divided by: Σ c_n, or 1 before the first sample (the sum is 0 then)."""
         return self.total or 1.0
 
 
@@ -59,11 +48,6 @@ class CurvatureTracker:
     ``adam`` reads h_i = B · v̂_i from the optimizer, with B the examples of a step: the mean square of a gradient
     of B examples is 1/B of that of one, which estimates the Gauss-Newton diagonal.  ``hutchinson`` averages
     estimates that are made elsewhere.
-
-    Args:
-        config: settings.
-        noise: the perturbation whose blocks are followed.
-        eta: η.
     """
 
     def __init__(self, config: NoiseConfig, noise: Perturbation, *, eta: float) -> None:
@@ -81,23 +65,21 @@ class CurvatureTracker:
         self._adam_divisor = 1.0
         blocks = noise.layout.blocks
         period = int(config.curvature_every or 1) if self.takes_samples else 1
+        # the turn of each block, and the key of its mean
         self._phases = [block.index % period for block in blocks]
-        """The turn of each block, and the key of its mean."""
         self.means = {phase: RunningMean() for phase in range(period)}
         keeps = self.source is not None and not self.source.from_optimizer
         self.sums = noise.layout.buffers(torch.float32) if keeps else {}
         self._sums = [self.sums[block.pool][block.begin : block.end] for block in blocks] if keeps else []
-        self._peaks = {block.index: 0.0 for block in blocks if block.pool[0].type == "cpu"} if keeps else {}
-        """The largest sum of a block, where it is known."""
+        # the largest sum of each block: while it is small all σ are at the box, and most of the formula is skipped
+        self._peaks = {block.index: 0.0 for block in blocks if block.on_cpu} if keeps else {}
+        # memory for σ: that of one block is used up before that of the next is asked for
         self._work: dict[torch.dtype, Tensor] = {}
         self._buffers: list[Sequence[Tensor] | None] = [None] * len(blocks)
-        """Memory for σ: that of one block is used up before that of the next is asked for."""
         for block in sorted(blocks, key=lambda block: -block.size):
-            if self.source is not None and block.pool[0].type == "cpu":
+            if self.source is not None and block.on_cpu:
                 work = self._work.setdefault(block.wide, torch.empty(2, block.size, dtype=block.wide))
-                self._buffers[block.index] = work[:, : block.size].unbind()
-
-    # ------------------------------------------------------------------------------------------------ the level
+                self._buffers[block.index] = work[:, : block.size].unbind()  # the largest block came first
 
     def scale(self, block: Block, weights: Tensor) -> Tensor:
         """σ of a block."""
@@ -112,8 +94,6 @@ class CurvatureTracker:
             peak = self._peaks.get(block.index)
         return self._level(weights, raw, self.rho, divisor=divisor, buffers=self._buffers[block.index], peak=peak)
 
-    # ----------------------------------------------------------------------------------------------- the sources
-
     def is_sampled(self, block: Block, step: int) -> bool:
         """Whether a sample of the block's curvature is taken from the products of this step."""
         return self.takes_samples and self._phases[block.index] == step % len(self.means)
@@ -122,17 +102,15 @@ class CurvatureTracker:
     def sample_price(self, step: int, products: Products, *, factor: float, rescale: Tensor | None) -> None:
         """Add g(w+u) u / E u² of the blocks whose turn it is, with u the last draw at the level factor · σ.
 
-        A sample counts with the weight factor², the inverse of its variance up to a constant.
-
-        Args:
-            products: with g the gradient of the step's loss.
-            rescale: what takes the gradients back to those of the backward pass (from clipping, loss scaling).
+        ``rescale`` takes the gradients back to those of the backward pass (from clipping, loss scaling).
         """
         phase = step % len(self.means)
         for block in self.noise.layout.blocks:
             if self._phases[block.index] != phase:
                 continue
             product, weights = products(block), self.noise.weights_of(block)
+            if product is None:  # to add 0 costs as much as to add anything
+                continue
             sigma = self.scale(block, weights)
             if not self.config.epsilon:
                 sigma.clamp_(min=1e-12)  # not 0 where there is no noise, so that such a weight's sample is 0
@@ -148,11 +126,12 @@ class CurvatureTracker:
             self._sums[block.index].addcdiv_(product, moment, value=value)
             self._note_peak(block)
         # a turn counts without blocks too: shards differ in size, and the means must be the same in every process
+        # a sample counts with the weight factor², the inverse of its variance up to a constant
         self._advance(phase, factor**2)
 
     @torch.no_grad()
     def add_estimate(self, diagonal: Mapping[str, Tensor]) -> None:
-        """Add an estimate of the whole diagonal, by parameter name."""
+        """Add an estimate of the diagonal, by parameter name (of this process's parts)."""
         for block in self.noise.layout.blocks:
             target = self._sums[block.index]
             target.add_(self.noise.layout.gather(block, diagonal, target.dtype), alpha=self.means[0].growth)
@@ -160,17 +139,12 @@ class CurvatureTracker:
         self._advance(0, 1.0)
 
     def read_optimizer(self, optimizer: torch.optim.Optimizer, *, steps: int, examples_per_step: int) -> bool:
-        """Find Adam's second moments; False before the first step, when there are none.
-
-        Raises:
-            ValueError: the optimizer keeps no ``exp_avg_sq``.
-        """
+        """Find Adam's second moments; False before the first step, when there are none."""
         betas = optimizer.param_groups[0].get("betas")
         states = {name: optimizer.state.get(parameter, {}) for name, parameter in self.noise.parameters.items()}
-        moments = {name: state.get("exp_avg_sq") for name, state in states.items()}
-        self.second_moments = {name: None if moment is None else local(moment) for name, moment in moments.items()}
-        found = any(moment is not None for moment in self.second_moments.values())
-        if betas is None or (not found and any(states.values())):
+        kept = {name: state["exp_avg_sq"] for name, state in states.items() if "exp_avg_sq" in state}
+        self.second_moments = {name: self.noise.part(name, kept[name]) if name in kept else None for name in states}
+        if betas is None or (not kept and any(states.values())):
             raise ValueError(
                 f"curvature='adam' reads exp_avg_sq, which {type(optimizer).__name__} does not keep. "
                 "Use an optimizer of the Adam family (such as optim='adamw_torch'), or curvature='price'."
@@ -178,48 +152,45 @@ class CurvatureTracker:
         # v̂ = v/(1 - β₂ᵗ) and h = B v̂; an optimizer that was handed over may be further than the training
         taken = [float(state["step"]) for state in states.values() if "step" in state]
         self._adam_divisor = (1 - float(betas[1]) ** max(taken, default=max(steps, 1))) / examples_per_step
-        return found
+        return bool(kept)
 
     def curvature(self) -> dict[str, Tensor]:
-        """h by parameter name, as a copy sharded like it (of what σ is made of; a mean below 0 is left as it is)."""
-        layout = self.noise.layout
-        found = {name: part.clone() for name, part in layout.views(self.sums).items()} if self.sums else {}
-        for block in layout.blocks if self.sums else ():
+        """h of every parameter, as a copy (of what σ is made of; a mean below 0 is left as it is)."""
+        found = {name: part.clone() for name, part in self._parts().items()}
+        for block in self.noise.layout.blocks if found else ():
             for s in block.segments:
                 found[s.name].view(-1)[s.start : s.start + s.count].div_(self.means[self._phases[block.index]].divisor)
         for name, moment in self.second_moments.items():
             if moment is not None:
                 found[name] = moment.float() / self._adam_divisor
-        return {name: shard_like(part, self.noise.parameters[name]) for name, part in found.items()}
+        return self.noise.like_parameters(found)
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """What a resumed run needs: tensors by name, sharded like the parameters, and JSON-able values."""
-        tensors = self.noise.layout.views(self.sums) if self.sums else {}
-        tensors = {name: shard_like(part, self.noise.parameters[name]) for name, part in tensors.items()}
-        return tensors, {"rho": self.rho, "means": {str(key): asdict(mean) for key, mean in self.means.items()}}
+        """What a resumed run needs: tensors like the parameters, by name, and JSON-able values."""
+        values = {"rho": self.rho, "means": {str(key): asdict(mean) for key, mean in self.means.items()}}
+        return self.noise.like_parameters(self._parts()), values
 
     @torch.no_grad()
     def load_state(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
-        """Take over what :meth:`state` gave, whole or sharded.
-
-        Raises:
-            ValueError: it belongs to other parameters.
-        """
-        mine, _ = self.state()
-        if {name: part.shape for name, part in mine.items()} != {name: part.shape for name, part in tensors.items()}:
+        """Take over what :meth:`state` gave, or the same as whole tensors."""
+        mine = {name: self.noise.parameters[name].shape for name in self._parts()}
+        if mine != {name: tensor.shape for name, tensor in tensors.items()}:
             odd = sorted(mine.keys() ^ tensors.keys())
             raise ValueError(
                 f"The noise state belongs to other trainable parameters (different: {odd[:5] or 'shapes'}). "
                 "Resume with the same model, or remove the file to start the running curvature anew."
             )
-        for name, part in mine.items():
-            whole = self.noise.parameters[name]
-            local(part).copy_(part_like(tensors[name], whole, self.noise.offsets.get(name, 0)))
+        for name, part in self._parts().items():
+            part.copy_(self.noise.part(name, tensors[name]))
         self.rho = float(values["rho"])
         # files of release 0.1 have no mean of a turn before its first sample, and one more for some embeddings (-1)
         known = {int(key): RunningMean(**mean) for key, mean in values["means"].items()}
         self.means = {key: known.get(key, RunningMean()) for key in self.means}
-        self._peaks = {}
+        for block in self.noise.layout.blocks if self.sums else ():
+            self._note_peak(block)
+
+    def _parts(self) -> dict[str, Tensor]:
+        return self.noise.layout.views(self.sums) if self.sums else {}
 
     def _advance(self, phase: int, weight: float) -> None:
         """Count a sample that was added to the sums of a turn."""
@@ -233,70 +204,5 @@ class CurvatureTracker:
             mean.total, mean.growth = mean.total / mean.growth, 1.0
 
     def _note_peak(self, block: Block) -> None:
-        if block.pool[0].type == "cpu":  # on a GPU, to wait for the number costs more than it saves
+        if block.on_cpu:  # on a GPU, to wait for the number costs more than it saves
             self._peaks[block.index] = self._sums[block.index].amax().item()
-
-
-# ----------------------------------------------------------------------------------------------------- the products
-
-
-def single_products(noise: Perturbation, gradients: Gradients) -> Products:
-    """g(w+u) u of a block, with u the last draw."""
-
-    def product(block: Block) -> Tensor:
-        u = noise.noise(block)
-        return u.mul_(noise.layout.gather(block, gradients, u.dtype))
-
-    return product
-
-
-def summed_products(
-    noise: Perturbation,
-    gradients: Gradients,
-    scale: Callable[[Block, Tensor], Tensor],
-    keys: Sequence[tuple[str | int, ...]],
-    factor: float,
-) -> Products:
-    """g Σ_k u_k of a block, with g = Σ_k g_k(w+u_k) the gradient of micro-batches with draws of their own.
-
-    Draws are independent, so E g Σ_k u_k = Σ_k E g_k(w+u_k) u_k: no gradient of a single micro-batch is needed,
-    and the draws are made again from their keys.
-    """
-
-    def product(block: Block) -> Tensor:
-        total = torch.zeros(block.size, device=block.pool[0], dtype=block.wide)
-        for key in keys:
-            total.add_(noise.redraw(scale, block, *key, factor=factor))
-        return total.mul_(noise.layout.gather(block, gradients, total.dtype))
-
-    return product
-
-
-class PairedProducts:
-    """(g(w+u) - g(w-u))/2 · u of antithetic pairs, whose accumulated gradient (g(w+u) + g(w-u))/2 tells nothing.
-
-    Gradients accumulate, A₀ → A₁ = A₀ + g(w+u)/2 → A₂ = A₁ + g(w-u)/2, so the product is (2A₁ - A₀ - A₂) u: it is
-    collected as the pair goes along, with one buffer for the blocks that are sampled in the step and none besides.
-    """
-
-    def __init__(self, noise: Perturbation, sampled: Sequence[Block]) -> None:
-        self.noise, self.blocks = noise, sampled
-        self.collected = {
-            block.index: torch.zeros(block.size, device=block.pool[0], dtype=block.wide) for block in sampled
-        }
-
-    @torch.no_grad()
-    def collect(self, gradients: Gradients, times: float) -> None:
-        """Add times · A u, with A the gradients accumulated so far and u the noise of the first of the pair."""
-        if all(gradient is None for gradient in gradients.values()):
-            return
-        product = single_products(self.noise, gradients)
-        for block in self.blocks:
-            self.collected[block.index].add_(product(block), alpha=times)
-
-    def mean(self, average: Callable[[Tensor], Tensor] | None) -> Products:
-        """The products, averaged over processes in place: gradients that were not yet reduced differ between them."""
-        if average is not None:
-            for collected in self.collected.values():
-                average(collected)
-        return lambda block: self.collected[block.index]

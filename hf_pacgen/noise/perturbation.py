@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from hf_pacgen.distributed.shards import Shards, is_sharded, local
+from hf_pacgen.distributed.shards import Shards, is_sharded, local, part_like, shard_like
 from hf_pacgen.maths.counter_rng import CenteredBytes, stream_key
 from hf_pacgen.maths.distributions import NoiseDistribution
 from hf_pacgen.maths.score import neighborhood
+from hf_pacgen.model.embeddings import dense
+from hf_pacgen.model.parameters import trainable_parameters
 from hf_pacgen.noise.layout import Block, Layout
-
-__all__ = ["Perturbation", "ScaleFunction"]
 
 ScaleFunction = Callable[[Block, Tensor], Tensor]
 """(block, its weights) -> σ of the block, both flat and at least float32."""
+
+DIVIDED_INTO = "shards"  # in files of checkpoints, the name of the number of parts
 
 
 class Perturbation:
@@ -31,72 +34,128 @@ class Perturbation:
     of the noise of the whole parameter, so "uniform" noise is that of one process; the other distributions, which are
     drawn piece by piece from a generator, have another draw of the same law.
 
+    Everything that is flat here (blocks, buffers) holds this process's part of the parameters.
+
     Args:
         parameters: by name, on one device each; sharded by ``fully_shard`` all of them or none.
+        model: whose they are; needed if it is sharded.
         distribution: of the noise.  σ is the half-width of "uniform" and the standard deviation (before the
-            truncation to N_i) of the others.
-        gamma, epsilon: of N_i = γ|w_i| + ε, for noise that needs a box.
+            truncation to N_i = γ|w_i| + ε) of the others.
         block_size: elements treated at a time.
-        shards: the model's, if it is sharded.
-
-    Raises:
-        ValueError: a parameter is sharded over processes in another way (tensor parallelism, DeepSpeed ZeRO-3), or
-            without ``shards``.
     """
 
     def __init__(
         self,
         parameters: Mapping[str, Tensor],
         *,
+        model: nn.Module | None = None,
         distribution: NoiseDistribution | str = NoiseDistribution.UNIFORM,
         gamma: float = 0.1,
         epsilon: float = 0.1,
         block_size: int | None = None,
-        shards: Shards | None = None,
     ) -> None:
-        self.shards = shards if shards is not None and shards.active else None
-        offsets = self.shards.offsets if self.shards is not None else {}
+        shards = Shards(model) if model is not None else None
+        self._shards = shards if shards is not None and shards.active else None
+        offsets = self._shards.offsets if self._shards is not None else {}
         for name, parameter in parameters.items():
+            # tensor parallelism, or DeepSpeed ZeRO-3
             if (is_sharded(parameter) and name not in offsets) or hasattr(parameter, "ds_id"):
                 raise ValueError(
                     f"The parameter {name!r} is sharded over processes ({type(parameter).__name__}), and noise needs "
-                    "whole parameters, or shards of FSDP2 (fully_shard) that come with shards=Shards(model). Train "
+                    "whole parameters, or shards of FSDP2 (fully_shard) that come with model=model. Train "
                     "with DistributedDataParallel or FSDP2 instead."
                 )
         self.parameters = dict(parameters)
         self.kind = NoiseDistribution(distribution).facts
         self.gamma, self.epsilon = gamma, epsilon
-        self.offsets = {name: offsets.get(name, 0) for name in parameters}
+        self._offsets = {name: offsets.get(name, 0) for name in parameters}
         self.weights = {name: local(parameter).data for name, parameter in parameters.items()}
-        self.layout = Layout(self.weights, block_size=block_size, offsets=self.offsets)
+        self.layout = Layout(self.weights, block_size=block_size, offsets=self._offsets)
         self._buffers = self.layout.buffers()
         self._twins = self.layout.views(self._buffers)
         self._twin_of = [self._buffers[block.pool][block.begin : block.end] for block in self.layout.blocks]
-        self._clean = self.layout.views(self.layout.buffers()) if self.shards is not None else {}
-        self._pieces: dict[int, Tensor] = {}
+        self._clean = self.layout.views(self.layout.buffers()) if self.divided else {}
+        self._pieces: dict[int, Tensor] = {}  # blocks' weights, where they are views that last
         streams = {name: stream_key("parameter", name) for name in parameters}
+        # where the random numbers of each block come from: stream, element of it, place in the block
         self._streams = [
-            [(streams[s.name], self.offsets[s.name] + s.start, s.at) for s in block.segments]
+            [(streams[s.name], self._offsets[s.name] + s.start, s.at) for s in block.segments]
             for block in self.layout.blocks
         ]
-        """Where the random numbers of each block come from: stream, element of it, place in the block."""
         self._bytes = {
             device: CenteredBytes(max(b.size for b in self.layout.blocks if b.pool[0] == device), device=device)
             for device in {block.pool[0] for block in self.layout.blocks}
         }
+        # how often each parameter had been written to when the noise was put on
         self._versions: dict[str, int] = {}
-        """How often each parameter had been written to when the noise was put on."""
         self.applied = False
+
+    @classmethod
+    def of_model(cls, model: nn.Module, **settings: Any) -> Perturbation:
+        """Noise on all trainable parameters of a model, which must be finite."""
+        return cls(trainable_parameters(model, Shards(model).all_finite), model=model, **settings)
+
+    # ------------------------------------------------------------------------------- parts of the parameters
+
+    @property
+    def divided(self) -> bool:
+        """Whether each process has only a part of every parameter, and the averaged gradient of that part."""
+        return self._shards is not None
+
+    @property
+    def parts(self) -> int:
+        """How many parts there are."""
+        return 1 if self._shards is None else self._shards.count
+
+    def total(self, tensor: Tensor) -> Tensor:
+        """Sum over the parts, in place."""
+        return tensor if self._shards is None else self._shards.sum_(tensor)
+
+    def part(self, name: str, value: Tensor) -> Tensor:
+        """What belongs to this process's part of a parameter, of a tensor like it or of one number for all."""
+        if value.numel() == 1 and not is_sharded(value):
+            return value.reshape(()).expand(self.weights[name].shape)
+        return part_like(value, self.parameters[name], self._offsets[name])
+
+    def gradient(self, name: str) -> Tensor | None:
+        """That of this process's part of a parameter, dense."""
+        gradient = self.parameters[name].grad
+        if gradient is None:
+            return None
+        here = local(gradient.detach())
+        return dense(here) if here.is_sparse else here
+
+    def gradients(self) -> dict[str, Tensor | None]:
+        """All of them, by name."""
+        return {name: self.gradient(name) for name in self.parameters}
+
+    def reduce_every_gradient(self) -> None:
+        """Let the next backward pass give averaged gradients of the parts, also where it was to wait for others."""
+        if self._shards is not None:
+            self._shards.reduce_every_gradient()
+
+    def like_parameters(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Tensors of this process's parts, spread over the processes as the parameters are."""
+        return {name: shard_like(part, self.parameters[name]) for name, part in tensors.items()}
+
+    def gathered(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Tensors as :meth:`like_parameters` gives them, whole and on the CPU; all processes must call."""
+        whole = self._shards.whole if self._shards is not None else Tensor.detach
+        return {name: whole(tensor).cpu().clone() for name, tensor in tensors.items()}
+
+    def keep_clean(self, state_dict: dict[str, Any]) -> None:
+        """Let a state dict stay as it is now, where :meth:`apply` would write to what it refers to."""
+        for key, value in list(state_dict.items()) if self.divided else ():
+            if is_sharded(value):
+                state_dict[key] = value.clone()
+
+    # ---------------------------------------------------------------------------------------------- the noise
 
     @torch.no_grad()
     def draw(self, scale: ScaleFunction, *key: str | int, factor: float = 1.0) -> None:
-        """Draw u at the level factor · σ, as a function of the key and the parameters' names, for the next apply.
-
-        Raises:
-            RuntimeError: a parameter has another shape, dtype or device than at the start.
-        """
+        """Draw u at the level factor · σ, as a function of the key and the parameters' names, for the next apply."""
         self.restore()
-        self._follow()
+        self._follow()  # other code may have loaded or swapped weights since the last step
         stream = stream_key(*key)
         for block in self.layout.blocks:
             weights, twin = self.weights_of(block), self._twin_of[block.index]
@@ -131,7 +190,7 @@ class Perturbation:
             piece = self.layout.gather(block, self.weights, block.wide)
             segment = block.only
             if segment is not None and self.weights[segment.name].is_contiguous() and block.wide == block.pool[1]:
-                self._pieces[block.index] = piece  # no copy, but a view that lasts
+                self._pieces[block.index] = piece
         return piece
 
     def second_moment(self, weights: Tensor, sigma: Tensor) -> Tensor:
@@ -140,8 +199,8 @@ class Perturbation:
 
     def apply(self) -> None:
         """Put the last draw on the parameters."""
-        if self.shards is not None:
-            return self._write(self.shards)
+        if self._shards is not None:
+            return self._write(self._shards)
         self._versions = {}
         self.applied = True  # first, so that an interrupt between two parameters leaves something to restore
         for name, parameter in self.parameters.items():
@@ -153,28 +212,27 @@ class Perturbation:
     def restore(self, *, written: bool = False) -> None:
         """Give the parameters their weights back; does nothing where they have them.
 
-        What other code did to a parameter meanwhile is kept where that can be told: a cast or a move, another tensor
-        in its place, and with ``written`` what was written to it in place (which is lost otherwise).
+        With ``written`` what other code wrote to a parameter in place meanwhile is kept, where that can be told.
         """
-        if self.applied and self.shards is not None:
-            self._write_back(self.shards)
-        elif self.applied:
-            for name, parameter in self.parameters.items():
-                here, twin, weights = parameter.data, self._twins[name], self.weights[name]
-                if (here.dtype, here.device) != (twin.dtype, twin.device):
-                    parameter.data = weights.to(here.device, here.dtype)
-                elif here.data_ptr() == twin.data_ptr():
-                    if written and parameter._version != self._versions.get(name):
-                        weights.copy_(twin)
-                    parameter.data = weights
-                elif here.equal(twin):  # copied, as double() and float() together do: no weights of another's making
-                    parameter.data = weights
-            torch.clear_autocast_cache()
-            self.applied = False
+        if not self.applied:
+            return
+        if self._shards is not None:
+            return self._write_back(self._shards)
+        for name, parameter in self.parameters.items():
+            here, twin, weights = parameter.data, self._twins[name], self.weights[name]
+            if (here.dtype, here.device) != (twin.dtype, twin.device):
+                parameter.data = weights.to(here.device, here.dtype)  # other code has cast or moved the model
+            elif here.data_ptr() == twin.data_ptr():  # or put another tensor in its place, which stays
+                if written and parameter._version != self._versions.get(name):
+                    weights.copy_(twin)
+                parameter.data = weights
+            elif here.equal(twin):  # copied, as double() and float() together do: no weights of another's making
+                parameter.data = weights
+        torch.clear_autocast_cache()
+        self.applied = False
 
     @torch.no_grad()
     def _write(self, shards: Shards) -> None:
-        """Put the last draw into the shards."""
         self.restore()  # or the copy would be one of noise
         for name, parameter in self.parameters.items():
             self._clean[name].copy_(local(parameter))
@@ -217,7 +275,7 @@ class Perturbation:
     def _follow(self) -> None:
         """Find the weights again where other code let the parameters point elsewhere."""
         for name, parameter in self.parameters.items():
-            weights, here = self.weights[name], (parameter if self.shards is None else local(parameter)).data
+            weights, here = self.weights[name], (parameter if self._shards is None else local(parameter)).data
             if here.data_ptr() == weights.data_ptr():
                 continue
             if (here.shape, here.dtype, here.device) != (weights.shape, weights.dtype, weights.device):

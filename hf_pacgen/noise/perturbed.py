@@ -11,13 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hf_pacgen.distributed.shards import Shards, is_sharded, local, part_like
 from hf_pacgen.maths.distributions import NoiseDistribution
 from hf_pacgen.model.state import unwrap
-from hf_pacgen.noise.layout import Block
 from hf_pacgen.noise.perturbation import Perturbation, ScaleFunction
-
-__all__ = ["check_scale", "perturbed", "scaled_noise"]
 
 
 @contextmanager
@@ -33,8 +29,8 @@ def perturbed(
     """The model with noise u on its trainable weights; on the way out they are what they were, bit for bit.
 
     Args:
-        model: on its device; tied weights get one noise, frozen ones none.  Where it is sharded by ``fully_shard``
-            each process has its part of the noise, and all must be here together.
+        model: on its device; tied weights get one noise, frozen ones none.  Under ``fully_shard`` all processes must
+            be here together.
         noise_scale: σ, for all weights or by parameter name, as a tensor of its shape or one number (then other
             parameters stay as they are): the half-width of "uniform", the standard deviation before truncation of the
             others.
@@ -43,9 +39,7 @@ def perturbed(
         gamma, epsilon: of N_i.
 
     Raises:
-        ValueError: nothing to perturb, a σ that is negative or not finite, an unknown name, another shape, a seed that
-            is no integer, a box that is negative or (for truncated noise) empty, weights that are sharded otherwise
-            than by ``fully_shard``.
+        ValueError: nothing to perturb; an unfit σ, seed or box; weights sharded otherwise than by ``fully_shard``.
 
     >>> layer = nn.Linear(2, 2)
     >>> before = layer.weight.detach().clone()
@@ -63,16 +57,15 @@ def perturbed(
         raise ValueError(
             "gamma and epsilon are both 0, so truncated noise has no room; make at least one of them positive."
         )
-    shards = Shards(unwrap(model))
-    parameters = {name: p for name, p in shards.model.named_parameters() if p.requires_grad}
+    bare = unwrap(model)
+    parameters = {name: p for name, p in bare.named_parameters() if p.requires_grad}
     if not parameters:
         raise ValueError(
             f"{type(model).__name__} has no trainable parameters, so there is nothing to perturb: expected at least "
             "one with requires_grad=True."
         )
-    noise, scale = scaled_noise(
-        parameters, noise_scale, distribution=distribution, gamma=gamma, epsilon=epsilon, shards=shards
-    )
+    settings: dict[str, Any] = {"distribution": distribution, "gamma": gamma, "epsilon": epsilon}
+    noise, scale = scaled_noise(parameters, noise_scale, model=bare, **settings)
     noise.draw(scale, int(seed), "perturbed")
     try:
         noise.apply()
@@ -84,53 +77,29 @@ def perturbed(
 def scaled_noise(
     parameters: Mapping[str, Tensor],
     noise_scale: float | Mapping[str, Tensor | float],
-    *,
-    distribution: NoiseDistribution | str,
-    gamma: float,
-    epsilon: float,
-    shards: Shards | None = None,
+    **settings: Any,
 ) -> tuple[Perturbation, ScaleFunction]:
-    """Noise on parameters, and the function that gives its level: a number for all, or tensors by name for some.
-
-    Raises:
-        ValueError: a level that is negative or not finite, an unknown name, another shape.
-    """
-    check_scale("noise_scale", noise_scale, parameters, shards)
-    scales: Mapping[str, Tensor] = {}
-    if isinstance(noise_scale, Mapping):
-        parameters = {name: p for name, p in parameters.items() if name in noise_scale}
-        offsets = shards.offsets if shards is not None else {}
-        scales = {
-            name: _level_here(torch.as_tensor(noise_scale[name]).detach().to(p.device), p, offsets.get(name, 0))
-            for name, p in parameters.items()
-        }
-    noise = Perturbation(parameters, distribution=distribution, gamma=gamma, epsilon=epsilon, shards=shards)
-
-    def scale(block: Block, weights: Tensor) -> Tensor:
-        if isinstance(noise_scale, Mapping):
-            return noise.layout.gather(block, scales, weights.dtype).clone()
-        return torch.full_like(weights, noise_scale)
-
-    return noise, scale
-
-
-def _level_here(sigma: Tensor, parameter: Tensor, offset: int) -> Tensor:
-    """The part of a level that belongs to this process's part of a parameter."""
-    if sigma.numel() == 1 and not is_sharded(sigma):
-        return sigma.reshape(()).expand(local(parameter).shape)
-    return part_like(sigma, parameter, offset)
+    """A Perturbation and the function that gives its level: a number for all, or tensors by name for some."""
+    if not isinstance(noise_scale, Mapping):
+        check_scale("noise_scale", noise_scale, parameters)
+        return Perturbation(parameters, **settings), lambda block, weights: torch.full_like(weights, noise_scale)
+    noise = Perturbation({name: p for name, p in parameters.items() if name in noise_scale}, **settings)
+    check_scale("noise_scale", noise_scale, parameters, noise)
+    scales = {
+        name: noise.part(name, torch.as_tensor(noise_scale[name]).detach().to(parameter.device))
+        for name, parameter in noise.parameters.items()
+    }
+    # a copy, since the level may be overwritten
+    return noise, lambda block, weights: noise.layout.gather(block, scales, weights.dtype).clone()
 
 
 def check_scale(
     what: str,
     value: float | Mapping[str, Tensor | float],
     parameters: Mapping[str, Tensor],
-    shards: Shards | None = None,
+    noise: Perturbation | None = None,
 ) -> None:
-    """Raise unless ``value`` is a finite number >= 0, or tensors of such numbers by the names of some parameters.
-
-    With ``shards`` all processes raise if one has to.
-    """
+    """Raise unless ``value`` is a finite number >= 0, or tensors of such numbers by the names of some parameters."""
     # noise is made in float32 at least; a number its type cannot hold would be an infinite level
     types = {torch.promote_types(p.dtype, torch.float32) for p in parameters.values()}
     limit = min((torch.finfo(dtype).max for dtype in types), default=sys.float_info.max)
@@ -155,9 +124,10 @@ def check_scale(
                 f"{what}[{name!r}] must have shape {tuple(parameters[name].shape)}, like the parameter, or one "
                 f"element; got {tuple(sigma.shape)}."
             )
-        here = local(sigma)
-        bad = float(not bool((here.isfinite() & (here >= 0)).all()))
-        if (shards.sum(bad) if shards is not None else bad) > 0:
+        # with noise that is divided all processes must come to the same conclusion
+        here = sigma if noise is None else noise.part(name, sigma)
+        bad = 1.0 - (here.isfinite() & (here >= 0)).all().double()
+        if (bad if noise is None else noise.total(bad)) > 0:
             raise ValueError(f"{what}[{name!r}] must be finite and >= 0 everywhere.")
 
 

@@ -13,41 +13,28 @@ from transformers import TrainingArguments
 from hf_pacgen.config import NoiseConfig, ScoreConfig
 from hf_pacgen.config.settings import Config
 
-__all__ = ["PACGenTrainingArguments", "as_config"]
-
 C = TypeVar("C", bound=Config)
+_HELP = "{}: the settings of {} as JSON ('{{}}' for the defaults) or a file."
 
 
 @dataclass
 class PACGenTrainingArguments(TrainingArguments):
     """Arguments of :class:`~hf_pacgen.training.trainer.PACGenTrainer`, for code, ``HfArgumentParser`` and JSON files.
 
-    Attributes:
-        noise: settings of :class:`NoiseConfig` as a dictionary, a JSON object, or the name of a JSON file.
-        score: settings of :class:`ScoreConfig` in the same forms.
-
-    Raises:
-        ValueError: an unknown setting, or one that does not fit; the message names it.
+    ``noise`` and ``score`` are the settings of :class:`NoiseConfig` and :class:`ScoreConfig`: a dictionary, a JSON
+    object, or the name of a JSON file.  A ValueError names a setting that is unknown or does not fit.
 
     >>> PACGenTrainingArguments("out", noise='{"eta": 1000}', report_to="none").noise["eta"]
     1000.0
     """
 
-    _VALID_DICT_FIELDS: ClassVar[list[str]] = [  # type: ignore[misc]  # the base has no ClassVar
-        *TrainingArguments._VALID_DICT_FIELDS,
-        "noise",
-        "score",
-    ]
+    # the base has no ClassVar
+    _VALID_DICT_FIELDS: ClassVar[list[str]] = [*TrainingArguments._VALID_DICT_FIELDS, "noise", "score"]  # type: ignore[misc]
 
-    noise: dict | str | None = field(  # type: ignore[type-arg]  # the form that HfArgumentParser understands
-        default=None,
-        metadata={"help": "Train with noise: the settings of NoiseConfig as JSON ('{}' for the defaults) or a file."},
-    )
+    # dict without type arguments is the form that HfArgumentParser understands
+    noise: dict | str | None = field(default=None, metadata={"help": _HELP.format("Train with noise", "NoiseConfig")})  # type: ignore[type-arg]
     score: dict | str | None = field(  # type: ignore[type-arg]
-        default=None,
-        metadata={
-            "help": "Score every evaluation: the settings of ScoreConfig as JSON ('{}' for the defaults) or a file."
-        },
+        default=None, metadata={"help": _HELP.format("Score every evaluation", "ScoreConfig")}
     )
 
     def __post_init__(self) -> None:
@@ -69,11 +56,7 @@ class PACGenTrainingArguments(TrainingArguments):
 
 
 def as_config(kind: type[C], value: Any, name: str) -> C | None:
-    """Settings from an object of their class, a dictionary, a JSON object or the name of a JSON file.
-
-    Raises:
-        ValueError: it is none of these, or has an unknown or unfit setting.
-    """
+    """Settings from an object of their class, a dictionary, a JSON object or the name of a JSON file."""
     if value is None or isinstance(value, kind):
         return value
     if isinstance(value, str):

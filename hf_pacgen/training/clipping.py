@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from hf_pacgen.distributed.shards import Shards, local
-from hf_pacgen.model.embeddings import dense
+from hf_pacgen.noise.perturbation import Perturbation
 from hf_pacgen.training.hooks import Hook
 
-__all__ = ["GradientRescale", "loss_unscale"]
-
-PROBED_ELEMENTS = 4096
-"""Gradient elements that are remembered: enough to tell a factor, few enough to cost nothing."""
+PROBED_ELEMENTS = 4096  # of gradients that are remembered: enough to tell a factor, few enough to cost nothing
 
 
 def loss_unscale(optimizer: Any) -> Tensor | None:
@@ -32,61 +28,39 @@ class GradientRescale:
     Nobody tells by how much gradients were clipped (and, in float16, divided by the loss scale).  So a few small ones
     are remembered as they arrive, g, and compared with what has become of them, c g: the factor is ⟨g, g⟩/⟨g, c g⟩.
 
-    Args:
-        parameters: by name; the smallest are remembered.
-        optimizer: accelerate's, which knows the loss scale.
-        clips: whether gradients are clipped; without clipping and loss scale nothing is done.
-        average: over processes, in place: the gradients of a process arrive before they are averaged.  None where
-            there is nothing to average.
-        shards: where the model is sharded; the gradients of shards arrive averaged, and ⟨·,·⟩ is summed over shards.
+    Without clipping (``clips``) and without a loss scale of accelerate's ``optimizer`` nothing is done.  ``average`` is
+    over processes, in place: the gradients of a process arrive before they are averaged.
     """
 
     def __init__(
-        self,
-        parameters: Mapping[str, Tensor],
-        optimizer: Any,
-        *,
-        clips: bool,
-        average: Callable[[Tensor], Tensor] | None,
-        shards: Shards | None = None,
+        self, noise: Perturbation, optimizer: Any, *, clips: bool, average: Callable[[Tensor], Tensor] | None
     ) -> None:
-        self._average = average
-        self._shards = shards if shards is not None and shards.active else None
-        self._optimizer = None if loss_unscale(optimizer) is None else optimizer
-        """None where the loss is not scaled."""
+        self._noise, self._average = noise, average
+        self._optimizer = None if loss_unscale(optimizer) is None else optimizer  # None where the loss is not scaled
         self._seen: dict[str, Tensor] = {}
-        self._parameters: dict[str, Tensor] = {}
-        self._others: list[tuple[str, Tensor]] = []
-        """Those that are not remembered, the smallest first."""
-        self._handles: list[Any] = []
+        self._handles: dict[str, Any] = {}
+        self._others: list[str] = []  # those that are not remembered, the smallest first
         if not clips and self._optimizer is None:
             return
-        count = 0
-        self._others = sorted(parameters.items(), key=lambda item: item[1].numel())
-        while self._others and (not count or count + self._others[0][1].numel() <= PROBED_ELEMENTS):
-            count += self._others[0][1].numel()
-            self._watch(0)
+        size, count = {name: p.numel() for name, p in noise.parameters.items()}, 0
+        self._others = sorted(size, key=lambda name: size[name])
+        while self._others and (not count or count + size[self._others[0]] <= PROBED_ELEMENTS):
+            count += size[self._others[0]]
+            self._watch(self._others[0])
 
     def factor(self) -> Tensor | None:
         """The factor for this step, or None where it is 1; 0 where it cannot be told (the gradients overflowed)."""
-        before: list[Tensor] = []
-        after: list[Tensor] = []
-        for name, parameter in self._parameters.items():
-            if parameter.grad is not None:
-                now = self._here(parameter.grad)
-                seen = self._seen.get(name, torch.zeros_like(now))  # a gradient may come from other processes only
-                device = after[0].device if after else now.device
-                before.append(seen.reshape(-1).to(device, torch.float32))
-                after.append(now.reshape(-1).to(device, torch.float32))
+        now = {name: gradient for name in self._handles if (gradient := self._noise.gradient(name)) is not None}
+        # a gradient may come from other processes only
+        then = [self._seen.get(name, torch.zeros_like(gradient)) for name, gradient in now.items()]
         self._seen = {}
-        if not after:
+        if not now:
             return None
-        first, last = torch.cat(before), torch.cat(after)
-        device = last.device
+        device = then[0].device
+        first, last = (torch.cat([g.reshape(-1).to(device, torch.float32) for g in gs]) for gs in (then, now.values()))
         if self._average is not None:
             first = self._average(first)
-        products = torch.stack([first @ first, first @ last])
-        square, product = products if self._shards is None else self._shards.sum_(products)
+        square, product = self._noise.total(torch.stack([first @ first, first @ last]))
         if device.type == "cpu" and square == 0 and self._watch_another():
             return torch.zeros(())  # those remembered have no gradient; from the next step on another is too
         factor = torch.where(square > 0, square / product, 1.0).nan_to_num(0.0, 0.0, 0.0)
@@ -95,29 +69,23 @@ class GradientRescale:
 
     def close(self) -> None:
         """Remove the hooks."""
-        for handle in self._handles:
+        for handle in self._handles.values():
             handle.remove()
-        self._handles = []
+        self._handles = {}
 
-    def _watch(self, index: int) -> None:
-        name, parameter = self._others.pop(index)
-        self._parameters[name] = parameter
-
+    def _watch(self, name: str) -> None:
         def remember(parameter: Tensor) -> None:
-            if parameter.grad is not None:
-                self._seen[name] = self._here(parameter.grad).clone()
+            if (gradient := self._noise.gradient(name)) is not None:
+                self._seen[name] = gradient.clone()
 
-        self._handles.append(parameter.register_post_accumulate_grad_hook(Hook(remember)))
+        self._others.remove(name)
+        parameter = self._noise.parameters[name]
+        self._handles[name] = parameter.register_post_accumulate_grad_hook(Hook(remember))
 
     def _watch_another(self) -> bool:
         """Remember the smallest of the others with a gradient that is not 0; False where there is none."""
-        for index, (_, parameter) in enumerate(self._others):
-            if parameter.grad is not None and bool(self._here(parameter.grad).any()):
-                self._watch(index)
+        for name in self._others:
+            if (gradient := self._noise.gradient(name)) is not None and bool(gradient.any()):
+                self._watch(name)
                 return True
         return False
-
-    def _here(self, gradient: Tensor) -> Tensor:
-        """The part of a gradient on this process, dense."""
-        here = gradient.detach() if self._shards is None else local(gradient.detach())
-        return dense(here) if here.is_sparse else here

@@ -6,19 +6,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import torch
 from torch.utils.data import IterableDataset
 
 from hf_pacgen.config import Estimator, NoiseConfig, ScoreConfig
 from hf_pacgen.curvature.diagonal import estimate_diagonal
 from hf_pacgen.curvature.lipschitz import estimate_lipschitz
 from hf_pacgen.curvature.weight_space import WeightSpace
-from hf_pacgen.distributed.shards import Shards
-from hf_pacgen.measures.session import session
 from hf_pacgen.noise.curvature_tracker import CurvatureTracker
 from hf_pacgen.training.run_facts import Run
-
-__all__ = ["estimate", "needs_batches", "refuse_used_up"]
 
 
 def needs_batches(config: NoiseConfig) -> bool:
@@ -36,25 +31,23 @@ def refuse_used_up(data: Any) -> None:
         )
 
 
-def estimate(tracker: CurvatureTracker, run: Run, shards: Shards, step: int) -> None:
+def estimate(tracker: CurvatureTracker, run: Run, step: int) -> None:
     """Add the estimates that are due before an optimizer step."""
     config = tracker.config
     # one batch, which every process takes, so that the running curvature stays the same everywhere
     few: Any = {"max_examples": run.batch_size, "seed": config.seed + step}
     if config.curvature.facts.from_batches and step % int(config.curvature_every or 1) == 0:
         score = ScoreConfig(estimator=Estimator.HUTCHINSON, lipschitz_directions=0, **few)
-        with _space(run, shards, score) as space:
+        with _space(tracker, run, score) as space:
             tracker.add_estimate(estimate_diagonal(space, score).values)
     if config.rho == "estimate" and step % config.rho_every == 0:
         score = ScoreConfig(gamma=config.gamma, epsilon=config.epsilon, lipschitz_directions=1, **few)
-        with _space(run, shards, score) as space:
+        with _space(tracker, run, score) as space:
             tracker.rho = estimate_lipschitz(space, score).value
 
 
 @contextmanager
-def _space(run: Run, shards: Shards, score: ScoreConfig) -> Iterator[WeightSpace]:
-    how: Any = {"loss_fn": run.loss_fn, "collate_fn": run.collate_fn, "batch_size": run.batch_size}
-    shards.reduce_every_gradient()
-    with torch.enable_grad(), session(run.model, run.dataset, score, progress=False, **how) as (objective, _):
-        with WeightSpace(objective) as space:
-            yield space
+def _space(tracker: CurvatureTracker, run: Run, score: ScoreConfig) -> Iterator[WeightSpace]:
+    tracker.noise.reduce_every_gradient()
+    with run.objective(score) as objective, WeightSpace(objective) as space:
+        yield space

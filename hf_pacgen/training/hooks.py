@@ -7,17 +7,13 @@ from typing import Any
 
 from torch import Tensor, nn
 
-__all__ = ["Hook", "mark", "take_over", "unmark"]
-
-MARK = "_pacgen_noise"
-"""Attribute of every parameter that has noise now and then."""
+MARK = "_pacgen_noise"  # attribute of every parameter that has noise now and then
 
 
 class Hook:
     """A hook that a copied or pickled model leaves behind, after ``before_copy`` was called."""
 
-    optimizer: Any = None
-    """That of the run, where the hook is a mark."""
+    optimizer: Any = None  # that of the run, where the hook is a mark
 
     def __init__(self, call: Any = None, before_copy: Callable[[], None] | None = None) -> None:
         self._call, self._before_copy = call, before_copy
@@ -25,28 +21,18 @@ class Hook:
     def __call__(self, *args: Any) -> Any:
         return None if self._call is None else self._call(*args)
 
-    def __deepcopy__(self, memo: Any) -> Hook:
-        return self._copy()
-
     def __reduce__(self) -> tuple[Any, ...]:
-        self._copy()
-        return Hook, ()
-
-    def _copy(self) -> Hook:
-        # a module's hooks are copied before the modules in it
+        # copy.deepcopy and pickle come here; a module's hooks are copied before the modules in it
         if self._before_copy is not None:
             self._before_copy()
-        return Hook()
+        return Hook, ()
 
 
 def take_over(model: nn.Module, optimizer: Any) -> None:
-    """Close what an interrupted run left on a model's parameters: its noise would pass for weights.
-
-    Raises:
-        ValueError: other noise of the same run (it has the same optimizer) is there.
-    """
+    """Close what an interrupted run left on a model's parameters: its noise would pass for weights."""
     for parameter in model.parameters():
         found = getattr(parameter, MARK, None)
+        # the same optimizer is that of the same run
         if found is not None and optimizer is not None and found.optimizer is optimizer:
             raise ValueError(
                 "Two of the PACGenTrainer and its PACGenCallbacks have noise, which would add up. Give it to one only."

@@ -8,55 +8,46 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+import safetensors.torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from hf_pacgen.config import NoiseConfig
-from hf_pacgen.distributed.shards import Shards, local
-from hf_pacgen.model.embeddings import dense
-from hf_pacgen.model.parameters import trainable_parameters
-from hf_pacgen.noise.curvature_tracker import CurvatureTracker, PairedProducts, single_products, summed_products
-from hf_pacgen.noise.perturbation import Perturbation
+from hf_pacgen.files import write_atomically
+from hf_pacgen.noise.curvature_tracker import CurvatureTracker
+from hf_pacgen.noise.perturbation import DIVIDED_INTO, Perturbation
+from hf_pacgen.noise.products import PairedProducts, single_products, summed_products
 from hf_pacgen.training.clipping import GradientRescale, loss_unscale
 from hf_pacgen.training.estimates import estimate, needs_batches, refuse_used_up
 from hf_pacgen.training.hooks import mark, take_over, unmark
 from hf_pacgen.training.run_facts import Run
 
-__all__ = ["NOISE_FILE", "NoisyStep"]
-
-NOISE_FILE = "pacgen_noise.safetensors"
-"""Name of the noise state in a checkpoint."""
+NOISE_FILE = "pacgen_noise.safetensors"  # the noise state in a checkpoint
 
 logger = logging.getLogger(__name__)
 
 
 class NoisyStep:
-    """Draws noise for a step, puts it on the weights and takes it off, and follows the curvature.
+    """Draws noise for a step, puts it on the weights, and follows the curvature.
 
-    Who begins a step ends it in ``finally``: nothing here watches over a step that nobody ends.
+    Who begins a step ends it in ``finally``, by ``noise.restore()``: nothing here watches over a step.
 
     The noise is a function of (seed, optimizer step, micro-batch, parameter name), so it is the same after a resume
     and in every process.  All processes draw the same noise: then the gradient that DistributedDataParallel has
     averaged, g, gives the average of the processes' curvature samples, g·u/E u², without another reduction, and the
     running curvature stays the same everywhere.
 
-    Where FSDP2 (``fully_shard``) shards the model, each process has the noise, the gradient and the running curvature
-    of its shards, and "uniform" noise and what is learned from it are those of one process.  (Which part of a large
-    model ``price`` samples in which step follows from the sizes of the shards.)
-
-    Args:
-        config: settings.
-        run: the training run.
+    Under FSDP2 (``fully_shard``) each process has the noise, the gradient and the running curvature of its part of
+    the weights, and "uniform" noise and what is learned from it are those of one process.  (Which part of a large
+    model ``price`` samples in which step follows from the sizes of the parts.)
 
     Raises:
-        ValueError: ``eta='n'`` where the number of training examples is not known; no trainable parameters;
-            parameters that are sharded otherwise than by ``fully_shard``; an optimizer that ``adam`` cannot read;
-            other noise in the same run.
+        ValueError: what the settings need is not known or not there, or there is other noise in the same run.
     """
 
     def __init__(self, config: NoiseConfig, run: Run) -> None:
         self.config, self.run = config, run
+        run.agree_on_noise(config)  # before anything that one process alone may refuse
         take_over(run.model, run.optimizer)
         if config.eta == "n" and "eta" in config.shape.facts.takes and not run.num_examples:
             raise ValueError(
@@ -66,33 +57,23 @@ class NoisyStep:
         self._estimates = needs_batches(config)
         if self._estimates:
             refuse_used_up(run.dataset)
-        self.shards = Shards(run.model)
-        parameters = trainable_parameters(run.model, self.shards.all_finite)
-        self.noise = Perturbation(
-            parameters,
-            distribution=config.distribution,
-            gamma=config.gamma,
-            epsilon=config.epsilon,
-            shards=self.shards,
-        )
+        law = {"distribution": config.distribution, "gamma": config.gamma, "epsilon": config.epsilon}
+        self.noise = Perturbation.of_model(run.model, **law)
         eta = float(run.num_examples or 0) if config.eta == "n" else float(config.eta)
         self.tracker = CurvatureTracker(config, self.noise, eta=eta)
         self._reads_optimizer = self.tracker.source is not None and self.tracker.source.from_optimizer
         if self._reads_optimizer:
             self._read_optimizer(0)
-        self._keys: list[tuple[str | int, ...]] = []
-        """Of the draws in this step."""
+        self._keys: list[tuple[str | int, ...]] = []  # of the draws in this step
         self._pairs: PairedProducts | None = None
-        # FSDP2 has averaged the gradients, and each process has those of its own shards
-        self._average = self._mean if run.processes.size > 1 and not self.shards.active else None
+        # FSDP2 has averaged the gradients before anyone sees them
+        self._average = self._mean if run.processes.size > 1 and not self.noise.divided else None
         self._rescale: GradientRescale | None = None
         if self.tracker.takes_samples and not config.antithetic:
-            self._rescale = GradientRescale(
-                parameters, run.optimizer, clips=run.clips, average=self._average, shards=self.shards
-            )
+            self._rescale = GradientRescale(self.noise, run.optimizer, clips=run.clips, average=self._average)
+        # what others want undone before the noise is taken off for good
         self.closing: list[Callable[[], None]] = []
-        """What others want undone before the noise is taken off for good."""
-        mark(parameters.values(), run.optimizer, self.close)
+        mark(self.noise.parameters.values(), run.optimizer, self.close)
 
     # ------------------------------------------------------------------------------------------------ the step
 
@@ -104,7 +85,7 @@ class NoisyStep:
         return True
 
     def draw(self, step: int, micro_step: int = 0) -> bool:
-        """Draw the noise of a micro-batch, for :meth:`begin` or a guard to put on; False where there is none."""
+        """Draw the noise of a micro-batch, for others to put on; False where there is none."""
         self.noise.restore()
         if callable(prepare := getattr(self.run.optimizer, "train", None)):
             prepare()  # a schedule-free optimizer moves the weights here, and would move the noisy ones later
@@ -112,7 +93,7 @@ class NoisyStep:
         if micro_step == 0:
             self._keys = []
             if self._estimates:
-                estimate(self.tracker, self.run, self.shards, step)
+                estimate(self.tracker, self.run, step)
         if factor == 0 or (self._reads_optimizer and not self._read_optimizer(step)):
             return False
         key = (self.config.seed, "noise", step, self.config.draw.facts(micro_step))
@@ -121,18 +102,18 @@ class NoisyStep:
         if key not in self._keys:
             self._keys.append(key)
         if self.config.antithetic and self.tracker.takes_samples:
-            self.shards.reduce_every_gradient()  # the products are made of each gradient of a pair
+            self.noise.reduce_every_gradient()  # the products are made of each gradient of a pair
             if micro_step == 0 or self._pairs is None:
                 sampled = [block for block in self.noise.layout.blocks if self.tracker.is_sampled(block, step)]
                 self._pairs = PairedProducts(self.noise, sampled)
-            self._pairs.collect(self._gradients(), -1.0)
+            self._pairs.collect(self.noise.gradients(), -1.0)
         return True
 
     def mirror(self) -> None:
         """Turn the noise u of a pair into -u."""
         self.noise.restore()
         if self._pairs is not None:
-            self._pairs.collect(self._gradients(), 2.0)
+            self._pairs.collect(self.noise.gradients(), 2.0)
         self.noise.mirror()
         self.noise.apply()
 
@@ -140,26 +121,20 @@ class NoisyStep:
         """Take the noise of a pair off."""
         self.noise.restore()
         if self._pairs is not None:
-            self._pairs.collect(self._gradients(), 1.0)  # the noise is mirrored: + A₂ (-u)
-
-    def end(self) -> None:
-        """Take the noise off; does nothing where there is none."""
-        self.noise.restore()
+            self._pairs.collect(self.noise.gradients(), 1.0)  # the noise is mirrored: + A₂ (-u)
 
     def before_optimizer_step(self, step: int, *, learns: bool = True) -> None:
-        """Sample the curvature from the step's gradient, with the noise off.
-
-        ``learns=False`` leaves the sample out, where the weights are not those that the noise was drawn for.
-        """
+        """Take the noise off, and sample the curvature, unless the weights are not those that it was drawn for."""
         self.noise.restore()
         if self._keys and self.tracker.takes_samples and learns:
             factor, rescale = self.factor(step), None
             if self._pairs is not None:
                 products, rescale = self._pairs.mean(self._average), loss_unscale(self.run.optimizer)
             elif len(self._keys) > 1:
-                products = summed_products(self.noise, self._gradients(), self.tracker.scale, self._keys, factor)
+                gradients = self.noise.gradients()
+                products = summed_products(self.noise, gradients, self.tracker.scale, self._keys, factor)
             else:
-                products = single_products(self.noise, self._gradients())
+                products = single_products(self.noise, self.noise.gradients())
             if self._rescale is not None:
                 rescale = self._rescale.factor()
             self.tracker.sample_price(step, products, factor=factor, rescale=rescale)
@@ -187,22 +162,15 @@ class NoisyStep:
     # --------------------------------------------------------------------------------------------- checkpoints
 
     def save(self, folder: str | os.PathLike[str], *, writes: bool = True) -> None:
-        """Write the noise state into a checkpoint.
-
-        Args:
-            folder: of the checkpoint.
-            writes: whether this process is to write.  Where the model is sharded all processes must call, since the
-                state is gathered; the file holds whole tensors.
-        """
-        if not writes and not self.shards.active:
+        """Write the noise state into a checkpoint, if this process ``writes``; all processes must call."""
+        if not writes and not self.noise.divided:
             return
         tensors, values = self.tracker.state()
-        whole = {name: self.shards.whole(tensor).cpu().clone() for name, tensor in tensors.items()}
+        whole = self.noise.gathered(tensors)  # a collective under FSDP2
         if writes:
-            path = Path(folder) / NOISE_FILE
-            temporary = path.with_suffix(".tmp")
-            save_file(whole, temporary, {"state": json.dumps(values | {"shards": self.shards.count})})
-            os.replace(temporary, path)
+            facts = {"state": json.dumps(values | {DIVIDED_INTO: self.noise.parts})}
+            content = safetensors.torch.save(whole, facts)
+            write_atomically(Path(folder) / NOISE_FILE, lambda file: file.write(content))
 
     def load(self, folder: str | os.PathLike[str]) -> None:
         """Read the noise state of a checkpoint; where there is none, say so and start anew."""
@@ -214,14 +182,11 @@ class NoisyStep:
         with safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
             values = json.loads(file.metadata()["state"])
-        if tensors and values.get("shards", 1) != self.shards.count:
+        if tensors and (before := values.get(DIVIDED_INTO, 1)) != (now := self.noise.parts):
             # blocks of other sizes take turns at other steps, so their means do not carry over
             logger.warning(
-                "The noise state in %s is of a model in %d shard(s), and this one is in %d: the running curvature of "
-                "the noise starts anew. Resume with as many processes as before to go on with it.",
-                folder,
-                values.get("shards", 1),
-                self.shards.count,
+                f"The noise state in {folder} is of a model in {before} shard(s), and this one is in {now}: the "
+                "running curvature of the noise starts anew. Resume with as many processes as before to go on with it."
             )
             return
         self.tracker.load_state(tensors, values)
@@ -230,15 +195,6 @@ class NoisyStep:
 
     def _mean(self, tensor: Tensor) -> Tensor:
         return self.run.processes.sum_(tensor).div_(self.run.processes.size)
-
-    def _gradients(self) -> dict[str, Tensor | None]:
-        found = {}
-        for name, parameter in self.noise.parameters.items():
-            gradient = parameter.grad
-            if gradient is not None and self.noise.shards is not None:
-                gradient = local(gradient)
-            found[name] = dense(gradient) if gradient is not None and gradient.is_sparse else gradient
-        return found
 
     def _read_optimizer(self, step: int) -> bool:
         optimizer = getattr(self.run.optimizer, "optimizer", self.run.optimizer)

@@ -2,72 +2,62 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from accelerate.state import AcceleratorState, PartialState
 from torch import nn
-from torch.utils.data import Dataset
+from torch.utils.data import Subset
 from transformers import TrainingArguments
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
 from hf_pacgen.config import NoiseConfig, ScoreConfig
 from hf_pacgen.curvature.run_identity import agree
-from hf_pacgen.data.objective import LossFunction
+from hf_pacgen.data.objective import LossFunction, Objective
 from hf_pacgen.distributed.processes import Processes
 from hf_pacgen.measures.pacgen import pacgen
+from hf_pacgen.measures.session import session
 from hf_pacgen.model.state import unwrap
 from hf_pacgen.results.pacgen import PACGenResult
-
-__all__ = [
-    "Run",
-    "agree_on_settings",
-    "describe_run",
-    "refuse_unsupported",
-    "refuse_unknown_metric",
-    "score_on_training_data",
-]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """What the noise has to know of a training run.
+    """What the noise has to know of a training run."""
 
-    Attributes:
-        model: the model without wrappers.
-        optimizer: None where no training was set up; ``adam`` needs it.
-        dataset, collate_fn, batch_size: the training data, from which ``hutchinson`` and ρ take batches.
-        num_examples: n, or None where it is not known.
-        examples_per_step: examples of an optimizer step, over all processes.
-        max_steps: optimizer steps of the training.
-        processes: those that train together.
-        clips: whether gradients are clipped before ``on_pre_optimizer_step``.
-        compiled: whether the model goes through torch.compile.
-        loss_fn: the loss, if it is not the model's own.
-    """
-
-    model: nn.Module
-    optimizer: Any
+    model: nn.Module  # without wrappers
+    optimizer: Any  # None where no training was set up; ``adam`` needs it
+    # the training data, from which ``hutchinson`` and ρ take batches
     dataset: Any
     collate_fn: Callable[[list[Any]], Any] | None
     batch_size: int
-    num_examples: int | None
-    examples_per_step: int
-    max_steps: int
+    num_examples: int | None  # n, where it is known
+    examples_per_step: int  # of the optimizer, over all processes
+    max_steps: int  # of the optimizer
     processes: Processes = field(default_factory=Processes)
-    clips: bool = True
+    clips: bool = True  # gradients, before ``on_pre_optimizer_step``
     compiled: bool = False
-    loss_fn: LossFunction | None = None
+    loss_fn: LossFunction | None = None  # None for the model's own
+
+    def agree_on_noise(self, config: NoiseConfig) -> None:
+        """Raise on every process if two of them would draw different noise."""
+        names = ("num_examples", "batch_size", "examples_per_step", "max_steps")
+        mine = {"the setting": config.to_dict(), "the run's": {name: getattr(self, name) for name in names}}
+        agree(self.processes, mine)
+
+    @contextmanager
+    def objective(self, config: ScoreConfig) -> Iterator[Objective]:
+        """The loss of the training data, for an estimate in the middle of a step."""
+        how: Any = {"loss_fn": self.loss_fn, "collate_fn": self.collate_fn, "batch_size": self.batch_size}
+        with torch.enable_grad(), session(self.model, self.dataset, config, progress=False, **how) as made:
+            yield made[0]
 
 
 def refuse_unsupported(args: TrainingArguments) -> None:
-    """Raise where noise cannot be taken off before the weights change, or they are partitioned other than by FSDP2.
-
-    Raises:
-        ValueError: DeepSpeed, or FSDP of another version than 2, is on; an optimizer that steps inside backward.
-    """
+    """Raise a ValueError for DeepSpeed, FSDP of another version than 2, or an optimizer that steps inside backward."""
     optimizer = str(getattr(optim := getattr(args, "optim", ""), "value", optim))
     if optimizer.endswith(("lomo", "_layerwise")):
         raise ValueError(
@@ -75,21 +65,20 @@ def refuse_unsupported(args: TrainingArguments) -> None:
             "while the noise is on them. Use an optimizer that steps after it, such as optim='adamw_torch', or train "
             "without noise."
         )
-    state = AcceleratorState() if AcceleratorState._shared_state else None
     remedy = (
         "Train with DistributedDataParallel (torchrun without a DeepSpeed or FSDP configuration), or without noise."
     )
-    if is_deepspeed_zero3_enabled():
-        raise ValueError(f"Noise is not supported with DeepSpeed ZeRO-3, which shards the parameters. {remedy}")
-    if getattr(args, "deepspeed", None) or getattr(state, "deepspeed_plugin", None) is not None:
-        raise ValueError(
-            "Noise is not supported with DeepSpeed, which partitions gradients and optimizer states (and with ZeRO-3 "
-            f"the parameters). {remedy}"
-        )
-    if getattr(args, "fsdp", None) or getattr(state, "fsdp_plugin", None) is not None:
-        plugin = getattr(state, "fsdp_plugin", None)
+    # the arguments ask for it, or ``accelerate launch`` has already set it up
+    state = AcceleratorState() if AcceleratorState._shared_state else None
+    deepspeed, fsdp = getattr(state, "deepspeed_plugin", None), getattr(state, "fsdp_plugin", None)
+    if is_deepspeed_zero3_enabled() or getattr(args, "deepspeed", None) or deepspeed is not None:
+        what = "DeepSpeed, which partitions gradients and optimizer states (and with ZeRO-3 the parameters)"
+        if is_deepspeed_zero3_enabled():
+            what = "DeepSpeed ZeRO-3, which shards the parameters"
+        raise ValueError(f"Noise is not supported with {what}. {remedy}")
+    if getattr(args, "fsdp", None) or fsdp is not None:
         asked = (getattr(args, "fsdp_plugin_args", None) or {}).get("fsdp_version")
-        version = getattr(plugin, "fsdp_version", None) or int(asked or 1)  # as accelerate has it
+        version = getattr(fsdp, "fsdp_version", None) or int(asked or 1)  # as accelerate has it
         if version != 2:
             raise ValueError(
                 f"Noise is not supported with FSDP of version {version}, which flattens the parameters: expected "
@@ -98,19 +87,24 @@ def refuse_unsupported(args: TrainingArguments) -> None:
             )
 
 
-def agree_on_settings(args: TrainingArguments, noise: NoiseConfig | None, score: ScoreConfig | None) -> None:
-    """Raise on every process if two of them train with different noise, or are to score in different ways."""
+def is_on(noise: NoiseConfig | None) -> bool:
+    """Whether there will be any noise."""
+    return noise is not None and not noise.is_silent
+
+
+def agree_on_settings(
+    args: TrainingArguments, noise: NoiseConfig | None, score: ScoreConfig | None, *, score_on: str | None = None
+) -> None:
+    """Raise on every process if two of them train with different noise, or are to score in another way or moment."""
+    mine: dict[str, dict[str, Any]] = {"the setting": {} if noise is None else noise.to_dict()}
     # a process that does not score would never come to the comparison that a score begins with
-    mine = {"the setting": noise, "the setting of the score:": score}
-    agree(Processes(_state(args)), {group: {} if c is None else c.to_dict() for group, c in mine.items()})
+    if score is not None:
+        mine["the setting of the score:"] = score.to_dict() | {"score_on": score_on}
+    agree(Processes(_state(args)), {"the setting of the score:": {}} | mine)
 
 
 def refuse_unknown_metric(args: TrainingArguments) -> None:
-    """Raise where the best model is to be chosen by a score, and there will be none.
-
-    Raises:
-        ValueError: ``metric_for_best_model`` is one of PACGen's.
-    """
+    """Raise a ValueError where the best model is to be chosen by a score, and there will be none."""
     metric = args.metric_for_best_model or ""
     if "pacgen" in metric or metric.removeprefix("eval_").startswith("hessian_"):
         raise ValueError(
@@ -152,9 +146,8 @@ def score_on_training_data(
     args: TrainingArguments,
     model: nn.Module,
     config: ScoreConfig,
+    loader: Any,
     *,
-    dataset: Any,
-    collate_fn: Any,
     accelerator: Any = None,
     loss_fn: LossFunction | None = None,
 ) -> PACGenResult:
@@ -162,30 +155,19 @@ def score_on_training_data(
     with torch.enable_grad():
         return pacgen(
             unwrap(model),
-            _of_examples(dataset),
+            _of_examples(loader.dataset),
             config=config,
             loss_fn=loss_fn,
-            collate_fn=collate_fn,
+            collate_fn=loader.collate_fn,
             batch_size=args.per_device_eval_batch_size,
             accelerator=accelerator or _state(args),
             progress=False,
         )
 
 
-class _Examples(Dataset[Any]):
-    def __init__(self, examples: Any) -> None:
-        self.examples = examples
-
-    def __len__(self) -> int:
-        return len(self.examples)
-
-    def __getitem__(self, index: int) -> Any:
-        return self.examples[index]
-
-
 def _of_examples(dataset: Any) -> Any:
-    """A Trainer takes a list for a dataset of examples; elsewhere a list is one of batches."""
-    return _Examples(dataset) if isinstance(dataset, (list, tuple)) else dataset
+    # a Trainer takes a list for a dataset of examples; elsewhere a list is one of batches
+    return Subset(dataset, range(len(dataset))) if isinstance(dataset, (list, tuple)) else dataset  # type: ignore[arg-type]
 
 
 def _state(args: TrainingArguments) -> Any:

@@ -23,12 +23,11 @@ from hf_pacgen.training.noisy_step import NoisyStep
 from hf_pacgen.training.run_facts import (
     agree_on_settings,
     describe_run,
+    is_on,
     refuse_unknown_metric,
     refuse_unsupported,
     score_on_training_data,
 )
-
-__all__ = ["PACGenTrainer"]
 
 logger = logging.getLogger(__name__)
 
@@ -38,21 +37,19 @@ class PACGenTrainer(Trainer):
 
     Each micro-batch's gradient is taken at w + u, with a new draw of u (see :class:`NoiseConfig`); the weights
     themselves are never written to and are back in place when ``training_step`` ends, however it ends (the shards of a
-    model under FSDP2 are written to, and put back bit for bit from a copy).  Without noise, or with ``scale=0``,
-    training is the plain Trainer's bit for bit.
+    model under FSDP2 are put back bit for bit from a copy).  Without noise, or with ``scale=0``, training is the plain
+    Trainer's bit for bit.
 
     An evaluation gets ``eval_pacgen``, ``eval_pacgen_kl``, ... in what it returns, logs and reports, so that
     ``metric_for_best_model="eval_pacgen_kl"`` with ``greater_is_better=False`` works.  Scores are of the *training*
     data: all of it, or a seeded subset of ``ScoreConfig.max_examples``.
 
     Args:
-        noise: settings of the noise; by default those of the arguments, if they are PACGenTrainingArguments.
-        score: settings of the score; likewise.
+        noise, score: settings; by default those of the arguments, if they are PACGenTrainingArguments.
         *args, **kwargs: those of ``transformers.Trainer``.
 
     Raises:
-        ValueError: DeepSpeed or the first FSDP with noise; an unknown or unfit setting; noise in a PACGenCallback as
-            well; a best model chosen by a score without ``score``.
+        ValueError: DeepSpeed or the first FSDP with noise; noise in a PACGenCallback as well; an unfit setting.
     """
 
     def __init__(
@@ -65,8 +62,9 @@ class PACGenTrainer(Trainer):
         self.noise = as_config(NoiseConfig, noise, "noise")
         self.score = as_config(ScoreConfig, score, "score")
         self.last_score: PACGenResult | None = None
+        # made when a training begins, or at the first step by hand
         self._noisy_step: NoisyStep | None = None
-        self._micro_step = 0
+        self._micro_step = 0  # which micro-batch of an optimizer step is next
         self._resumed_from: str | None = None
         self._scores_of_evaluation: PACGenResult | None = None
         self._evaluations = 0
@@ -78,9 +76,8 @@ class PACGenTrainer(Trainer):
         if self._has_noise:
             refuse_unsupported(self.args)
             if any(c.noise is not None for c in callbacks):
-                raise ValueError(
-                    "The PACGenTrainer and a PACGenCallback both have noise, which would add up. Give it to one only."
-                )
+                both = "The PACGenTrainer and a PACGenCallback both have noise"
+                raise ValueError(f"{both}, which would add up. Give it to one only.")
         if self.score is None and all(c.score is None for c in callbacks):
             refuse_unknown_metric(self.args)
             if self.noise is None and not callbacks:
@@ -94,10 +91,11 @@ class PACGenTrainer(Trainer):
 
     def train(self, resume_from_checkpoint: Any = None, *args: Any, **kwargs: Any) -> Any:
         """See ``transformers.Trainer.train``."""
-        given = isinstance(resume_from_checkpoint, (str, os.PathLike))
-        self._resumed_from = os.fspath(resume_from_checkpoint) if given else None
-        if resume_from_checkpoint is True:
-            self._resumed_from = get_last_checkpoint(self.args.output_dir or "")
+        # the Trainer tells nobody where it resumes from
+        given = resume_from_checkpoint
+        if given is True:
+            given = get_last_checkpoint(self.args.output_dir or "")
+        self._resumed_from = os.fspath(given) if isinstance(given, (str, os.PathLike)) else None
         try:
             return super().train(resume_from_checkpoint, *args, **kwargs)
         finally:
@@ -107,33 +105,32 @@ class PACGenTrainer(Trainer):
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
     ) -> Tensor:
         """The gradient of a micro-batch, taken at noisy weights."""
-        noisy = self._noisy_step or (self._start_noise() if self._has_noise else None)
-        if noisy is None:
+        if not self._has_noise:
             return super().training_step(model, inputs, num_items_in_batch)
+        noisy = self._noisy_step or self._start_noise()
         try:
-            if not noisy.begin(self.state.global_step, self._micro_step):
-                return super().training_step(model, inputs, num_items_in_batch)
-            if self.noise is not None and self.noise.antithetic:
+            if noisy.begin(self.state.global_step, self._micro_step) and noisy.config.antithetic:
                 return self._antithetic_step(noisy, model, inputs, num_items_in_batch)
             return super().training_step(model, inputs, num_items_in_batch)
         finally:
-            noisy.end()
+            noisy.noise.restore()
             self._micro_step += 1
 
     def _antithetic_step(
         self, noisy: NoisyStep, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None
     ) -> Tensor:
-        """The mean of the gradients at w + u and w - u, with the same dropout in both."""
-        random_state = _random_state(self.args.device)
+        """The mean of the gradients at w + u and w - u."""
+        # with the same dropout in both: on the way out of the fork the random state is as before
+        device = self.args.device
+        fork = torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
         # the first gradient of a pair needs no reduction over processes: the second's takes it along
         # (of shards there would be no gradient yet, and the curvature is made of both)
-        apart = self.args.world_size > 1 and not noisy.shards.active
+        apart = self.args.world_size > 1 and not noisy.noise.divided
         together = self.accelerator.no_sync(model) if apart else nullcontext()
         with self._halved_loss():
-            with together:
+            with together, fork:
                 first = super().training_step(model, inputs, num_items_in_batch)
             noisy.mirror()
-            _set_random_state(random_state, self.args.device)
             second = super().training_step(model, inputs, num_items_in_batch)
             noisy.after_pair()
         return first + second
@@ -152,7 +149,7 @@ class PACGenTrainer(Trainer):
             yield
         finally:
             del self.compute_loss
-            if own is not None:  # set on the instance
+            if own is not None:
                 self.compute_loss = own  # type: ignore[method-assign]
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
@@ -164,8 +161,8 @@ class PACGenTrainer(Trainer):
     # ----------------------------------------------------------------------------------------------- evaluation
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """See ``transformers.Trainer.evaluate``; several datasets of one evaluation share one score."""
-        self._evaluations += 1
+        """See ``transformers.Trainer.evaluate``."""
+        self._evaluations += 1  # it calls itself for each of several datasets, which share one score
         try:
             return super().evaluate(*args, **kwargs)
         finally:
@@ -183,6 +180,7 @@ class PACGenTrainer(Trainer):
     ) -> EvalLoopOutput:
         """The plain evaluation, with the scores among its metrics."""
         output = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
+        # ``predict`` comes here too, outside of any evaluation
         if self.score is not None and self._evaluations and output.metrics is not None:
             if self._scores_of_evaluation is None:
                 self._scores_of_evaluation = self.last_score = self.pacgen()
@@ -190,20 +188,15 @@ class PACGenTrainer(Trainer):
         return output
 
     def pacgen(self, score: ScoreConfig | None = None) -> PACGenResult:
-        """PACGen of the model on the training data.
-
-        Raises:
-            ValueError: there is no training data.
-        """
+        """PACGen of the model on the training data; a ValueError where there is none."""
         if self.train_dataset is None:
             raise ValueError("A score is of the training data: pass train_dataset to the Trainer, or score=None.")
         loader = self._train_loader()
         return score_on_training_data(
             self.args,
-            self._model(),
+            cast(nn.Module, self.model),
             score or self.score or ScoreConfig(),
-            dataset=loader.dataset,
-            collate_fn=loader.collate_fn,
+            loader,
             accelerator=self.accelerator,
             loss_fn=self._own_loss(),
         )
@@ -212,10 +205,10 @@ class PACGenTrainer(Trainer):
 
     @property
     def _has_noise(self) -> bool:
-        return self.noise is not None and not self.noise.is_silent
+        return is_on(self.noise)
 
     def _own_loss(self) -> LossFunction | None:
-        """The Trainer's loss, where it is not simply that of the model."""
+        # None where it is simply that of the model
         plain = type(self).compute_loss is Trainer.compute_loss
         if plain and self.compute_loss_func is None and self.label_smoother is None:
             return None
@@ -227,30 +220,24 @@ class PACGenTrainer(Trainer):
 
         return loss
 
-    def _model(self) -> nn.Module:
-        return cast(nn.Module, self.model)  # the Trainer refuses to be without one
-
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """The card of transformers, with the last score in it (``push_to_hub`` goes through here)."""
+        """The card of transformers, with the last score in it."""
         super().create_model_card(*args, **kwargs)
         if self.last_score is not None and self.is_world_process_zero() and self.args.output_dir:
-            from hf_pacgen.show.cards.update import (
-                update_model_card,  # matplotlib, where it is there, takes a second to import
-            )
+            # matplotlib, where it is there, takes a second to import
+            from hf_pacgen.show.cards.update import update_model_card
 
             update_model_card(self.args.output_dir, self.last_score)
 
     def _train_loader(self) -> Any:
         loader = getattr(self.callback_handler, "train_dataloader", None)
-        if loader is not None:
-            return loader
-        with torch.random.fork_rng(devices=[]):  # a loader draws the seed of its sampler
-            return self.get_train_dataloader()
+        with torch.random.fork_rng(devices=[]):  # a new loader draws the seed of its sampler
+            return loader if loader is not None else self.get_train_dataloader()
 
     def _start_noise(self, train_dataloader: Any = None) -> NoisyStep:
         run = describe_run(
             self.args,
-            self._model(),
+            cast(nn.Module, self.model),  # the Trainer refuses to be without one
             optimizer=self.optimizer,
             train_dataloader=self._train_loader() if train_dataloader is None else train_dataloader,
             max_steps=self.state.max_steps,
@@ -286,13 +273,3 @@ class _Steps(TrainerCallback):
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self.trainer._noisy_step is not None:
             self.trainer._noisy_step.before_optimizer_step(state.global_step)
-
-
-def _random_state(device: torch.device) -> tuple[Tensor, Tensor | None]:
-    return torch.get_rng_state(), torch.cuda.get_rng_state(device) if device.type == "cuda" else None
-
-
-def _set_random_state(state: tuple[Tensor, Tensor | None], device: torch.device) -> None:
-    torch.set_rng_state(state[0])
-    if state[1] is not None:
-        torch.cuda.set_rng_state(state[1], device)

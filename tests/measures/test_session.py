@@ -307,17 +307,42 @@ def _training(name: str) -> None:
     # a process without a score would never come to where the others compare theirs
     with pytest.raises(ValueError, match=r"differ: the setting of the score: gamma \(only in process 1\)"):
         TRAINERS[name](NoiseConfig(), ScoreConfig() if rank else None).train()
+    # η = n is another one where the data has another length
+    with pytest.raises(ValueError, match=r"the run's num_examples \(16 in process 0 and 24 in process 1\)"):
+        TRAINERS[name](NoiseConfig(), size=24 if rank else 16).train()
     TRAINERS[name](NoiseConfig()).train()
 
 
-def _trainer(noise: NoiseConfig, score: ScoreConfig | None = None) -> Any:
-    data = runs.Sentences(16)
+def _by_hand() -> None:
+    rank = Accelerator(cpu=True).process_index
+    trainer = _trainer(NoiseConfig(seed=rank))
+    with pytest.raises(ValueError, match="the setting seed" + ZERO_IN_ONE):
+        trainer.training_step(trainer.model, next(iter(trainer.get_train_dataloader())))
+
+
+def _moments() -> None:
+    rank = Accelerator(cpu=True).process_index
+    callbacks: Any = [runs.PACGenCallback(score={}, score_on=("epoch", "end")[rank])]
+    trainer = runs.Trainer(
+        runs.bert(), runs.arguments(max_steps=2), train_dataset=runs.Sentences(16), callbacks=callbacks
+    )
+    with pytest.raises(ValueError, match=r"score: score_on \(epoch in process 0 and end in process 1\)"):
+        trainer.train()
+
+
+@pytest.mark.parametrize("case", [_by_hand, _moments])
+def test_steps_by_hand_and_moments_of_scores_are_compared(case: Any) -> None:
+    on_two_processes(case)
+
+
+def _trainer(noise: NoiseConfig, score: ScoreConfig | None = None, size: int = 16) -> Any:
+    data = runs.Sentences(size)
     return runs.PACGenTrainer(runs.bert(), runs.arguments(max_steps=2), train_dataset=data, noise=noise, score=score)
 
 
-def _plain_trainer(noise: NoiseConfig, score: ScoreConfig | None = None) -> Any:
+def _plain_trainer(noise: NoiseConfig, score: ScoreConfig | None = None, size: int = 16) -> Any:
     callbacks: Any = [runs.PACGenCallback(noise=noise, score=score)]
-    data = runs.Sentences(16)
+    data = runs.Sentences(size)
     return runs.Trainer(runs.bert(), runs.arguments(max_steps=2), train_dataset=data, callbacks=callbacks)
 
 

@@ -11,6 +11,7 @@ from training_runs import arguments
 from transformers import Trainer
 
 from hf_pacgen import NoiseConfig, PACGenCallback
+from hf_pacgen.noise.perturbation import Perturbation
 from hf_pacgen.training.clipping import GradientRescale, loss_unscale
 
 
@@ -28,7 +29,9 @@ def test_scaled_gradients_are_told_by_how_much() -> None:
 
     optimizer = type("Prepared", (), {"scaler": Scaler()})()
     for prepared, scale in ((None, 1.0), (optimizer, 1024.0)):
-        rescale = GradientRescale(dict(model.named_parameters()), prepared, clips=True, average=lambda t: t)
+        rescale = GradientRescale(
+            Perturbation(dict(model.named_parameters())), prepared, clips=True, average=lambda t: t
+        )
         model.zero_grad()
         (scale * model(torch.ones(4, 3)).square().sum()).backward()
         clean = [p.grad / scale for p in model.parameters() if p.grad is not None]
@@ -45,7 +48,7 @@ def test_scaled_gradients_are_told_by_how_much() -> None:
 
 def test_gradients_that_vanished_or_overflowed() -> None:
     model = nn.Linear(3, 2)
-    rescale = GradientRescale(dict(model.named_parameters()), None, clips=True, average=lambda t: t)
+    rescale = GradientRescale(Perturbation(dict(model.named_parameters())), None, clips=True, average=lambda t: t)
     (0 * model(torch.ones(1, 3)).sum()).backward()
     assert rescale.factor() == 1
     model.zero_grad()
@@ -53,7 +56,7 @@ def test_gradients_that_vanished_or_overflowed() -> None:
     assert rescale.factor() == 0
     model.zero_grad()
     assert rescale.factor() is None
-    unclipped = GradientRescale(dict(model.named_parameters()), None, clips=False, average=lambda t: t)
+    unclipped = GradientRescale(Perturbation(dict(model.named_parameters())), None, clips=False, average=lambda t: t)
     model(torch.ones(1, 3)).sum().backward()
     assert unclipped.factor() is None
 

@@ -81,7 +81,7 @@ def one_step(engine: NoisyStep, backward: Callable[[float], None], step: int, ba
             engine.after_pair()
         else:
             backward(1 / batches)
-            engine.end()
+            engine.noise.restore()
     engine.before_optimizer_step(step)
 
 

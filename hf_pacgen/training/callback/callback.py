@@ -17,9 +17,13 @@ from hf_pacgen.results.pacgen import PACGenResult
 from hf_pacgen.training.arguments import as_config
 from hf_pacgen.training.callback.guard import Guard
 from hf_pacgen.training.noisy_step import NOISE_FILE, NoisyStep
-from hf_pacgen.training.run_facts import agree_on_settings, describe_run, refuse_unsupported, score_on_training_data
-
-__all__ = ["PACGenCallback", "ScoreOn"]
+from hf_pacgen.training.run_facts import (
+    agree_on_settings,
+    describe_run,
+    is_on,
+    refuse_unsupported,
+    score_on_training_data,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -47,12 +51,8 @@ class PACGenCallback(TrainerCallback):
     their own in ``log_history``, and no reporter sees them.  The PACGenTrainer's reach reporters too.
 
     Args:
-        noise: settings of the noise, or None.
-        score: settings of the score, or None.
+        noise, score: settings, or None.
         score_on: "evaluate", "epoch" or "end".
-
-    Raises:
-        ValueError: ``antithetic`` noise, which needs the PACGenTrainer; an unknown setting.
     """
 
     def __init__(
@@ -83,20 +83,16 @@ class PACGenCallback(TrainerCallback):
         self._guard: Guard | None = None
         self.last_score: PACGenResult | None = None
 
-    @property
-    def _has_noise(self) -> bool:
-        return self.noise is not None and not self.noise.is_silent
-
     def on_init_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Refuse what cannot work before anything is set up."""
-        if self._has_noise:
+        if is_on(self.noise):
             refuse_unsupported(args)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Set the noise up, and take over the state of a checkpoint."""
         self._close()
-        agree_on_settings(args, self.noise, self.score)
-        if self.noise is None or not self._has_noise:
+        agree_on_settings(args, self.noise, self.score, score_on=self.score_on.value)
+        if self.noise is None or not is_on(self.noise):
             return
         refuse_unsupported(args)
         run = describe_run(
@@ -116,7 +112,7 @@ class PACGenCallback(TrainerCallback):
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Put the step's noise on the weights."""
         if self.noisy_step is not None and self._guard is not None:
-            self._guard.leave()
+            self._guard.leave()  # a step that was broken off has left its noise
             if self.noisy_step.draw(state.global_step):
                 self._guard.enter()
 
@@ -124,18 +120,20 @@ class PACGenCallback(TrainerCallback):
         """Take the noise off, and learn about the curvature."""
         if self.noisy_step is not None and self._guard is not None:
             self._guard.leave()
+            # weights that were loaded in the middle of a step are not those that its noise was drawn for
             self.noisy_step.before_optimizer_step(state.global_step, learns=not self._guard.loaded)
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Write the noise state into the checkpoint."""
-        folder = _checkpoint(args, state.global_step)
         if self.noisy_step is not None:
+            folder = _checkpoint(args, state.global_step)
             self.noisy_step.save(folder, writes=args.should_save and os.path.isdir(folder))
 
     def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any = None, **kwargs: Any) -> None:
         """Add the scores to the metrics of an evaluation."""
-        if self.score is not None and self.score_on.facts == "on_evaluate":
+        if self.score_on.facts == "on_evaluate":
             metrics = {} if metrics is None else metrics
+            # one dataset of several has its name in the prefix, which no argument tells
             prefixes = [key.removesuffix("_runtime") for key in metrics if key.endswith("_runtime")]
             metrics.update(self._scores(args, state, prefixes[0] if prefixes else "eval", **kwargs))
 
@@ -158,10 +156,9 @@ class PACGenCallback(TrainerCallback):
         if loader is None:
             logger.warning("No PACGen score: the callback knows the training data only once training has begun.")
             return {}
-        self.last_score = score_on_training_data(
-            args, model, self.score, dataset=loader.dataset, collate_fn=loader.collate_fn
-        )
+        self.last_score = score_on_training_data(args, model, self.score, loader)
         scores = self.last_score.metrics(f"{prefix}_")
+        # the Trainer has logged by now, and logs nothing at the end of an epoch
         entry = {"epoch": state.epoch, **scores, "step": state.global_step}
         state.log_history.append({key: value for key, value in entry.items() if value is not None})
         return scores
@@ -177,11 +174,8 @@ def _checkpoint(args: TrainingArguments, step: int) -> str:
 
 
 def _resumed_from(args: TrainingArguments, step: int) -> str:
-    """The checkpoint a run goes on from.
-
-    Callbacks are not told, so it is read from the frame of the Trainer's ``train``, and where that has changed, looked
-    for where it should be.
-    """
+    """The checkpoint a run goes on from."""
+    # callbacks are not told: it is read from the frame of ``train``, or else looked for where it should be
     frame = sys._getframe(1)
     while frame is not None:
         if frame.f_globals.get("__name__") == "transformers.trainer":

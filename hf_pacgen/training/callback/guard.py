@@ -15,25 +15,20 @@ from typing import Any
 import torch
 from torch import nn
 
-from hf_pacgen.distributed.shards import is_sharded
 from hf_pacgen.noise.perturbation import Perturbation
 from hf_pacgen.training.hooks import Hook
 
-__all__ = ["Guard"]
-
+# modules whose frames stand between the training loop and the noise
 MACHINERY = ("hf_pacgen.training", "transformers.trainer_callback", "contextlib")
-"""Modules whose frames stand between the training loop and the noise."""
+# how deep in the model a module may be called by itself and still find clean weights after an exception
 WATCHED_DEPTH = 3
-"""How deep in the model a module may be called by itself and still find clean weights after an exception."""
 
 
 class Guard:
     """Switches the noise of one model on for a training step and off for everything else.
 
-    Args:
-        model: the model as the training loop saves it (without DistributedDataParallel or torch.compile).
-        noise: what is switched.
-        watch_forward: whether to look at forward passes; not possible inside torch.compile.
+    The model is the one that the training loop saves, without DistributedDataParallel or torch.compile.
+    ``watch_forward`` is not possible inside torch.compile.
     """
 
     def __init__(self, model: nn.Module, noise: Perturbation, *, watch_forward: bool = True) -> None:
@@ -41,20 +36,19 @@ class Guard:
         self._loop: FrameType | None = None
         self._in_state_dict = 0
         self._resume = self._keeps_parameters = False
-        self.loaded = False
-        """Whether weights were loaded since the last :meth:`enter`, so that the rest of the step has no noise."""
-        self._handles: list[Any] = []
+        self.loaded = False  # weights, since the last enter: then the rest of the step has no noise
+        self._handles = handles = list[Any]()
         for name, module in model.named_modules():
-            self._handles.append(module.register_state_dict_pre_hook(Hook(self._before_state_dict, self._before_copy)))
-            self._handles.append(module.register_state_dict_post_hook(Hook(self._after_state_dict)))
-            self._handles.append(module.register_load_state_dict_pre_hook(Hook(self._before_load)))
+            handles.append(module.register_state_dict_pre_hook(Hook(self._before_state_dict, self._before_copy)))
+            handles.append(module.register_state_dict_post_hook(Hook(self._after_state_dict)))
+            handles.append(module.register_load_state_dict_pre_hook(Hook(self._before_load)))
             if watch_forward and name and name.count(".") < WATCHED_DEPTH:
                 # generate() of an adapter, for one, calls the model inside and not the one around it
-                self._handles.append(module.register_forward_pre_hook(Hook(self._before_part), prepend=True))
+                handles.append(module.register_forward_pre_hook(Hook(self._before_part), prepend=True))
         if watch_forward:
             # before the hook with which FSDP2 gathers the weights
-            self._handles.append(model.register_forward_pre_hook(Hook(self._before_forward), prepend=True))
-            self._handles.append(model.register_forward_hook(Hook(self._after_forward), always_call=True))
+            handles.append(model.register_forward_pre_hook(Hook(self._before_forward), prepend=True))
+            handles.append(model.register_forward_hook(Hook(self._after_forward), always_call=True))
 
     def enter(self) -> None:
         """Put the noise on, until :meth:`leave` or until the training loop that calls is gone."""
@@ -76,7 +70,7 @@ class Guard:
         self._handles = []
 
     def _leave_to_others(self) -> None:
-        """Take the noise off after the loop is gone: what was written to the weights since then stays."""
+        # what was written to the weights after the loop was gone stays
         self.noise.restore(written=self._loop is not None and not self._running())
         self._loop = None
 
@@ -99,10 +93,7 @@ class Guard:
         if self._in_state_dict == 0 and self._resume:
             self._resume = False
             if self._running() and not self._keeps_parameters:
-                # the state dict refers to the clean weights themselves; noise writes to them if they are shards only
-                for key, value in list(state_dict.items()):
-                    if is_sharded(value):
-                        state_dict[key] = value.clone()
+                self.noise.keep_clean(state_dict)
                 self.noise.apply()
 
     def _before_forward(self, module: nn.Module, args: Any) -> None:
@@ -143,11 +134,9 @@ class Guard:
 
 
 def _training_loop() -> FrameType | None:
-    """The frame of the training loop: the innermost that is no machinery of callbacks.
-
-    Where an event of the Trainer is handled, it is the one that called the handler of callbacks: a callback may be a
-    subclass's, or inside another.
-    """
+    """The frame of the training loop: the innermost that is no machinery of callbacks."""
+    # where an event of the Trainer is handled, it is the one that called the handler of callbacks: a callback may be
+    # a subclass's, or inside another
     frame: FrameType | None = sys._getframe(1)
     found, handled = None, False
     while frame is not None:
