@@ -1,4 +1,4 @@
-"""A result with three modules, made by hand."""
+"""Results made by hand: a score with three modules, and a spectrum."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 
 from hf_pacgen.config import ScoreConfig
 from hf_pacgen.results.pacgen import PACGenResult
+from hf_pacgen.results.spectrum import Spectrum
 
 
 def module(score: float, kl_complexity: float, num_parameters: int) -> dict[str, float]:
@@ -48,3 +49,27 @@ def sample_result(**changes: Any) -> PACGenResult:
         config=ScoreConfig().to_dict(),
     )
     return dataclasses.replace(result, **changes)
+
+
+def sample_spectrum(**changes: Any) -> Spectrum:
+    """Two eigenvalues, of which one has converged; ``changes`` are fields with other values."""
+    spectrum = Spectrum(
+        eigenvalues=(8.0, 4.0),
+        residuals=(1e-6, 0.3),
+        converged=(True, False),
+        trace=12.5,
+        trace_stderr=0.25,
+        nodes=(8.0, 4.0, 0.0, 0.5),
+        weights=(0.01, 0.01, 0.9, 0.08),
+        eigenvectors=None,
+        num_parameters=100,
+        num_examples=10,
+        num_units=10.0,
+        iterations=7,
+        probes=1,
+        num_hvps=19,
+        hvp_method="reverse_over_reverse",
+        status=(),
+        config={},
+    )
+    return dataclasses.replace(spectrum, **changes)

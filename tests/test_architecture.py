@@ -8,6 +8,9 @@ from pathlib import Path
 import hf_pacgen
 
 PACKAGE = Path(hf_pacgen.__file__).parent
+TESTS = Path(__file__).parent
+LARGE = 60
+"""Lines beyond which a module must have tests under its own name."""
 FLOORS: dict[str, str] = {
     # from the ground up; a module imports from its own folder and from those above it in this list
     "": "errors facts files old_paths register",
@@ -111,3 +114,17 @@ def test_the_facade_has_what_it_names() -> None:
     assert len(hf_pacgen.__all__) == len(set(hf_pacgen.__all__)) <= 25
     for name in hf_pacgen.__all__:
         assert hasattr(hf_pacgen, name), name
+
+
+def test_every_large_module_has_its_tests() -> None:
+    missing = []
+    for name, path in ((name, PACKAGE.joinpath(*name.split(".")).with_suffix(".py")) for name in MODULES):
+        if path.read_text(encoding="utf-8").count("\n") <= LARGE:
+            continue
+        *folders, module = [PACKAGE.name] if name == "__init__" else name.split(".")
+        places = [TESTS.joinpath(*folders, f"test_{module}.py")]
+        if len(folders) > 1:  # a package within a folder may have one file for all its modules
+            places.append(TESTS.joinpath(*folders[:-1], f"test_{folders[-1]}.py"))
+        if not any(place.is_file() for place in places):
+            missing.append(f"{name}: no {places[0].relative_to(TESTS.parent)}")
+    assert not missing, "\n".join(missing)

@@ -1,108 +1,150 @@
-"""What the loss of a batch is: its kind, its units, and what a user's function may return."""
+"""What the loss of a batch is: its units, its kind, and what a loss of the user's may return."""
 
 from __future__ import annotations
 
 from typing import Any
 
+import numpy
 import pytest
 import tiny
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
+from transformers import T5Config, T5ForConditionalGeneration
 
 from hf_pacgen.data.losses import (
     IGNORED,
+    BatchLoss,
     LossKind,
     count_units,
     custom_loss,
     get_output,
+    is_causal,
     known_indices,
     loss_of,
     needs_labels,
-    no_loss,
     one_example,
     require_units,
     scored_units,
 )
+
+T = torch.tensor
 
 
 def test_a_kind_of_loss_says_how_labels_lie_to_logits() -> None:
     assert [kind.facts for kind in LossKind] == [1, 0, None, None]
 
 
-def test_scored_units_are_those_of_the_models_own_loss() -> None:
-    for name, kind in (("llama", LossKind.CAUSAL), ("bert", LossKind.ALIGNED)):
-        model, batch = tiny.make(name), tiny.examples(name, 4, ignore=0.3)
-        outputs = model(**batch)
-        scored = scored_units(outputs.logits, batch["labels"], kind)
-        assert scored is not None
-        assert functional.cross_entropy(*scored).item() == pytest.approx(outputs.loss.item(), rel=1e-6)
-        assert len(scored[1]) == count_units(model, batch)
+@pytest.mark.parametrize("name", ["bert", "vit", "llama", "gpt2", "tokens"])
+def test_units_are_what_the_models_own_mean_divides_by(name: str) -> None:
+    """The summed cross-entropy of the scored units, over their number, is the model's loss."""
+    model = tiny.bert_tokens().double().eval() if name == "tokens" else tiny.make(name)
+    batch = tiny.examples(name, 5, ignore=0.4)
+    outputs = model(**batch)
+    kind = LossKind.CAUSAL if is_causal(model) else LossKind.ALIGNED
+    scored = scored_units(outputs.logits, batch["labels"], kind)
+    assert scored is not None and len(scored[1]) == count_units(model, batch)
+    total = functional.cross_entropy(*scored, reduction="sum")
+    assert (total / count_units(model, batch)).item() == pytest.approx(outputs.loss.item(), rel=1e-6)
+    assert is_causal(model) == (name in tiny.CAUSAL)
 
 
-def test_labels_after_virtual_tokens_are_all_predicted() -> None:
-    logits, labels = torch.randn(2, 7, 5), torch.randint(0, 5, (2, 4))
+def test_examples_count_where_labels_are_not_of_tokens() -> None:
+    model = tiny.make("bert")
+    assert count_units(model, {"labels": torch.rand(4, 3), "x": torch.zeros(4)}) == 4  # a regression of three targets
+    assert count_units(model, {"x": torch.zeros(3, 2)}) == count_units(model, torch.zeros(3, 2)) == 3
+    assert count_units(model, {"labels": T([0, IGNORED])}) == 2  # of a whole example; no token
+
+
+def test_virtual_tokens_before_the_labels_are_predicted_from() -> None:
+    """Prompt tuning gives more logits than labels: even the first label has one that predicts it."""
+    logits, labels = torch.randn(1, 5, 4), T([[1, 2, IGNORED]])
     scored = scored_units(logits, labels, LossKind.CAUSAL)
-    assert scored is not None and scored[1].equal(labels.reshape(-1))
-    assert scored[0].equal(logits[:, 2:6].reshape(-1, 5))
+    assert scored is not None
+    assert scored[0].equal(logits[0, 1:3]) and scored[1].tolist() == [1, 2]
+    plain = scored_units(logits[:, :3], labels, LossKind.CAUSAL)
+    assert plain is not None and plain[0].equal(logits[0, :1]) and plain[1].tolist() == [2]
+
+
+def test_shapes_that_do_not_fit_and_kinds_without_scores() -> None:
+    assert scored_units(torch.zeros(2, 3), T([0, 1]), LossKind.CAUSAL) is None
+    assert scored_units(torch.zeros(1, 2, 3), T([[0, 1, 2]]), LossKind.CAUSAL) is None  # fewer logits than labels
+    assert scored_units(torch.zeros(2, 3), T([0, 1, 2]), LossKind.ALIGNED) is None
+    half = scored_units(torch.zeros(1, 3, dtype=torch.float16), T([0]), LossKind.ALIGNED)
+    assert half is not None and half[0].dtype == torch.float32
+    for kind in (LossKind.OTHER, LossKind.CUSTOM):
+        with pytest.raises(ValueError, match="Only a cross-entropy has scored units, and this is a loss"):
+            scored_units(torch.zeros(2, 3), T([0, 1]), kind)
+
+
+def test_the_first_example_with_labels_is_cut_out() -> None:
+    labels = T([[IGNORED, IGNORED], [IGNORED, 3], [1, 2]])
+    batch = {"x": T([10, 11, 12]), "labels": labels}
+    assert {k: v.tolist() for k, v in one_example(batch, labels).items()} == {"x": [11], "labels": [[IGNORED, 3]]}
+    mixed: Any
+    for mixed in (batch | {"mask": torch.zeros(2)}, batch | {"name": "text"}, batch | {"scale": torch.tensor(1.0)}):
+        assert one_example(mixed, labels) is mixed  # which cannot be told apart from the others
+
+
+class Given(nn.Module):
+    def forward(self, x: Tensor, labels: Tensor) -> Tensor:
+        return x
+
+
+def test_models_that_cannot_do_without_labels() -> None:
+    sizes: Any = {"vocab_size": 12, "d_model": 4, "d_kv": 2, "d_ff": 6, "num_layers": 1, "num_heads": 2}
+    assert needs_labels(T5ForConditionalGeneration(T5Config(**sizes))) and needs_labels(Given())
+    assert not needs_labels(tiny.make("bert")) and not needs_labels(nn.Linear(1, 1))
+
+
+def test_a_loss_among_the_outputs() -> None:
+    class Outputs:
+        loss = torch.tensor([1.0, 3.0])  # one a device, under DataParallel
+
+    assert loss_of(Outputs(), {}, 0).item() == 2 and loss_of({"loss": torch.tensor(4.0)}, {}, 0).item() == 4
+    assert get_output(Outputs(), "logits") is None and get_output({}, "logits") is None
+    for outputs in ({}, {"loss": None}, {"loss": 1.0}):
+        with pytest.raises(ValueError, match=r"Batch 7 gave no loss: .* the batch has \['a', 'b'\]\. Add labels, or"):
+            loss_of(outputs, {"b": 1, "a": 2}, 7)
+
+
+@pytest.mark.parametrize("units", [3, 2.5, torch.tensor(3), torch.tensor([2.5]), numpy.float32(2.5), 0])
+def test_what_a_loss_function_may_return(units: Any) -> None:
+    total = torch.tensor(6.0, requires_grad=True)
+    for pair in ((total, units), [total, units]):
+        found = custom_loss(pair)
+        assert found == BatchLoss(total, float(units)) and found.total.requires_grad
 
 
 @pytest.mark.parametrize(
-    ("logits", "labels", "kind"),
-    [((2, 3, 5), (2, 4), LossKind.CAUSAL), ((2, 5), (2, 3), LossKind.CAUSAL), ((2, 3, 5), (2, 4), LossKind.ALIGNED)],
+    ("returned", "error", "message"),
+    [
+        (None, TypeError, "got NoneType. Return"),
+        ((), TypeError, "got a tuple of nothing"),
+        ((torch.ones(()), 1, 2), TypeError, r"got a tuple of a tensor of shape \(\), int, int"),
+        ([torch.ones(2, 3), [1]], TypeError, r"got a list of a tensor of shape \(2, 3\), a list of int"),
+        ((torch.ones(()), torch.ones(2)), TypeError, r"got a tuple of a tensor of shape \(\), a tensor of shape \(2,"),
+        ((torch.ones(2), 2), TypeError, r"got a tuple of a tensor of shape \(2,\), int"),
+        ((torch.ones(()), "3"), TypeError, "the loss summed over units .not their mean. as a scalar tensor"),
+        ((torch.ones(()), float("inf")), ValueError, "a finite num_units >= 0; got inf. Return the number of"),
+        ((torch.ones(()), -0.5), ValueError, "a finite num_units >= 0; got -0.5"),
+    ],
 )
-def test_shapes_that_do_not_fit_have_no_scored_units(logits: Any, labels: Any, kind: LossKind) -> None:
-    assert scored_units(torch.zeros(logits), torch.zeros(labels, dtype=torch.long), kind) is None
+def test_what_it_may_not_return(returned: Any, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        custom_loss(returned)
 
 
-def test_a_loss_without_logits_has_no_scored_units() -> None:
-    with pytest.raises(ValueError, match="Only a cross-entropy has scored units, and this is a loss function that was"):
-        scored_units(torch.zeros(2, 3), torch.zeros(2), LossKind.CUSTOM)
+def test_a_place_that_is_not_there_names_its_batch() -> None:
+    table = nn.Embedding(3, 2)
+    with pytest.raises(ValueError, match=r"Batch 4 has a label or an input that .*\(index out of range in self\): exp"):
+        with known_indices(4):
+            table(T([3]))
+    with pytest.raises(KeyError), known_indices(4):  # other errors pass as they are
+        raise KeyError("x")
 
 
-def test_outputs_are_objects_or_mappings() -> None:
-    loss = torch.tensor([1.0, 3.0])
-    assert loss_of({"loss": loss}, {}, 0).item() == 2
-    assert get_output(type("Outputs", (), {"loss": loss})(), "loss") is loss and get_output({}, "loss") is None
-    with pytest.raises(
-        ValueError, match=r"Batch 4 gave no loss: .* the batch has \['x'\]. Add labels, or pass loss_fn"
-    ):
-        loss_of({}, {"x": 1}, 4)
-    assert "Batch 4 gave no loss" in str(no_loss({"x": 1}, 4))
-
-
-def test_the_first_labeled_example_alone() -> None:
-    labels = torch.tensor([[IGNORED, IGNORED], [IGNORED, 1], [0, 1]])
-    batch: dict[str, Tensor] = {"input_ids": torch.arange(3), "labels": labels}
-    found = one_example(batch, labels)
-    assert found["input_ids"].tolist() == [1] and found["labels"].tolist() == [[IGNORED, 1]]
-    packed = batch | {"lengths": torch.tensor(2)}
-    assert one_example(packed, labels) is packed  # it cannot be told apart from the others
-
-
-def test_units_are_labeled_tokens_or_examples() -> None:
-    tokens = {"labels": torch.tensor([[1, IGNORED, 2], [IGNORED, IGNORED, 3]])}
-    assert count_units(tiny.bert_tokens(), tokens) == 3 and count_units(tiny.make("llama"), tokens) == 2
-    assert count_units(tiny.make("bert"), {"labels": torch.tensor([0, 1])}) == 2
-    assert count_units(tiny.make("bert"), {"labels": torch.randn(5, 2)}) == 5
-    with pytest.raises(ValueError, match=r"The data has no loss unit: .* Check the labels, or the number of units"):
+def test_data_without_units() -> None:
+    require_units(0.5)
+    with pytest.raises(ValueError, match=r"no loss unit: expected at least one labeled token or example, got none"):
         require_units(0)
-
-
-def test_labels_and_tokens_without_a_place_name_their_batch() -> None:
-    with pytest.raises(ValueError, match="Batch 3 has a label or an input that the model has no place for"):
-        with known_indices(3):
-            torch.nn.Embedding(2, 2)(torch.tensor([5]))
-
-
-def test_who_needs_labels() -> None:
-    class Strict(torch.nn.Module):
-        def forward(self, x: Tensor, labels: Tensor) -> None: ...
-
-    assert needs_labels(Strict()) and not needs_labels(tiny.make("bert"))
-
-
-@pytest.mark.parametrize("units", [3, 3.0, torch.tensor(3)])
-def test_a_user_may_count_in_numbers_of_any_kind(units: Any) -> None:
-    found = custom_loss((torch.tensor([2.0]), units))
-    assert found.units == 3.0 and isinstance(found.units, float)

@@ -1,4 +1,4 @@
-"""Numbers as people read them."""
+"""The printed report, and the guide that explains its rows."""
 
 from __future__ import annotations
 
@@ -8,11 +8,10 @@ import re
 from pathlib import Path
 from typing import Any
 
-import pytest
 from rich.console import Console
 
 from hf_pacgen import PACGenResult
-from hf_pacgen.show.tables import number, percent, print_report
+from hf_pacgen.show.tables import print_report
 
 MODULE = {"score": 2.0, "kl_complexity": 8.0, "hessian_trace": 1.5, "num_parameters": 2, "active_fraction": 0.0}
 RESULT = PACGenResult(
@@ -48,28 +47,6 @@ def printed(result: PACGenResult, **settings: int) -> str:
     stream = io.StringIO()
     print_report(result, title="A [b] model", console=Console(file=stream, width=120), **settings)
     return " ".join(stream.getvalue().replace("│", " ").split())
-
-
-@pytest.mark.parametrize(
-    ("value", "text"),
-    [
-        (0.0, "0"),
-        (0.00123456, "0.001235"),
-        (12.3456, "12.35"),
-        (999.96, "1000"),
-        (1234567.8, "1,234,568"),
-        (-2e3, "-2,000"),
-    ],
-)
-def test_number(value: float, text: str) -> None:
-    assert number(value) == text
-
-
-@pytest.mark.parametrize(
-    ("share", "text"), [(0.0, "0.0 %"), (1e-5, "< 0.1 %"), (0.1234, "12.3 %"), (0.99999, "> 99.9 %"), (1.0, "100.0 %")]
-)
-def test_percent(share: float, text: str) -> None:
-    assert percent(share) == text
 
 
 def test_report_shows_everything() -> None:

@@ -262,7 +262,7 @@ def test_a_failing_write_leaves_the_card(folder: Path, monkeypatch: pytest.Monke
 
 
 def test_the_templates_are_where_the_folder_of_cards_says() -> None:
-    shown = Path(__file__).parents[2] / "model_cards" / "templates"
+    shown = Path(__file__).parents[3] / "model_cards" / "templates"
     packaged = Path(str(hf_pacgen.show.cards.update.__file__)).parent / "templates"
     assert shown.resolve() == packaged.resolve()
     assert {path.name for path in packaged.iterdir()} == {
@@ -282,7 +282,7 @@ def test_the_example_writes_its_cards(tmp_path: Path, monkeypatch: pytest.Monkey
     for split in ("train", "validation"):
         rows.to_parquet(str(tmp_path / "tweets" / f"{split}.parquet"))
     monkeypatch.setattr("sys.path", [*sys.path])
-    example = runpy.run_path(str(Path(__file__).parents[2] / "examples" / "model_cards.py"), run_name="example")
+    example = runpy.run_path(str(Path(__file__).parents[3] / "examples" / "model_cards.py"), run_name="example")
     example["main"](["--smoke", "--output", str(tmp_path / "cards"), "--tweets", str(tmp_path / "tweets")])
     for name in ("digits_vit", "minilm_tweets"):
         assert metrics(tmp_path / "cards" / name)["pacgen"]["value"] > 0
@@ -292,7 +292,7 @@ def test_the_example_writes_its_cards(tmp_path: Path, monkeypatch: pytest.Monkey
 
 @pytest.mark.parametrize("name", ["digits_vit", "minilm_tweets"])
 def test_the_cards_that_are_kept_are_whole(name: str) -> None:
-    folder = Path(__file__).parents[2] / "model_cards" / name
+    folder = Path(__file__).parents[3] / "model_cards" / name
     result = PACGenResult.load(folder / "pacgen.json")
     assert {key: metrics(folder)[key]["value"] for key in result.metrics()} == result.metrics()
     assert card_section(result, chart="pacgen_by_module.png", numbers="pacgen.json").strip() in (

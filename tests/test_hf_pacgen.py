@@ -1,4 +1,4 @@
-"""Importing hf_pacgen is cheap: each name is loaded when it is first asked for."""
+"""The façade: importing hf_pacgen is cheap, since each name is loaded when first asked for."""
 
 from __future__ import annotations
 
