@@ -96,11 +96,10 @@ def agree_on_settings(
     args: TrainingArguments, noise: NoiseConfig | None, score: ScoreConfig | None, *, score_on: str | None = None
 ) -> None:
     """Raise on every process if two of them train with different noise, or are to score in another way or moment."""
-    mine: dict[str, dict[str, Any]] = {"the setting": {} if noise is None else noise.to_dict()}
     # a process that does not score would never come to the comparison that a score begins with
-    if score is not None:
-        mine["the setting of the score:"] = score.to_dict() | {"score_on": score_on}
-    agree(Processes(_state(args)), {"the setting of the score:": {}} | mine)
+    moment = {} if score is None else score.to_dict() | {"score_on": score_on}
+    mine = {"the setting": {} if noise is None else noise.to_dict(), "the setting of the score:": moment}
+    agree(Processes(_state(args)), mine)
 
 
 def refuse_unknown_metric(args: TrainingArguments) -> None:

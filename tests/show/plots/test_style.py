@@ -9,7 +9,7 @@ import pytest
 from sample_results import module, sample_result
 
 from hf_pacgen.show.plots import plot_by_module, save_figure
-from hf_pacgen.show.plots.style import WIDTH, compact, headline, new_axes, plain
+from hf_pacgen.show.plots.style import WIDTH, compact, finish, new_axes
 
 
 @pytest.mark.parametrize(
@@ -36,7 +36,9 @@ def test_millions_are_written_short() -> None:
 def test_a_frame_has_two_sides_and_a_grid_along_one_axis() -> None:
     for grid in ("x", "y"):
         ax = new_axes(3.0)
-        plain(ax, grid=grid)  # type: ignore[arg-type]
+        ax.plot([0, 1], [0, 1], label="a line")
+        finish(ax, "Title", x="across", y="up", grid=grid)  # type: ignore[arg-type]
+        assert (ax.get_xlabel(), ax.get_ylabel()) == ("across", "up")
         assert [name for name, side in ax.spines.items() if side.get_visible()] == ["left", "bottom"]
         numbered, other = (ax.xaxis, ax.yaxis) if grid == "x" else (ax.yaxis, ax.xaxis)
         assert numbered.get_gridlines()[0].get_visible() and not other.get_gridlines()[0].get_visible()
@@ -46,7 +48,7 @@ def test_a_frame_has_two_sides_and_a_grid_along_one_axis() -> None:
 def test_a_headline_and_its_legend_stand_above_the_axes() -> None:
     ax = new_axes(3.0)
     ax.plot([0, 1], [0, 1], label="a line")
-    headline(ax, "Title", columns=3)
+    finish(ax, "Title", x="across", columns=3)
     assert ax.get_title(loc="left") == "Title" and ax.get_title() == ""
     legend = ax.get_legend()
     assert legend is not None and [text.get_text() for text in legend.get_texts()] == ["a line"]
