@@ -2,6 +2,7 @@
 
 import sys as _sys
 from importlib import import_module as _import_module
+from importlib.util import find_spec as _find_spec
 from types import ModuleType as _ModuleType
 from typing import TYPE_CHECKING
 from typing import Any as _Any
@@ -82,9 +83,12 @@ class _Facade(_ModuleType):
 
 
 def __getattr__(name: str) -> _Any:
-    if name not in _LATER:
-        raise AttributeError(f"module 'hf_pacgen' has no attribute {name!r}")
-    return getattr(_import_module(_LATER[name]), name)
+    if name in _LATER:
+        return getattr(_import_module(_LATER[name]), name)
+    # as in the days when all modules were loaded at once, `import hf_pacgen` is enough for hf_pacgen.config
+    if not name.startswith("_") and _find_spec(f"hf_pacgen.{name}") is not None:
+        return _import_module(f"hf_pacgen.{name}")
+    raise AttributeError(f"module 'hf_pacgen' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:

@@ -93,3 +93,13 @@ def test_what_is_loaded_later_is_what_type_checkers_are_told() -> None:
 def test_a_name_that_is_not_there() -> None:
     with pytest.raises(AttributeError, match="module 'hf_pacgen' has no attribute 'pacgn'"):
         hf_pacgen.pacgn  # noqa: B018
+
+
+def test_modules_are_attributes_of_the_package() -> None:
+    """``import hf_pacgen`` loaded all of them once, so ``hf_pacgen.config`` needed no import of its own."""
+    code = "import hf_pacgen\nprint(hf_pacgen.config.ScoreConfig.__name__, hf_pacgen.errors.__name__)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
+    assert done.stdout.split() == ["ScoreConfig", "hf_pacgen.errors"], done.stderr
+    for name in ("not_there", "__wrapped__", "_config"):
+        with pytest.raises(AttributeError, match=f"module 'hf_pacgen' has no attribute '{name}'"):
+            getattr(hf_pacgen, name)

@@ -83,6 +83,8 @@ class Result:
         """
         if not isinstance(values, Mapping) or not ("version" in values or cls.unversioned):
             raise InputError(f"This is no {cls.kind} of hf_pacgen: expected a JSON object with a 'version'.")
+        if strange := [name for name in values if not isinstance(name, str)]:
+            raise InputError(f"The {cls.kind} has the key {excerpt(strange[0])}: expected strings, as in JSON.")
         if values.get("version", 1) != cls.version:
             raise InputError(
                 f"The {cls.kind} has version {values['version']!r}; this release reads version {cls.version}. "

@@ -174,3 +174,10 @@ def test_an_estimate_of_rho_is_written_and_read(tmp_path: Path) -> None:
     )
     estimate.save(tmp_path / "rho.json")
     assert LipschitzEstimate.load(tmp_path / "rho.json") == estimate and estimate.notes == ()
+
+
+@pytest.mark.parametrize("key", [1, None, (1, 2)])
+@pytest.mark.parametrize(("kind", "values"), OLD, ids=[kind.__name__ for kind, _ in OLD])
+def test_keys_are_strings(kind: type[Result], values: dict[Any, Any], key: Any) -> None:
+    with pytest.raises(InputError, match=r"has the key .*: expected strings, as in JSON"):
+        kind.from_dict({"version": kind.version} | values | {key: 3})
