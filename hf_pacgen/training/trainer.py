@@ -38,7 +38,8 @@ class PACGenTrainer(Trainer):
     Each micro-batch's gradient is taken at w + u, with a new draw of u (see :class:`NoiseConfig`); the weights
     themselves are never written to and are back in place when ``training_step`` ends, however it ends (the shards of a
     model under FSDP2 are put back bit for bit from a copy).  Without noise, or with ``scale=0``, training is the plain
-    Trainer's bit for bit.
+    Trainer's bit for bit.  What runs inside ``training_step``, such as your ``compute_loss``, sees the noisy weights: copy
+    or save them outside of it.
 
     An evaluation gets ``eval_pacgen``, ``eval_pacgen_kl``, ... in what it returns, logs and reports, so that
     ``metric_for_best_model="eval_pacgen_kl"`` with ``greater_is_better=False`` works.  Scores are of the *training*
