@@ -23,10 +23,9 @@ from hf_pacgen.config import CertificateConfig, PriorGroups, ScoreConfig
 from hf_pacgen.curvature.displacement import SavedWeights
 from hf_pacgen.curvature.run_identity import agree, described
 from hf_pacgen.data.collation import count_examples
-from hf_pacgen.distributed.processes import Processes
 from hf_pacgen.maths.certified_bound import CertifiedBound
 from hf_pacgen.measures.hessian import hessian_diagonal
-from hf_pacgen.measures.session import DataOptions, measure, session
+from hf_pacgen.measures.session import DataOptions, measure, processes_of, session
 from hf_pacgen.model.state import unwrap
 from hf_pacgen.results.certificate import Certificate
 
@@ -71,7 +70,7 @@ def certify(
     Wang et al. 2018 (arXiv 1809.07402).
     """
     began = time.perf_counter()
-    model, processes = unwrap(model), Processes.sharing_work(model, options.get("accelerator"))
+    model, processes = unwrap(model), processes_of(model, options.get("accelerator"))
     with processes.together():
         validity.check_batch_norm(model)
         validity.check_sampling(data)

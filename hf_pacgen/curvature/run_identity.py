@@ -13,11 +13,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from hf_pacgen.config.settings import Config
 from hf_pacgen.data.batches import Batches, length
 from hf_pacgen.data.collation import batch_tensors
-from hf_pacgen.distributed.processes import Processes, is_whole
+from hf_pacgen.distributed.processes import Processes
 from hf_pacgen.maths.counter_rng import mixed
 from hf_pacgen.model.state import unwrap
 
@@ -60,7 +61,7 @@ def identity(model: nn.Module, batches: Batches, config: Config | None, loss: st
         },
         "the form of": {name: _form(tensor) for name, tensor in tensors.items()},
         # of weights that are spread over processes each has another part
-        "the values of": {name: checksum(t) for name, t in tensors.items() if name not in buffers and is_whole(t)}
+        "the values of": {name: checksum(t) for name, t in tensors.items() if name not in buffers and has_bits(t)}
         | {
             f"{f'batch {index}' if index else 'the first batch'} of the data": batch_checksum(batch)
             for index, batch in batches.sample(SAMPLED)
@@ -102,7 +103,7 @@ def described(name: str, value: Any) -> dict[str, Any]:
         items = value.items() if isinstance(value, Mapping) else enumerate(value)
         return {path: what for key, item in items for path, what in described(f"{name}[{key!r}]", item).items()}
     if isinstance(value, Tensor):
-        known = is_whole(value) and not value.is_meta
+        known = has_bits(value)
         return {name: f"{_form(value)}, checksum {checksum(value)}" if known else _form(value)}
     if isinstance(value, Enum):
         value = value.value
@@ -110,6 +111,11 @@ def described(name: str, value: Any) -> dict[str, Any]:
         value = os.fspath(value)
     plain = value is None or isinstance(value, (str, numbers.Real))
     return {name: value if value == value else "nan"} if plain else _function(name, value)
+
+
+def has_bits(tensor: Tensor) -> bool:
+    """Whether a tensor's values can be read bit by bit here: not those on no device, nor of tensors made of others."""
+    return not tensor.is_meta and not is_traceable_wrapper_subclass(tensor)
 
 
 def qualified_name(function: Any) -> str:

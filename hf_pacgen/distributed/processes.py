@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate.utils import send_to_device
-from torch import Tensor, nn
+from torch import Tensor
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-__all__ = ["Processes", "is_whole", "send_to_device"]
+__all__ = ["Processes", "rank_and_size", "send_to_device"]
 
 ASK_AFTER = 1.0
 """Seconds between two questions to the store whether another process has failed."""
@@ -48,16 +48,6 @@ class Processes:
         processes = cls()
         processes.rank, processes.size, processes.device, processes.is_main = rank, size, device, rank == 0
         return processes
-
-    @classmethod
-    def sharing_work(cls, model: Any, accelerator: Accelerator | None) -> Processes:
-        """Those that measure a model together: the accelerator's, else those that hold its shards, else this one."""
-        parameters = model.parameters() if accelerator is None and isinstance(model, nn.Module) else ()
-        shard: Any = next((p for p in parameters if hasattr(p, "device_mesh")), None)
-        size = 0 if shard is None else shard.device_mesh.size()
-        if size == 0 or size != torch.distributed.get_world_size():  # a part of all is refused later
-            return cls(accelerator)
-        return cls.sharing(torch.distributed.get_rank(), size, shard.device)
 
     def as_one(self) -> Processes:
         """As if there were one process: all do the same, and only the main one prints."""
@@ -138,9 +128,9 @@ class Processes:
         return tensor if self.device is None else tensor.to(self.device).contiguous()
 
 
-def is_whole(tensor: Tensor) -> bool:
-    """Whether this process has all of a tensor; of one that FSDP2 manages it has a part."""
-    return not hasattr(tensor, "device_mesh")
+def rank_and_size() -> tuple[int, int]:
+    """Of this process in torch's default group, which must be there."""
+    return torch.distributed.get_rank(), torch.distributed.get_world_size()
 
 
 class _OtherFailed(Exception):

@@ -150,7 +150,8 @@ class Basis(_Vectors):
         return sum((rows @ vector[name].view(-1)).double().cpu() for name, rows in block.items())  # type: ignore[return-value]
 
     def _add(self, out: Vector, coefficients: Tensor, sign: int) -> None:
-        for block, part in zip(self._filled(), coefficients.split(BLOCK), strict=True):
+        parts = coefficients.split(BLOCK) if len(coefficients) else ()  # nothing splits into one empty part
+        for block, part in zip(self._filled(), parts, strict=True):
             for name, rows in block.items():
                 out[name].view(-1).addmv_(rows.t(), part.to(rows), alpha=sign)
 

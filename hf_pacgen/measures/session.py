@@ -18,7 +18,7 @@ from hf_pacgen.curvature.run_identity import BUFFERS, agree, arguments, identity
 from hf_pacgen.data.batches import Batches
 from hf_pacgen.data.objective import LossFunction, Objective
 from hf_pacgen.data.sharded_objective import ShardedObjective
-from hf_pacgen.distributed.processes import Processes
+from hf_pacgen.distributed.processes import Processes, rank_and_size
 from hf_pacgen.distributed.shards import Shards
 from hf_pacgen.model.state import preserved, unwrap
 
@@ -68,6 +68,16 @@ class Tick:
         self.then()
 
 
+def processes_of(model: Any, accelerator: Accelerator | None) -> Processes:
+    """Those that measure a model together: the accelerator's, else those that hold its shards, else this one."""
+    parameters = model.parameters() if accelerator is None and isinstance(model, nn.Module) else ()
+    shard: Any = next((p for p in parameters if hasattr(p, "device_mesh")), None)
+    rank, size = rank_and_size() if shard is not None else (0, 0)
+    if shard is None or size != shard.device_mesh.size():  # a part of all is refused later
+        return Processes(accelerator)
+    return Processes.sharing(rank, size, shard.device)
+
+
 @contextmanager
 def session(
     model: nn.Module,
@@ -96,7 +106,7 @@ def session(
     """
     if config is not None:
         max_examples, seed = config.max_examples, config.seed
-    model, everyone = unwrap(model), Processes.sharing_work(model, accelerator)
+    model, everyone = unwrap(model), processes_of(model, accelerator)
     with everyone.together():
         sharded = Shards(model)
     if sharded.active and whole:
@@ -150,7 +160,7 @@ def measure(function: Callable[P, R]) -> Callable[P, R]:
     def begin(*args: P.args, **kwargs: P.kwargs) -> R:
         model: Any = args[0] if args else kwargs.get("model")
         accelerator: Any = kwargs.get("accelerator")
-        processes = Processes.sharing_work(model, accelerator)
+        processes = processes_of(model, accelerator)
         with processes.together():
             given = _bind(function.__name__, signature, args, kwargs)
             mine = arguments(function.__name__, given) if processes.size > 1 else {}

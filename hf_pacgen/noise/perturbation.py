@@ -122,7 +122,7 @@ class Perturbation:
         gradient = self.parameters[name].grad
         if gradient is None:
             return None
-        here = local(gradient.detach())
+        here = gradient.detach() if self._shards is None else local(gradient.detach())
         return dense(here) if here.is_sparse else here
 
     def gradients(self) -> dict[str, Tensor | None]:

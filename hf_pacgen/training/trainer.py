@@ -38,8 +38,8 @@ class PACGenTrainer(Trainer):
     Each micro-batch's gradient is taken at w + u, with a new draw of u (see :class:`NoiseConfig`); the weights
     themselves are never written to and are back in place when ``training_step`` ends, however it ends (the shards of a
     model under FSDP2 are put back bit for bit from a copy).  Without noise, or with ``scale=0``, training is the plain
-    Trainer's bit for bit.  What runs inside ``training_step``, such as your ``compute_loss``, sees the noisy weights: copy
-    or save them outside of it.
+    Trainer's bit for bit.  What runs inside ``training_step``, such as your ``compute_loss``, sees the noisy weights:
+    copy or save them outside of it.
 
     An evaluation gets ``eval_pacgen``, ``eval_pacgen_kl``, ... in what it returns, logs and reports, so that
     ``metric_for_best_model="eval_pacgen_kl"`` with ``greater_is_better=False`` works.  Scores are of the *training*
@@ -106,9 +106,11 @@ class PACGenTrainer(Trainer):
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
     ) -> Tensor:
         """The gradient of a micro-batch, taken at noisy weights."""
-        if not self._has_noise:
+        noisy = self._noisy_step
+        if noisy is None and self._has_noise:
+            noisy = self._start_noise()  # for steps by hand
+        if noisy is None:
             return super().training_step(model, inputs, num_items_in_batch)
-        noisy = self._noisy_step or self._start_noise()
         try:
             if noisy.begin(self.state.global_step, self._micro_step) and noisy.config.antithetic:
                 return self._antithetic_step(noisy, model, inputs, num_items_in_batch)
