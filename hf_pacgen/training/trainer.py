@@ -107,8 +107,8 @@ class PACGenTrainer(Trainer):
     ) -> Tensor:
         """The gradient of a micro-batch, taken at noisy weights."""
         noisy = self._noisy_step
-        if noisy is None and self._has_noise:
-            noisy = self._start_noise()  # for steps by hand
+        if noisy is None or noisy.config is not self.noise:  # a step by hand, or settings taken away in the middle
+            noisy = (noisy or self._start_noise()) if self._has_noise else None
         if noisy is None:
             return super().training_step(model, inputs, num_items_in_batch)
         try:
