@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 import numbers
 import os
 from collections.abc import Iterator, Mapping
 from enum import Enum
+from types import CodeType
 from typing import Any
 
 import torch
@@ -120,15 +122,17 @@ def has_bits(tensor: Tensor) -> bool:
 
 def qualified_name(function: Any) -> str:
     """The name of a function, or of an object's class, with that of what it was defined in."""
-    function = getattr(function, "func", function)  # of a functools.partial
+    function = function.func if isinstance(function, functools.partial) else function
     return getattr(function, "__qualname__", type(function).__qualname__)
 
 
 def _function(name: str, function: Any) -> dict[str, Any]:
     """A function by its name, its code, and the plain values that it holds; an object by its class and such values."""
-    held = {f"{name}({key})": value for key, value in getattr(function, "keywords", {}).items()}
-    held |= {f"{name}({place})": value for place, value in enumerate(getattr(function, "args", ()))}
-    inner = getattr(function, "func", function)
+    held: dict[str, Any] = {}
+    inner = function
+    if isinstance(function, functools.partial):  # an object of the user's may have attributes of these names
+        held |= {f"{name}({key})": value for key, value in (*enumerate(function.args), *function.keywords.items())}
+        inner = function.func
     inner = getattr(inner, "__func__", inner)  # of a bound method
     code = getattr(inner, "__code__", None)
     told = {name: qualified_name(function)}
@@ -136,12 +140,19 @@ def _function(name: str, function: Any) -> dict[str, Any]:
         cells = getattr(inner, "__closure__", None) or ()
         held |= {f"{name}.{free}": _inside(cell) for free, cell in zip(code.co_freevars, cells, strict=True)}
         held |= {f"{name}.default {place}": value for place, value in enumerate(inner.__defaults__ or ())}
-        plain = [c for c in code.co_consts if c is None or isinstance(c, (str, int, float, tuple))]
-        told[f"code of {name}"] = hashlib.blake2b(code.co_code + repr(plain).encode(), digest_size=4).hexdigest()
+        told[f"code of {name}"] = hashlib.blake2b(_code(code).encode(), digest_size=4).hexdigest()
     elif not isinstance(inner, type):
         held |= {f"{name}.{key}": value for key, value in getattr(inner, "__dict__", {}).items()}
     plain_values = {key: value for key, value in held.items() if isinstance(value, (str, int, float, Tensor))}
     return told | {path: what for key, v in plain_values.items() for path, what in described(key, v).items()}
+
+
+def _code(code: CodeType) -> str:
+    """What a function does, the same in every process: its instructions with the names and constants they take."""
+    constants = [_code(c) if isinstance(c, CodeType) else c for c in code.co_consts]
+    # a set has another order in another process
+    known = [c for c in constants if c is None or isinstance(c, (str, int, float, tuple))]
+    return repr((code.co_code, code.co_names, known))
 
 
 def _inside(cell: Any) -> Any:

@@ -34,7 +34,7 @@ class Whole:
 
 
 def dot(a: Mapping[str, Tensor], b: Mapping[str, Tensor], space: Space) -> float:
-    # partial sums add in float64
+    """Inner product over all parts of two vectors; partial sums add in float64."""
     found = 0.0
     for name, x in a.items():
         for u, v in zip(x.reshape(-1).split(CHUNK), b[name].reshape(-1).split(CHUNK), strict=True):

@@ -126,3 +126,22 @@ def test_checksums_tell_values_and_their_places(first: torch.Tensor, second: tor
 def test_no_two_lists_of_labels_have_one_checksum() -> None:
     all_of_them = torch.cartesian_prod(*[torch.arange(3)] * 7)
     assert len({checksum(labels) for labels in all_of_them}) == len(all_of_them)
+
+
+def test_an_object_may_have_attributes_that_a_partial_has() -> None:
+    class Loss:
+        def __init__(self, scale: float) -> None:
+            self.args, self.keywords, self.func, self.scale = object(), ["a"], 3, scale
+
+        def __call__(self) -> None: ...
+
+    assert described("loss_fn", Loss(1.0)) != described("loss_fn", Loss(2.0))
+    assert "Loss" in described("loss_fn", Loss(1.0))["loss_fn"]
+
+
+def test_functions_of_one_name_that_call_others_are_told_apart() -> None:
+    first, second = (lambda x: torch.sin(x)), (lambda x: torch.cos(x))
+    inside = [lambda x: (lambda: x + 1)(), lambda x: (lambda: x + 2)()]
+    for one, other in ((first, second), inside):
+        assert described("f", one)["f"] == described("f", other)["f"]
+        assert described("f", one)["code of f"] != described("f", other)["code of f"]
