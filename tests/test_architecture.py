@@ -28,7 +28,7 @@ FLOORS: dict[str, str] = {
     "diagonal.hutchinson diagonal.sums displacement hvp lipschitz operators run_identity spectrum "
     "tensor_file weight_space",
     "noise": "curvature_tracker layout perturbation perturbed products",
-    "measures": "comparison hessian landscape pacgen relative_sharpness session sharpness spectrum worst_case",
+    "measures": "comparison hessian landscape pacgen ranking relative_sharpness session sharpness spectrum worst_case",
     "certify": "certify draws error_rate posterior priors refinement search splits validity",
     "training": "arguments callback.callback callback.guard clipping estimates hooks noisy_step run_facts trainer",
     "command_line": "card certify compare inputs.columns inputs.data inputs.examples inputs.labels inputs.load "

@@ -50,8 +50,8 @@ class RelativeSharpnessConfig(Config):
 
     draws: Count | None = option(
         None,
-        "Antithetic pairs ±z for every batch. By default one on a random third of the batches; more where there are "
-        "under 24 batches.",
+        "Antithetic pairs ±z for every batch. By default one on a random quarter of the batches; more where there are "
+        "under 32 batches.",
     )
     max_examples: Count | None = option(None, SUBSET)
     seed: Natural = option(0, "Seed of the noise, of which batches have it, and of the subset.")

@@ -43,9 +43,10 @@ def relative_sharpness(
     Each batch has a z of its own, the same at all levels and for all models: the stream of a parameter follows from the
     seed, the batch's number and the parameter's name, so models and levels share their noise (common random numbers).
     The losses at +z and -z are averaged, which cancels the slope, and held against the loss of the same batch at w.
-    By default a random third of the batches has noise: 3 forward passes over the data, and the time to draw.  Standard
-    errors are from the spread between batches, so they cover the noise, the third, and the subset of ``max_examples``;
-    with few degrees of freedom they are as much larger as Student's t is wider.  The weights are never written to.
+    By default a random quarter of the batches has noise: 2¼ forward passes over the data, and the time to draw.
+    Standard errors are from the spread between batches, so they cover the noise, the quarter and the subset of
+    ``max_examples``; with few degrees of freedom they are as much larger as Student's t is wider.  The weights are
+    never written to.
 
     Args:
         model, data, options: as for :func:`hf_pacgen.pacgen`.
@@ -118,7 +119,7 @@ class _Pairs:
                 mine = sum(1 for _ in batches) if own is None else own
             count = int(batches.processes.sum_(torch.tensor([mine], dtype=torch.float64)).item())
             # as many batches as a spread needs; to see all of them once would hide how much of it is the noise
-            stride = next((k for k in (3, 2) if count >= k * ENOUGH), 1)
+            stride = next((k for k in (4, 3, 2) if count >= k * ENOUGH), 1)
             if stride > 1:
                 self.draws = 1
                 over.over_batches(self._add, skipped=_Skipped(stride, self.config.seed))

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from hf_pacgen.results.base import Result
 from hf_pacgen.results.fields import like, measured, other
 from hf_pacgen.results.pacgen import PACGenResult
+from hf_pacgen.results.relative_sharpness import RelativeSharpness
 from hf_pacgen.results.sharpness import Sharpness
 
 
@@ -33,6 +34,10 @@ class Measures(Result):
     expected_sharpness: float = like(Sharpness, "mean")
     expected_sharpness_stderr: float | None = like(Sharpness, "stderr")
     noise_scale: float = other("σ of the noise of the expected sharpness")
+    relative_sharpness: float | None = like(RelativeSharpness, "relative_sharpness", optional=True)
+    relative_sharpness_stderr: float | None = like(RelativeSharpness, "relative_sharpness_stderr")
+    relative_sharpness_by_level: dict[str, float] = other("the same by level of the noise", default=dict)
+    relative_sharpness_by_level_stderr: dict[str, float] = other("standard errors of these, where known", default=dict)
     weight_norm: float = measured("‖w‖", says="Euclidean norm of the trainable weights")
     loss: float = like(PACGenResult, "loss")
     test_loss: float | None = measured(

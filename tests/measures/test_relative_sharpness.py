@@ -67,7 +67,7 @@ def test_the_mean_is_a_sixth_of_the_curvature_along_the_weights(batches: list[in
 
 
 CASES: dict[str, tuple[Any, dict[str, Any]]] = {
-    "a third of the batches": (list(POPULATION.split(8)), {}),
+    "a quarter of the batches": (list(POPULATION.split(8)), {}),
     "half of the batches": (list(POPULATION.split(40)), {}),
     "few batches": (list(POPULATION.split(180)), {}),
     "a batch": ([POPULATION], {}),
@@ -90,9 +90,10 @@ def test_the_interval_covers_the_value_of_all_data(case: str) -> None:
     assert 0.8 < typical / means.std() < 2.2
 
 
-def test_the_cost_is_three_forward_passes_over_the_data() -> None:
-    result = of_quadratic(list(POPULATION.split(8)))
-    assert (result.num_batches, result.num_forward, result.draws) == (30, 270, 1)
+def test_the_cost_is_two_and_a_quarter_forward_passes_over_the_data() -> None:
+    result = of_quadratic(list(POPULATION[:640].split(8)))
+    assert (result.num_batches, result.num_forward, result.draws) == (20, 180, 1)  # of 80 batches
+    assert of_quadratic(list(POPULATION.split(30))).num_batches == 8
     assert of_quadratic(list(POPULATION.split(45))).num_batches == 8
     few = of_quadratic(list(POPULATION.split(180)))
     assert (few.num_batches, few.draws, few.num_forward) == (4, 3, 4 * (1 + 3 * 8))
