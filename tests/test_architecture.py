@@ -19,7 +19,7 @@ FLOORS: dict[str, str] = {
     "config": "certificate noise score settings sharpness spectrum",
     "results": "base certificate diagonal fields landscape lipschitz measures pacgen relative_sharpness "
     "sharpness spectrum worst_case",
-    "show": "cards.contents cards.document cards.update plots.gap plots.landscape plots.score plots.spectrum "
+    "show": "advice cards.contents cards.document cards.update plots.gap plots.landscape plots.score plots.spectrum "
     "plots.style tables wording",
     "distributed": "processes shards",
     "model": "embeddings parameters precision state",

@@ -88,6 +88,10 @@ def test_compare_ranks_runs_of_equal_training_loss_and_marks_ties(
     print_comparison([rows[0], rows[3]])
     out = " ".join(capsys.readouterr().out.split())
     assert "No run is ranked" in out and "lowest first" not in out
+    apart = [measured("a", status=("Raise epsilon.",)), measured("b", status=("It is steep; lower epsilon.",))]
+    print_comparison(apart)
+    out = capsys.readouterr().out
+    assert "• a: Raise epsilon." in out and "• b: It is steep." in out  # one step for both
     print_comparison(rows[:1])
     assert "ranked" not in capsys.readouterr().out
 
