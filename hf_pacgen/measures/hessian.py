@@ -31,7 +31,7 @@ def hessian_diagonal(
     data, and whether every entry gets a standard error.
     """
     with session(model, data, config, **options) as (objective, tick):
-        tick.stage("Hessian diagonal", passes=config.passes)
+        tick.stage("Hessian diagonal", passes=config.passes or 1)
         with WeightSpace(objective) as space:
             estimate = estimate_diagonal(space, config, tick=tick)
         stderr = None if estimate.stderr is None else space.returned(estimate.stderr)

@@ -26,7 +26,19 @@ def test_compare_prints_and_writes_all_measures(run: Run, runs: list[Path], tmp_
     files = ("--json", tmp_path / "m.json", "--csv", tmp_path / "m.csv")
     code, out, _ = run("compare", *runs, *data, *files, "--draws", 4, "--lipschitz-directions", 1)
     assert code == 0
-    for label in ("Ψ", "Ψ/m", "K(η)", "active fraction", "trace", "λ_max", "ρ", "expected sharpness", "‖w‖", "gap"):
+    for label in (
+        "Ψ",
+        "Ψ/m",
+        "K(η)",
+        "K(η) beyond size",
+        "K(η) of curvature",
+        "trace",
+        "λ_max",
+        "ρ",
+        "expected sharpness",
+        "‖w‖",
+        "gap",
+    ):
         assert label in out
     assert "relative sharpness" in out
     assert "run0/" in out and "test loss" in out and "left unranked" in out  # of random models, the losses differ

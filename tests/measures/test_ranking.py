@@ -11,21 +11,12 @@ from hf_pacgen.measures.ranking import agree, order, orders, ranked, stderr_of, 
 from hf_pacgen.results.measures import Measures
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Judged(Measures):
-    """With a standard error of K(η), as results of later releases have."""
-
-    kl_complexity_stderr: float | None = dataclasses.field(
-        default=None, metadata=Measures.__dataclass_fields__["hessian_trace_stderr"].metadata
-    )
-
-
-def row(name: str, loss: float = 0.1, kind: Any = Measures, **values: Any) -> Any:
+def row(name: str, loss: float = 0.1, **values: Any) -> Any:
     needed = {
         f.name: 1.0 for f in dataclasses.fields(Measures) if f.default is f.default_factory is dataclasses.MISSING
     }
     counts = {"num_parameters": 10, "num_examples": 8}
-    return kind(
+    return Measures(
         **needed
         | counts
         | {"hessian_trace_stderr": None, "expected_sharpness_stderr": None}
@@ -65,7 +56,7 @@ def test_runs_whose_intervals_overlap_are_ties() -> None:
 
 
 def test_the_standard_error_of_a_number_is_the_field_beside_it() -> None:
-    judged = row("a", kind=Judged, kl_complexity_stderr=2.0)
+    judged = row("a", kl_complexity_stderr=2.0)
     assert stderr_of(judged, "kl_complexity") == 2.0 and stderr_of(judged, "kl_complexity_per_parameter") == 0.2
     assert stderr_of(row("a"), "kl_complexity") is None and stderr_of(row("a"), "kl_complexity_per_parameter") is None
     assert stderr_of(row("a", hessian_trace_stderr=3.0), "hessian_trace") == 3.0
