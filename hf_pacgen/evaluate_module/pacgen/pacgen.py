@@ -217,8 +217,8 @@ class PACGen(evaluate.Metric):
         w, h = (to_tensors(numbers[name], name) for name in ("weights", "hessian_diagonal"))
         # the two may come from different places; names that do not match are refused by the score
         h = {name: value.to(w[name].device) if name in w else value for name, value in h.items()}
-        scale = config.epsilon_scale
-        settings = {"gamma": config.gamma, "epsilon": config.epsilon, "epsilon_scale": scale, "eta": float(eta or 1)}
+        epsilon, scale = config.box
+        settings = {"gamma": config.gamma, "epsilon": epsilon, "epsilon_scale": scale, "eta": float(eta or 1)}
         terms = pacgen_score(w, h, rho, **settings)
         found = {
             **score_fields(terms),
