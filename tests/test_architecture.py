@@ -22,7 +22,7 @@ FLOORS: dict[str, str] = {
     "plots.style tables wording",
     "distributed": "processes shards",
     "model": "embeddings parameters precision state",
-    "data": "batches collation losses objective sharded_objective",
+    "data": "batches checks collation losses objective sharded_objective",
     "curvature": "ascent checkpoint diagonal.blend diagonal.estimate diagonal.exact diagonal.gauss_newton "
     "diagonal.hutchinson diagonal.sums displacement hvp lipschitz operators run_identity spectrum "
     "tensor_file weight_space",

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from hf_pacgen.data.batches import Batches
+from hf_pacgen.data.checks import Checks
 from hf_pacgen.data.losses import (
     IGNORED,
     BatchLoss,
@@ -53,6 +54,8 @@ class Objective:
     Attributes:
         parameters: the trainable ones, by name.  rows: which rows of its embeddings the model reads.
         kind, low_precision, checkpointing: what :meth:`inspect` found.
+        guard: what was checked, for everyone who checks something.
+        checks, notes: what it has collected so far, for the result.
 
     Raises:
         ValueError: no trainable or no floating-point trainable parameters, non-finite weights.
@@ -73,7 +76,18 @@ class Objective:
         self.kind = LossKind.CUSTOM if loss_fn is not None else LossKind.OTHER
         self.low_precision = self.checkpointing = False
         self.rows = EmbeddingRows(model, self.parameters)
+        self.guard = Checks()
         self._example: tuple[int, Any, float] | None = None
+
+    @property
+    def checks(self) -> dict[str, str]:
+        """What each check found, by its name."""
+        return self.guard.found
+
+    @property
+    def notes(self) -> list[str]:
+        """Sentences on what limits the numbers."""
+        return self.guard.notes
 
     def inspect(self, *, confirm: bool = True) -> None:
         """Look at an example: which loss it is, in which precision, and which embeddings are only looked up.
