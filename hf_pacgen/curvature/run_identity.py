@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from hf_pacgen.config.settings import Config
 from hf_pacgen.data.batches import Batches, length
-from hf_pacgen.data.collation import batch_tensors
+from hf_pacgen.data.contents import batch_tensors
 from hf_pacgen.distributed.processes import Processes
 from hf_pacgen.maths.counter_rng import mixed
 from hf_pacgen.model.state import unwrap

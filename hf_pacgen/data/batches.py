@@ -11,7 +11,8 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from hf_pacgen.config.settings import count, natural
-from hf_pacgen.data.collation import _model_columns, _truncate, collate, count_examples
+from hf_pacgen.data.collation import _model_columns, collate
+from hf_pacgen.data.contents import count_examples, truncate
 from hf_pacgen.distributed.processes import Processes
 from hf_pacgen.model.state import seed_everything
 
@@ -147,7 +148,7 @@ class Batches:
             if left is not None:
                 size = count_examples(batch)
                 if size > left:
-                    batch = _truncate(batch, left, size)
+                    batch = truncate(batch, left, size)
                 left -= min(size, left)
             if due(index):
                 yield index, batch

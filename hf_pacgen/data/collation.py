@@ -3,32 +3,19 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import default_data_collator
 
+from hf_pacgen.data.contents import LABEL_NAMES
 from hf_pacgen.model.state import base_model
 
-__all__ = ["LABEL_NAMES", "PADDING", "count_examples", "collate", "batch_tensors"]
-
-LABEL_NAMES = ("labels", "label", "label_ids")
-
+__all__ = ["PADDING", "collate"]
 
 PADDING = {"labels": -100, "label_ids": -100, "attention_mask": 0, "token_type_ids": 0}
-
-
-def count_examples(batch: Any) -> int:
-    """Number of examples in a batch: the length of its labels, or of its first tensor."""
-    for tensor in batch_tensors(batch):
-        if tensor.ndim:
-            return tensor.shape[0]
-    raise ValueError(
-        f"Cannot tell how many examples a batch of type {type(batch).__name__} has: expected a dict or a sequence "
-        "with at least one tensor that has a batch dimension."
-    )
 
 
 def collate(rows: list[Any], model: nn.Module) -> Any:
@@ -64,28 +51,6 @@ def _length(value: Any) -> int | None:
     if isinstance(value, (list, tuple)):
         return len(value) if all(isinstance(v, int) for v in value) else None
     return None
-
-
-def batch_tensors(batch: Any) -> Iterator[Tensor]:
-    """The tensors in a batch of any nesting, labels first."""
-    if isinstance(batch, Tensor):
-        yield batch
-    elif isinstance(batch, Mapping):
-        for key in (*(k for k in LABEL_NAMES if k in batch), *batch):
-            yield from batch_tensors(batch[key])
-    elif isinstance(batch, (list, tuple)):
-        for item in batch:
-            yield from batch_tensors(item)
-
-
-def _truncate(batch: Any, count: int, size: int) -> Any:
-    if isinstance(batch, Tensor):
-        return batch[:count] if batch.ndim and batch.shape[0] == size else batch
-    if isinstance(batch, Mapping):
-        return {key: _truncate(value, count, size) for key, value in batch.items()}
-    if isinstance(batch, (list, tuple)):
-        return type(batch)(_truncate(item, count, size) for item in batch)
-    return batch
 
 
 def _model_columns(data: Any, model: nn.Module) -> Any:

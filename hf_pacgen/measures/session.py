@@ -17,6 +17,7 @@ from tqdm.auto import tqdm
 from hf_pacgen.curvature.run_identity import BUFFERS, agree, arguments, identity, qualified_name
 from hf_pacgen.data.batches import Batches
 from hf_pacgen.data.objective import LossFunction, Objective
+from hf_pacgen.data.own_loss import OwnLoss
 from hf_pacgen.data.sharded_objective import ShardedObjective
 from hf_pacgen.distributed.processes import Processes, rank_and_size
 from hf_pacgen.distributed.shards import Shards
@@ -29,7 +30,7 @@ R = TypeVar("R")
 class DataOptions(TypedDict, total=False):
     """Options of every measure; :func:`hf_pacgen.pacgen` explains them."""
 
-    loss_fn: LossFunction | None
+    loss_fn: LossFunction | OwnLoss | None
     collate_fn: Callable[[list[Any]], Any] | None
     batch_size: int
     accelerator: Accelerator | None
@@ -90,7 +91,7 @@ def session(
     confirm: bool = True,
     max_examples: int | None = None,
     seed: int = 0,
-    loss_fn: LossFunction | None = None,
+    loss_fn: LossFunction | OwnLoss | None = None,
     collate_fn: Callable[[list[Any]], Any] | None = None,
     batch_size: int = 8,
     accelerator: Accelerator | None = None,

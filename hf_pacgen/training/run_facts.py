@@ -17,6 +17,7 @@ from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from hf_pacgen.config import NoiseConfig, ScoreConfig
 from hf_pacgen.curvature.run_identity import agree
 from hf_pacgen.data.objective import LossFunction, Objective
+from hf_pacgen.data.own_loss import OwnLoss
 from hf_pacgen.distributed.processes import Processes
 from hf_pacgen.measures.pacgen import pacgen
 from hf_pacgen.measures.session import session
@@ -40,7 +41,7 @@ class Run:
     processes: Processes = field(default_factory=Processes)
     clips: bool = True  # gradients, before ``on_pre_optimizer_step``
     compiled: bool = False
-    loss_fn: LossFunction | None = None  # None for the model's own
+    loss_fn: LossFunction | OwnLoss | None = None  # None for the model's own
 
     def agree_on_noise(self, config: NoiseConfig) -> None:
         """Raise on every process if two of them would draw different noise."""
@@ -119,7 +120,7 @@ def describe_run(
     optimizer: Any,
     train_dataloader: Any,
     max_steps: int,
-    loss_fn: LossFunction | None = None,
+    loss_fn: LossFunction | OwnLoss | None = None,
 ) -> Run:
     """The facts about a run that is about to begin."""
     dataset = getattr(train_dataloader, "dataset", None)
@@ -148,7 +149,7 @@ def score_on_training_data(
     loader: Any,
     *,
     accelerator: Any = None,
-    loss_fn: LossFunction | None = None,
+    loss_fn: LossFunction | OwnLoss | None = None,
 ) -> PACGenResult:
     """PACGen of a model on the data it is trained on, with the processes of the run."""
     with torch.enable_grad():

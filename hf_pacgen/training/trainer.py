@@ -14,8 +14,6 @@ from transformers import Trainer, TrainerCallback
 from transformers.trainer_utils import EvalLoopOutput, get_last_checkpoint
 
 from hf_pacgen.config import NoiseConfig, ScoreConfig
-from hf_pacgen.data.losses import count_units
-from hf_pacgen.data.objective import LossFunction
 from hf_pacgen.results.pacgen import PACGenResult
 from hf_pacgen.training.arguments import PACGenTrainingArguments, as_config
 from hf_pacgen.training.callback.callback import PACGenCallback
@@ -28,6 +26,7 @@ from hf_pacgen.training.run_facts import (
     refuse_unsupported,
     score_on_training_data,
 )
+from hf_pacgen.training.trainer_loss import loss_of_trainer
 
 logger = logging.getLogger(__name__)
 
@@ -201,7 +200,7 @@ class PACGenTrainer(Trainer):
             score or self.score or ScoreConfig(),
             loader,
             accelerator=self.accelerator,
-            loss_fn=self._own_loss(),
+            loss_fn=loss_of_trainer(self),
         )
 
     # ------------------------------------------------------------------------------------------------ internals
@@ -209,19 +208,6 @@ class PACGenTrainer(Trainer):
     @property
     def _has_noise(self) -> bool:
         return is_on(self.noise)
-
-    def _own_loss(self) -> LossFunction | None:
-        # None where it is simply that of the model
-        plain = type(self).compute_loss is Trainer.compute_loss
-        if plain and self.compute_loss_func is None and self.label_smoother is None:
-            return None
-
-        def loss(model: nn.Module, batch: Any) -> tuple[Tensor, int]:
-            count = count_units(model, batch)
-            value: Any = self.compute_loss(model, dict(batch))
-            return value * count, count
-
-        return loss
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """The card of transformers, with the last score in it."""
@@ -244,7 +230,7 @@ class PACGenTrainer(Trainer):
             optimizer=self.optimizer,
             train_dataloader=self._train_loader() if train_dataloader is None else train_dataloader,
             max_steps=self.state.max_steps,
-            loss_fn=self._own_loss(),
+            loss_fn=loss_of_trainer(self),
         )
         self._noisy_step = NoisyStep(cast(NoiseConfig, self.noise), run)
         return self._noisy_step

@@ -11,43 +11,11 @@ import tiny
 import torch
 from peft import LoraConfig, get_peft_model
 from torch import Tensor
-from transformers import BatchEncoding
-from transformers.modeling_outputs import SequenceClassifierOutput
 
-from hf_pacgen.data.collation import _model_columns, _truncate, batch_tensors, collate, count_examples
+from hf_pacgen.data.collation import _model_columns, collate
 
 MODEL = tiny.make("bert")
 T = torch.tensor
-
-
-@pytest.mark.parametrize(
-    ("batch", "count"),
-    [
-        (torch.zeros(3, 2), 3),
-        ({"x": torch.zeros(7, 5), "labels": torch.zeros(4)}, 4),  # labels come first
-        ({"x": torch.zeros(7), "label_ids": torch.zeros(5)}, 5),
-        ({"scale": torch.tensor(2.0), "x": torch.zeros(6, 1)}, 6),  # a number is no example
-        ((torch.tensor(1.0), [torch.zeros(2, 9)]), 2),
-        ({"outer": {"inner": torch.zeros(8)}, "name": "text"}, 8),
-        (BatchEncoding({"input_ids": torch.zeros(3, 4)}), 3),
-        (SequenceClassifierOutput(logits=torch.zeros(2, 3)), 2),
-    ],
-)
-def test_examples_are_counted_by_labels_or_the_first_tensor(batch: Any, count: int) -> None:
-    assert count_examples(batch) == count
-
-
-@pytest.mark.parametrize("batch", [[], {}, {"x": torch.tensor(1.0)}, "text", None])
-def test_a_batch_that_does_not_tell_its_size(batch: Any) -> None:
-    kind = type(batch).__name__
-    with pytest.raises(ValueError, match=f"how many examples a batch of type {kind} has: expected a dict or a seq"):
-        count_examples(batch)
-
-
-def test_tensors_come_labels_first_and_all_of_them() -> None:
-    x, y, z = torch.zeros(1), torch.ones(1), torch.full((1,), 2.0)
-    found = list(batch_tensors({"x": x, "more": [z, ("text", 3)], "labels": y}))
-    assert [tensor.item() for tensor in found] == [1, 0, 2, 1]  # labels once more in their place
 
 
 def test_ragged_sequences_are_padded_as_the_model_expects() -> None:
@@ -90,15 +58,6 @@ def test_equal_lengths_need_no_mask_and_other_examples_are_stacked() -> None:
 def test_ragged_floats_are_not_padded() -> None:
     with pytest.raises(ValueError, match="expected sequence of length 2"):  # in torch's own words
         collate([{"x": [0.5, 1.5]}, {"x": [2.5]}], MODEL)
-
-
-def test_a_cut_batch_keeps_its_form() -> None:
-    mask = torch.arange(9).view(3, 3)
-    batch = {"x": mask, "y": (torch.arange(3), [torch.arange(2)]), "temperature": torch.tensor(0.5), "name": "text"}
-    cut = _truncate(batch, 2, 3)
-    assert cut["x"].equal(mask[:2]) and cut["y"][0].tolist() == [0, 1] and isinstance(cut["y"], tuple)
-    assert cut["y"][1][0].tolist() == [0, 1]  # of another length than the batch: no example's
-    assert cut["temperature"].item() == 0.5 and cut["name"] == "text"
 
 
 def columns(*names: str) -> datasets.Dataset:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
 import sys
@@ -12,6 +13,7 @@ from transformers import TrainerCallback, TrainingArguments
 
 from hf_pacgen.config import NoiseConfig, ScoreConfig
 from hf_pacgen.config.settings import choice
+from hf_pacgen.data.own_loss import OwnLoss
 from hf_pacgen.facts import Choice
 from hf_pacgen.results.pacgen import PACGenResult
 from hf_pacgen.training.arguments import as_config
@@ -24,6 +26,7 @@ from hf_pacgen.training.run_facts import (
     refuse_unsupported,
     score_on_training_data,
 )
+from hf_pacgen.training.trainer_loss import find_trainer, loss_of_trainer
 
 logger = logging.getLogger(__name__)
 
@@ -101,6 +104,7 @@ class PACGenCallback(TrainerCallback):
             optimizer=kwargs["optimizer"],
             train_dataloader=kwargs["train_dataloader"],
             max_steps=state.max_steps,
+            loss_fn=_loss_of(kwargs["model"]),
         )
         self.noisy_step = NoisyStep(self.noise, run)
         # compiled models run no hooks
@@ -156,7 +160,11 @@ class PACGenCallback(TrainerCallback):
         if loader is None:
             logger.warning("No PACGen score: the callback knows the training data only once training has begun.")
             return {}
-        self.last_score = score_on_training_data(args, model, self.score, loader)
+        loss = _loss_of(model)
+        result = score_on_training_data(args, model, self.score, loader, loss_fn=loss)
+        if loss is None:
+            result = dataclasses.replace(result, status=(*result.status, UNKNOWN_LOSS))
+        self.last_score = result
         scores = self.last_score.metrics(f"{prefix}_")
         # the Trainer has logged by now, and logs nothing at the end of an epoch
         entry = {"epoch": state.epoch, **scores, "step": state.global_step}
@@ -167,6 +175,20 @@ class PACGenCallback(TrainerCallback):
         if self.noisy_step is not None:
             self.noisy_step.close()
         self.noisy_step = self._guard = None
+
+
+UNKNOWN_LOSS = (
+    "The loss is the model's own: this PACGenCallback could not find the Trainer, whose loss may be another (class "
+    "weights, label smoothing, a compute_loss of its own). Let a transformers Trainer call it, or use pacgen(loss_fn=)."
+)
+
+
+def _loss_of(model: nn.Module) -> OwnLoss | None:
+    """The loss of the Trainer whose event this is; None, with a warning, where there is no such Trainer."""
+    trainer = find_trainer(model)
+    if trainer is None:
+        logger.warning(UNKNOWN_LOSS)
+    return None if trainer is None else loss_of_trainer(trainer)
 
 
 def _checkpoint(args: TrainingArguments, step: int) -> str:
