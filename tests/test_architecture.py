@@ -21,10 +21,10 @@ FLOORS: dict[str, str] = {
     "show": "cards.contents cards.document cards.update plots.gap plots.landscape plots.score plots.spectrum "
     "plots.style tables wording",
     "distributed": "processes shards",
-    "model": "embeddings parameters precision state",
+    "model": "dequantized embeddings parameters precision state storage",
     "data": "batches checks collation contents inspection losses objective own_loss recognition sharded_objective "
     "units",
-    "curvature": "ascent checkpoint diagonal.blend diagonal.estimate diagonal.exact diagonal.gauss_newton "
+    "curvature": "ascent checkpoint checks diagonal.blend diagonal.estimate diagonal.exact diagonal.gauss_newton "
     "diagonal.hutchinson diagonal.sums displacement hvp lipschitz operators run_identity spectrum "
     "tensor_file weight_space",
     "noise": "curvature_tracker layout perturbation perturbed products",

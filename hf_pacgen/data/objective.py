@@ -91,6 +91,10 @@ class Objective:
         self._twin: OwnLoss | None = None
         self._compared: set[int] = set()
         self._example: tuple[int, Any, float] | None = None
+        self.first: tuple[int, Any] | None = None
+        """The first batch with labels, and its number."""
+        self.kinked = False
+        """Whether the gradient may jump, by the operations of the first batch."""
 
     @property
     def checks(self) -> dict[str, str]:
@@ -118,7 +122,7 @@ class Objective:
         """
         self.checkpointing = uses_checkpointing(self.model)
         evaluation_mode(self.model, checkpointing=self.checkpointing)
-        index, batch = self._first_with_labels()
+        index, batch = self.first = self._first_with_labels()
         precision = LowPrecisionWatch()
         on_device = send_to_device(batch, self.device)
         with torch.enable_grad(), self.rows.watching(), self.rows.sparse_gradients():

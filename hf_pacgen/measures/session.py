@@ -14,6 +14,7 @@ from accelerate import Accelerator
 from torch import nn
 from tqdm.auto import tqdm
 
+from hf_pacgen.curvature.checks import require_dependence
 from hf_pacgen.curvature.run_identity import BUFFERS, agree, arguments, identity, qualified_name
 from hf_pacgen.data.batches import Batches
 from hf_pacgen.data.objective import LossFunction, Objective
@@ -21,7 +22,9 @@ from hf_pacgen.data.own_loss import OwnLoss
 from hf_pacgen.data.sharded_objective import ShardedObjective
 from hf_pacgen.distributed.processes import Processes, rank_and_size
 from hf_pacgen.distributed.shards import Shards
+from hf_pacgen.model.dequantized import dequantized
 from hf_pacgen.model.state import preserved, unwrap
+from hf_pacgen.model.storage import tied
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -89,6 +92,8 @@ def session(
     passes: int | None = None,
     whole: bool = False,
     confirm: bool = True,
+    derivatives: bool = False,
+    weights: bool = True,
     max_examples: int | None = None,
     seed: int = 0,
     loss_fn: LossFunction | OwnLoss | None = None,
@@ -104,6 +109,8 @@ def session(
         stage, passes: what the bar shows at first; see :meth:`Tick.stage`.
         whole: whether the measure needs all of the weights in every process.
         confirm: whether the loss is taken twice at once, to see that it is deterministic.
+        derivatives: whether second derivatives are wanted: quantized layers then multiply by dequantized weights.
+        weights: whether the weights are measured, on which the loss must depend then.
     """
     if config is not None:
         max_examples, seed = config.max_examples, config.seed
@@ -122,6 +129,8 @@ def session(
         stack.enter_context(sharded.as_found() if sharded.active else nullcontext())
         stack.enter_context(preserved(model))
         with everyone.together():
+            stack.enter_context(tied(model))
+        with everyone.together():
             batches = Batches(data, model=model, batch_size=batch_size, collate_fn=collate_fn, **scope)
             stack.callback(batches.close)
             # the checksums of a large model take a while, and one process has nobody to compare them with
@@ -136,7 +145,15 @@ def session(
                 if sharded.active
                 else Objective(model, batches, loss_fn=loss_fn)
             )
+            count = stack.enter_context(dequantized(model)) if derivatives else 0
+            if count:
+                objective.guard.note(
+                    f"{count} quantized layers were computed from their dequantized weights in float32: the kernels of "
+                    "bitsandbytes have no second derivative."
+                )
             objective.inspect(confirm=confirm)
+            if weights:
+                require_dependence(objective)
         if stage:
             tick.stage(stage, passes=passes)
         with objective.rows.watching():

@@ -91,6 +91,7 @@ class PACGenResult(Result):
     seconds: float = other("wall-clock time", default=0.0)
     status: tuple[str, ...] = other("what limits the numbers, in sentences; empty if nothing does", default=())
     config: dict[str, Any] = other("the settings", default=dict)
+    checks: dict[str, str] = other("what was checked on the first batches, by name, and what was found", default=dict)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> PACGenResult:

@@ -9,6 +9,7 @@ from typing import Any
 from torch.utils.data import IterableDataset
 
 from hf_pacgen.config import Estimator, NoiseConfig, ScoreConfig
+from hf_pacgen.curvature.checks import examine
 from hf_pacgen.curvature.diagonal import estimate_diagonal
 from hf_pacgen.curvature.lipschitz import estimate_lipschitz
 from hf_pacgen.curvature.weight_space import WeightSpace
@@ -50,4 +51,5 @@ def estimate(tracker: CurvatureTracker, run: Run, step: int) -> None:
 def _space(tracker: CurvatureTracker, run: Run, score: ScoreConfig) -> Iterator[WeightSpace]:
     tracker.noise.reduce_every_gradient()
     with run.objective(score) as objective, WeightSpace(objective) as space:
+        examine(space, score.hvp)
         yield space
