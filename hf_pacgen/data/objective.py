@@ -180,6 +180,7 @@ class Objective:
         else:
             loss, outputs = self._forward(batch, index)
             result = self._summed(loss, outputs, batch, index)
+        self.rows.confirm(result.total, index)
         self._require_finite(result, index)
         return result
 
@@ -211,6 +212,7 @@ class Objective:
         """
         scores, labels = self._scores(send_to_device(batch, self.device), index)
         result = self._true(scores, labels, index)
+        self.rows.confirm(scores.sum(), index)
         self._require_finite(result, index)
         generator = torch.Generator(device=scores.device).manual_seed(key)
         with torch.no_grad():

@@ -23,6 +23,7 @@ from hf_pacgen.data.sharded_objective import ShardedObjective
 from hf_pacgen.distributed.processes import Processes, rank_and_size
 from hf_pacgen.distributed.shards import Shards
 from hf_pacgen.model.dequantized import dequantized
+from hf_pacgen.model.embeddings import ReadElsewhere, whole_embeddings
 from hf_pacgen.model.state import preserved, unwrap
 from hf_pacgen.model.storage import tied
 
@@ -189,7 +190,13 @@ def measure(function: Callable[P, R]) -> Callable[P, R]:
             remedy = f"{kind.__name__}({'**config' if isinstance(given['config'], Mapping) else '...'})"
             came = type(given["config"]).__name__
             raise TypeError(f"config must be a {kind.__name__}; got {came}. Pass config={remedy}.")
-        return function(*args, **kwargs)
+        try:
+            return function(*args, **kwargs)
+        except ReadElsewhere:
+            if processes.size > 1:  # the others have not seen that batch
+                raise
+        with whole_embeddings():
+            return function(*args, **kwargs)
 
     begin.__signature__ = signature  # type: ignore[attr-defined]
     return begin
