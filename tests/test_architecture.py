@@ -15,7 +15,7 @@ FLOORS: dict[str, str] = {
     # from the ground up; a module imports from its own folder and from those above it in this list
     "": "errors facts files old_paths register",
     "maths": "arrays binary_kl certified_bound counter_rng distributions lanczos noise_scale pac_bayes "
-    "rank_correlation score truncation",
+    "rank_correlation score score_errors student truncation",
     "config": "certificate noise score settings sharpness spectrum",
     "results": "base certificate diagonal fields landscape lipschitz measures pacgen sharpness spectrum worst_case",
     "show": "cards.contents cards.document cards.update plots.gap plots.landscape plots.score plots.spectrum "
@@ -25,7 +25,7 @@ FLOORS: dict[str, str] = {
     "data": "batches checks collation contents inspection losses objective own_loss recognition sharded_objective "
     "units",
     "curvature": "ascent checkpoint checks diagonal.blend diagonal.estimate diagonal.exact diagonal.gauss_newton "
-    "diagonal.hutchinson diagonal.sums displacement hvp lipschitz operators run_identity spectrum "
+    "diagonal.hutchinson diagonal.replicates diagonal.sums displacement hvp lipschitz operators run_identity spectrum "
     "tensor_file weight_space",
     "noise": "curvature_tracker layout perturbation perturbed products",
     "measures": "comparison hessian landscape pacgen session sharpness spectrum worst_case",

@@ -76,10 +76,12 @@ class RademacherDirection:
 
 
 class BoxDirection:
-    """A displacement uniform in the box of half-width N_i = γ|w_i| + ε; ``offsets`` as for signs."""
+    """A displacement uniform in the box of half-width N_i = γ|w_i| + ε, ε by parameter; ``offsets`` as for signs."""
 
-    def __init__(self, *key: str | int, gamma: float, epsilon: float, offsets: Mapping[str, int] | None = None) -> None:
-        self.key, self.gamma, self.epsilon, self.offsets = key, gamma, epsilon, offsets or {}
+    def __init__(
+        self, *key: str | int, gamma: float, epsilons: Mapping[str, float], offsets: Mapping[str, int] | None = None
+    ) -> None:
+        self.key, self.gamma, self.epsilons, self.offsets = key, gamma, epsilons, offsets or {}
 
     def piece(self, name: str, start: int, weights: Tensor) -> Tensor:
         """The displacements of a piece of the parameter ``name``."""
@@ -87,15 +89,15 @@ class BoxDirection:
         unit = uniform(
             stream_key(*self.key, name), weights.numel(), start=start, dtype=_wide(weights), device=weights.device
         )
-        return self._scaled(unit.view(weights.shape), weights)
+        return self._scaled(name, unit.view(weights.shape), weights)
 
     def rows(self, name: str, rows: Tensor, weights: Tensor) -> Tensor:
         """The displacements of some rows of the matrix ``name``."""
         unit = uniform_rows(stream_key(*self.key, name), rows, weights.shape[1], dtype=_wide(weights))
-        return self._scaled(unit, weights)
+        return self._scaled(name, unit, weights)
 
-    def _scaled(self, unit: Tensor, weights: Tensor) -> Tensor:
-        return unit.mul_(neighborhood(weights.to(unit.dtype), gamma=self.gamma, epsilon=self.epsilon))
+    def _scaled(self, name: str, unit: Tensor, weights: Tensor) -> Tensor:
+        return unit.mul_(neighborhood(weights.to(unit.dtype), gamma=self.gamma, epsilon=self.epsilons[name]))
 
 
 class TensorDirection:

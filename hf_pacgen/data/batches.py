@@ -108,6 +108,31 @@ class Batches:
         last = len(known) - 1 if known else 0
         return list(self.only({*range(0, last, -(-last // count) or 1), last}))
 
+    def drawn(self, key: int) -> Iterator[tuple[int, Any]]:
+        """All batches in a random order, the same in every process; of data of unknown length, in their own order.
+
+        Each is fetched when it is asked for, where batches can be had one by one.
+        """
+        total = self._total()
+        if total is None:
+            yield from self.every()
+            return
+        order = torch.randperm(total, generator=torch.Generator().manual_seed(key & (2**63 - 1))).tolist()
+        if self.indices is not None or isinstance(self.data, (list, tuple)):
+            for index in order:
+                yield from self.only({index})
+            return
+        for start in range(0, total, 8):  # a loader is gone through for every few of them
+            found = dict(self.only(set(order[start : start + 8])))
+            yield from ((index, found[index]) for index in order[start : start + 8] if index in found)
+
+    @property
+    def is_subset(self) -> bool:
+        """Whether ``max_examples`` leaves out some of the data, or may."""
+        if self.max_examples is None:
+            return False
+        return self.indices is None or self.max_examples < len(self.data)
+
     def num_examples(self) -> int:
         """Number of examples in the data given, before ``max_examples``."""
         if self.indices is not None:
@@ -119,10 +144,14 @@ class Batches:
 
     def count(self) -> int | None:
         """Number of batches that a pass of this process goes over, None where the data does not tell beforehand."""
+        total = self._total()
+        return None if total is None else len(range(self.processes.rank, total, self.processes.size))
+
+    def _total(self) -> int | None:
+        # number of batches of a pass of all processes
         if self.indices is None and (self.max_examples is not None or not _sized(self.data)):
             return None
-        total = len(self.data if self.indices is None else self.indices)
-        return len(range(self.processes.rank, total, self.processes.size))
+        return len(self.data if self.indices is None else self.indices)
 
     def _choose(self, size: int) -> list[list[int]]:
         chosen: Sequence[int] = range(size)

@@ -34,7 +34,7 @@ def hessian_diagonal(
     data, and whether every entry gets a standard error.
     """
     with session(model, data, config, derivatives=True, **options) as (objective, tick):
-        tick.stage("Hessian diagonal", passes=config.passes)
+        tick.stage("Hessian diagonal", passes=config.passes or 1)
         with WeightSpace(objective) as space:
             examine_for(space, config, smoothness=False)
             estimate = estimate_diagonal(space, config, tick=tick)

@@ -28,6 +28,7 @@ class Facts:
     title: str = ""  # what the hub calls it on a model card
     span: str = ""  # the values it can take
     detail: bool = False  # whether its row in a table belongs to the row above it
+    legacy: bool = False  # whether it is only kept for those who read it by its key, and shown no more
     written: bool = True  # whether it is written as JSON, which has no place for tensors
 
     def __post_init__(self) -> None:

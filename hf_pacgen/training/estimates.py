@@ -38,11 +38,12 @@ def estimate(tracker: CurvatureTracker, run: Run, step: int) -> None:
     # one batch, which every process takes, so that the running curvature stays the same everywhere
     few: Any = {"max_examples": run.batch_size, "seed": config.seed + step}
     if config.curvature.facts.from_batches and step % int(config.curvature_every or 1) == 0:
-        score = ScoreConfig(estimator=Estimator.HUTCHINSON, lipschitz_directions=0, **few)
+        score = ScoreConfig(estimator=Estimator.HUTCHINSON, passes=1, lipschitz_directions=0, **few)
         with _space(tracker, run, score) as space:
             tracker.add_estimate(estimate_diagonal(space, score).values)
     if config.rho == "estimate" and step % config.rho_every == 0:
-        score = ScoreConfig(gamma=config.gamma, epsilon=config.epsilon, lipschitz_directions=1, **few)
+        one: Any = {"lipschitz_directions": 1, "lipschitz_iterations": 3, "epsilon_scale": "absolute"}
+        score = ScoreConfig(gamma=config.gamma, epsilon=config.epsilon, **one, **few)
         with _space(tracker, run, score) as space:
             tracker.rho = estimate_lipschitz(space, score).value
 

@@ -278,7 +278,7 @@ def test_another_format_is_refused(tmp_path: Path) -> None:
     interrupted(tmp_path)
     (path,) = tmp_path.iterdir()
     write_tensors(path, load_file(path), {"format": 99})
-    with pytest.raises(ValueError, match="another version of hf_pacgen: expected format 2, got 99"):
+    with pytest.raises(ValueError, match="another version of hf_pacgen: expected format 3, got 99"):
         score(tmp_path)
 
 

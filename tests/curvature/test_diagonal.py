@@ -98,7 +98,7 @@ def test_every_batch_has_its_own_probe_so_the_error_falls_with_their_number() ->
     dense = tiny.dense_hessian(model, batch).diagonal()
 
     def error(parts: list[dict[str, Tensor]]) -> float:
-        runs = [tiny.flat(estimate(model, parts, estimator="hutchinson", seed=s).values) for s in range(24)]
+        runs = [tiny.flat(estimate(model, parts, estimator="hutchinson", seed=s, passes=1).values) for s in range(24)]
         return torch.stack([(run - dense).norm() for run in runs]).square().mean().sqrt().item()
 
     copies = [batch] * 16  # the same Hessian, sixteen probes
@@ -111,7 +111,9 @@ def test_gauss_newton_has_the_right_expectation(name: str) -> None:
     reference = gauss_newton(model, batch)
     result = estimate(model, tiny.split(batch, 2, 3), estimator="gauss_newton", passes=300)
     assert tiny.relative_error(tiny.flat(result.values), reference) < 0.13
-    assert abs(result.trace - reference.sum().item()) < 4 * result.trace_stderr
+    # how far it is from the Hessian's nobody knows, so there is no error to give
+    assert result.trace == pytest.approx(reference.sum().item(), rel=0.1) and result.trace_stderr is None
+    assert "those of the Gauss-Newton matrix" in result.notes[0]
     assert result.num_hvps == 0 and result.num_gradients == 600
 
 
@@ -144,7 +146,7 @@ def test_chance_does_not_enter_the_blend_and_bias_does() -> None:
                 z = signs.piece("w", 0, v)
                 probes.add_probe(batch, {"w": v * (v @ z)}, signs, 1.0, {})
                 gradients.add_gradient(batch, {"w": (v.square() + bias).sqrt()}, 1.0, {})
-            shares.append(blend_share(probes, gradients).item())
+            shares.append(blend_share(probes, gradients)[0].item())
             noise = (probes.total["w"] - v.square()).square().sum().item()
             ideals.append(400 * bias**2 / (400 * bias**2 + noise))
         if bias:
@@ -189,11 +191,22 @@ def test_other_losses_get_hutchinson_and_say_so() -> None:
 
 
 def test_one_batch_shows_no_spread() -> None:
-    result = estimate(tiny.make("bert"), [tiny.examples("bert", 3)], standard_error=True)
+    result = estimate(tiny.make("bert"), [tiny.examples("bert", 3)], standard_error=True, passes=1)
     assert result.trace_stderr is None
     assert result.blend is not None and not any(result.blend.values())
-    hutchinson = estimate(tiny.make("bert"), [tiny.examples("bert", 3)], standard_error=True, estimator="hutchinson")
+    once: dict[str, Any] = {"standard_error": True, "passes": 1}
+    hutchinson = estimate(tiny.make("bert"), [tiny.examples("bert", 3)], **once, estimator="hutchinson")
     assert tiny.flat(hutchinson.stderr).isnan().all()
+
+
+@pytest.mark.parametrize("sizes, passes", [((3,), 8), ((2, 1), 4), ((1,) * 9, 1)])
+def test_few_batches_are_gone_over_until_their_spread_is_known(sizes: tuple[int, ...], passes: int) -> None:
+    batches = tiny.split(tiny.examples("bert", sum(sizes)), *sizes)
+    result = estimate(tiny.make("bert"), batches)
+    assert result.num_hvps == result.num_gradients == passes * len(sizes)
+    assert result.trace_stderr is not None and result.trace_stderr > 0
+    explicit = estimate(tiny.make("bert"), batches, estimator="hutchinson", passes=passes)
+    assert explicit.trace == result.trace  # the trace is Hutchinson's, whatever the diagonal's estimator
 
 
 def test_exact_is_refused_on_a_large_model(monkeypatch: pytest.MonkeyPatch) -> None:

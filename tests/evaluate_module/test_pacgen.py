@@ -29,6 +29,8 @@ KEYS = {
     "pacgen_per_parameter",
     "pacgen_kl",
     "pacgen_kl_per_parameter",
+    "pacgen_kl_excess",
+    "pacgen_kl_curvature",
     "pacgen_active_fraction",
     "pacgen_kl_active_fraction",
     "hessian_trace",
@@ -105,6 +107,18 @@ def test_results(case: dict[str, Any], metric: Any) -> None:
     results = metric.compute(**case["inputs"])
     assert results.keys() == KEYS
     assert {key: results[key] for key in case["result"]} == pytest.approx(case["result"], abs=1e-12)
+
+
+def test_without_the_number_of_examples_the_score_comes_without_its_complexity(
+    metric: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    numbers: dict[str, Any] = {"weights": [0.5, -1.0], "hessian_diagonal": [400.0, 100.0], "hessian_lipschitz": 3.0}
+    fresh = evaluate.load("pacgen")
+    bare, full = fresh.compute(**numbers), metric.compute(**numbers, num_training_examples=1000)
+    left_out = {key for key in full if key.startswith("pacgen_kl")}
+    assert bare == {key: value for key, value in full.items() if key not in left_out} and "pacgen" in bare
+    assert "pacgen_kl" in left_out
+    assert any("K(η) is left out: eta='n'" in record.getMessage() for record in caplog.records)
 
 
 def test_arrays_of_any_kind_give_the_same(metric: Any) -> None:
@@ -185,7 +199,7 @@ def test_saturation_is_told_once(metric: Any, caplog: pytest.LogCaptureFixture) 
     for _ in range(3):
         fresh.compute(weights=[1.0], hessian_diagonal=[1.0], hessian_lipschitz=0.0, eta=1.0)
     told = [r for r in caplog.records if "saturated" in r.getMessage() and r.levelno >= logging.WARNING]
-    assert len(told) == 1 and "pacgen_kl" in told[0].getMessage()
+    assert len(told) == 2 and "Read kl_curvature" in told[0].getMessage()  # of K(η), and of Ψ
 
 
 NUMBERS: dict[str, Any] = {"weights": [1.0, 2.0], "hessian_diagonal": [1.0, 2.0], "hessian_lipschitz": 1.0, "eta": 9}
@@ -207,7 +221,6 @@ NUMBERS: dict[str, Any] = {"weights": [1.0, 2.0], "hessian_diagonal": [1.0, 2.0]
         ({"hessian_lipschitz": torch.ones(2)}, "hessian_lipschitz must be a finite number; got tensor"),
         ({"hessian_lipschitz": None}, r"Not given: hessian_lipschitz\. A score needs model= and data=, or all of"),
         ({"hessian_diagonal": None, "hessian_lipschitz": None}, "Not given: hessian_diagonal, hessian_lipschitz"),
-        ({"eta": "n"}, "not known without a model and data: give num_training_examples=, or eta= a number"),
         ({"eta": 0}, "eta must be a positive number"),
         ({"gamma": -1}, "gamma must be a finite number"),
         ({"passes": 2, "seed": 1}, "passes, seed cannot be heeded without a model"),

@@ -21,9 +21,15 @@ from hf_pacgen.curvature.weight_space import Vector, WeightSpace
 from hf_pacgen.data.contents import count_examples
 from hf_pacgen.data.losses import BatchLoss, LossKind, require_units
 from hf_pacgen.data.objective import LossChanged
+from hf_pacgen.maths.score_errors import DiagonalSample, Part
 from hf_pacgen.results.diagonal import DiagonalEstimate
 
 __all__ = ["estimate_diagonal"]
+
+ENOUGH = 8
+"""Batches and passes, at least, whose spread is known well enough to give a standard error."""
+MISSED = 0.5
+"""Part of the trace that the Gauss-Newton part may miss before it is left out."""
 
 
 @dataclass
@@ -32,14 +38,15 @@ class _Parts:
 
     Attributes:
         gradient_passes: passes in which labels are sampled.
-        counts: Σ loss, units and examples of the first pass, then the numbers of HVPs and of gradients.
+        counts: Σ loss, units and examples of the first pass, then the numbers of HVPs and of gradients, and of the
+            batches with units in the first pass.
     """
 
     exact: Exact | None = None
     probes: Hutchinson | None = None
     gradients: GaussNewton | None = None
     gradient_passes: int = 0
-    counts: Tensor = field(default_factory=lambda: torch.zeros(5, dtype=torch.float64))
+    counts: Tensor = field(default_factory=lambda: torch.zeros(6, dtype=torch.float64))
 
     @classmethod
     def of(cls, estimator: Estimator, space: WeightSpace, config: ScoreConfig) -> _Parts:
@@ -50,9 +57,10 @@ class _Parts:
             return cls(probes=Hutchinson(space, config))
         if estimator is Estimator.GAUSS_NEWTON:
             quiet = GaussNewton(space, config, elementwise=config.standard_error)
-            return cls(gradients=quiet, gradient_passes=config.passes)
-        if estimator is Estimator.BLEND:  # quiet as it is, one pass of gradients will do
-            return cls(probes=Hutchinson(space, config), gradients=GaussNewton(space, config), gradient_passes=1)
+            return cls(gradients=quiet, gradient_passes=config.passes or ENOUGH)
+        if estimator is Estimator.BLEND:  # quiet as it is, one pass of gradients will do, unless there are few batches
+            passes = 1 if config.passes else ENOUGH
+            return cls(probes=Hutchinson(space, config), gradients=GaussNewton(space, config), gradient_passes=passes)
         raise ValueError(f"The estimator {estimator!r} has no parts: say in _Parts.of what it sums.")
 
     def tensors(self) -> dict[str, Tensor]:
@@ -96,22 +104,28 @@ def _estimated(space: WeightSpace, config: ScoreConfig, tick: Tick, checkpoint: 
         parts = _Parts.of(estimator, space, config)
     if checkpoint is not None:
         checkpoint.start(parts.tensors())
-    with processes.together():
-        for sweep in range(1 if parts.exact is not None else config.passes):
+    sweep, sweeps = 0, 1 if parts.exact is not None else config.passes or 1
+    while sweep < sweeps:
+        with processes.together():
             for index, batch in _recorded(space, parts, sweep, tick, checkpoint):
                 _add(space, parts, batch, index, sweep)
+        sweep += 1
+        if sweep == 1 and parts.exact is None and config.passes is None:
+            batches = int(processes.sum_(parts.counts[5:].clone()))
+            sweeps = -(-ENOUGH // max(1, batches))
+    with processes.together():
         if checkpoint is not None:
             checkpoint.save(parts.tensors())
     for tensor in parts.tensors().values():
         processes.sum_(tensor)
-    loss, units, examples, num_hvps, num_gradients = parts.counts.tolist()
+    loss, units, examples, num_hvps, num_gradients, _ = parts.counts.tolist()
     require_units(units)
-    values, stderr, trace, trace_stderr, blend = _finish(parts, units)
+    found = _finish(parts, whole=not space.objective.batches.is_subset)
     return DiagonalEstimate(
-        values=values,
-        stderr=stderr if config.standard_error else None,
-        trace=trace,
-        trace_stderr=trace_stderr,
+        values=found.values,
+        stderr=found.stderr if config.standard_error else None,
+        trace=found.trace,
+        trace_stderr=found.trace_stderr,
         loss=loss / units,
         num_units=units,
         num_examples=int(examples),
@@ -119,8 +133,9 @@ def _estimated(space: WeightSpace, config: ScoreConfig, tick: Tick, checkpoint: 
         hvp_method=parts.probes.product.method if parts.probes is not None else None,
         num_hvps=int(num_hvps),
         num_gradients=int(num_gradients),
-        blend=blend,
-        notes=tuple(notes),
+        blend=found.share,
+        notes=(*notes, *found.notes),
+        sample=found.sample,
     )
 
 
@@ -154,6 +169,7 @@ def _add(space: WeightSpace, parts: _Parts, batch: Any, index: int, sweep: int) 
             with torch.no_grad():
                 true = space.objective.loss(batch, index)
         parts.counts[:3] += torch.tensor([true.total.item(), true.units, count_examples(batch)], dtype=torch.float64)
+        parts.counts[5] += 1
     if parts.probes is not None:
         before = parts.probes.num_hvps
         _check_gradient(parts.probes.add(batch, index, sweep), index)
@@ -176,21 +192,69 @@ def _recorded(
         tick()
 
 
-def _finish(parts: _Parts, units: float) -> tuple[Vector, Vector | None, float, float | None, dict[str, float] | None]:
-    """Divide sums into means, and blend: values, entry errors, trace, its error, shares of Hutchinson."""
+@dataclass
+class _Found:
+    """Means made of the sums."""
+
+    values: Vector
+    stderr: Vector | None
+    trace: float
+    trace_stderr: float | None
+    sample: DiagonalSample
+    share: dict[str, float] | None = None
+    notes: tuple[str, ...] = ()
+
+
+def _finish(parts: _Parts, *, whole: bool) -> _Found:
+    """Divide sums into means, and blend; ``whole`` says that the data is all there is, and no subset."""
     if parts.exact is not None:
-        values = {name: total.div_(units) for name, total in parts.exact.total.items()}
+        sums = parts.exact.sums
+        trace, error = pooled_trace(sums)
+        sample = _sample([sums], [torch.ones(len(sums.names))], exact=whole)
+        values = sums.mean_()
         nothing = {name: torch.zeros_like(value) for name, value in values.items()}
-        return values, nothing, sum(v.double().sum().item() for v in values.values()), 0.0, None
+        return _Found(values, nothing, trace, 0.0 if whole else error, sample)
     if parts.probes is not None and parts.gradients is not None:
         probes, gradients = parts.probes.sums, parts.gradients.sums
-        share = blend_share(probes, gradients)
-        trace, error = pooled_trace([(probes, share), (gradients, 1 - share)])
-        values, stderr = blend_(probes, gradients, share)
-        return values, stderr, trace, error, dict(zip(probes.names, share.tolist(), strict=True))
-    only: DiagonalSums = (parts.probes or parts.gradients).sums  # type: ignore[union-attr]
-    trace, error = pooled_trace([(only, torch.ones(len(only.names), dtype=torch.float64))])
-    return only.mean_(), only.elementwise_stderr_(), trace, error, None
+        # the blend's own trace would keep a part of the Gauss-Newton matrix's bias
+        (trace, error), (quiet, _) = pooled_trace(probes), pooled_trace(gradients)
+        share, excess = blend_share(probes, gradients)
+        notes: tuple[str, ...] = ()
+        if error is not None and abs(trace - quiet) > max(2 * error, MISSED * abs(trace)):
+            share = torch.ones_like(share)
+            notes = (
+                f"The Gauss–Newton part misses most of the curvature: its trace is {quiet:.4g}, that of the Hessian "
+                f"{trace:.4g} ± {error:.2g}. The diagonal is Hutchinson's alone, unbiased and noisy; more passes make "
+                "it steadier.",
+            )
+        sample = _sample([probes, gradients], [share, 1 - share])
+        values, stderr = blend_(probes, gradients, share, excess)
+        return _Found(values, stderr, trace, error, sample, dict(zip(probes.names, share.tolist(), strict=True)), notes)
+    if parts.probes is not None:
+        sums = parts.probes.sums
+        trace, error = pooled_trace(sums)
+        sample = _sample([sums], [torch.ones(len(sums.names))])
+        return _Found(sums.mean_(), sums.elementwise_stderr_(), trace, error, sample)
+    if parts.gradients is not None:
+        sums = parts.gradients.sums
+        trace, _ = pooled_trace(sums)
+        sample = _sample([sums], [torch.ones(len(sums.names))], biased=True)
+        note = (
+            "The diagonal and its trace are those of the Gauss-Newton matrix. How far that is from the Hessian is "
+            "unknown, so the trace has no standard error; estimator='blend' or 'hutchinson' gives one."
+        )
+        return _Found(sums.mean_(), sums.elementwise_stderr_(), trace, None, sample, notes=(note,))
+    raise ValueError("There are no sums to finish: say in _Parts.of what the estimator sums.")
+
+
+def _sample(sums: list[DiagonalSums], shares: list[Tensor], **known: bool) -> DiagonalSample:
+    """The weights that are looked at, by groups of batches."""
+    first = sums[0].replicates
+    parts = [
+        Part(dict(zip(s.names, share.tolist(), strict=True)), s.replicates.sums, s.replicate_units)
+        for s, share in zip(sums, shares, strict=True)
+    ]
+    return DiagonalSample(first.places, first.scales, parts, **known)
 
 
 def _check_gradient(finite: bool, index: int) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from hf_pacgen.config import ScoreConfig
-from hf_pacgen.curvature.diagonal.sums import DiagonalSums
+from hf_pacgen.curvature.diagonal.sums import SHIFT, DiagonalSums
 from hf_pacgen.curvature.weight_space import Vector, WeightSpace
 from hf_pacgen.data.losses import BatchLoss
 from hf_pacgen.maths.counter_rng import stream_key
@@ -41,5 +41,5 @@ class GaussNewton:
         del sampled  # or its graph would be there beside the gradient
         gradient = self.space.take_gradient()
         self.num_gradients += 1
-        finite = self.sums.add_gradient(index + 31 * sweep, gradient, true.units, objective.rows.of(index))
+        finite = self.sums.add_gradient(index + SHIFT * sweep, gradient, true.units, objective.rows.of(index))
         return finite, true

@@ -21,7 +21,7 @@ from hf_pacgen.maths.score import pacgen_score
 from hf_pacgen.measures.pacgen import pacgen
 from hf_pacgen.measures.session import DataOptions
 from hf_pacgen.results.pacgen import PACGenResult, score_fields
-from hf_pacgen.show.wording import SATURATED
+from hf_pacgen.show.wording import composition
 
 logger = logging.getLogger("hf_pacgen.evaluate_module")
 
@@ -60,11 +60,11 @@ or from numbers, without a model:
     hessian_diagonal: H_ii, shaped and named like `weights`.
     hessian_lipschitz: rho, at least 0 (0 leaves the smoothness of the Hessian out).
 
-Settings, the fields of `hf_pacgen.ScoreConfig`; of these only `gamma`, `epsilon`, `eta` and `num_training_examples`
-apply without a model:
+Settings, the fields of `hf_pacgen.ScoreConfig`; of these only `gamma`, `epsilon`, `epsilon_scale`, `eta` and
+`num_training_examples` apply without a model:
 SETTINGS
 
-Returns a dictionary of floats; where `pacgen_active_fraction` is near 0, judge by `pacgen_kl`:
+Returns a dictionary of floats; those of K(eta) are left out where neither `eta` nor the number of examples is known:
 RETURNS
 
 Examples:
@@ -76,8 +76,8 @@ Examples:
     ... )
     >>> {name: round(value, 4) for name, value in results.items()}  # doctest: +NORMALIZE_WHITESPACE
     {'pacgen': 7.0929, 'pacgen_per_parameter': 2.3643, 'pacgen_kl': 12.8979, 'pacgen_kl_per_parameter': 4.2993,
-     'pacgen_active_fraction': 0.6667, 'pacgen_kl_active_fraction': 0.6667, 'hessian_trace': 495.0,
-     'hessian_lipschitz': 3.0}
+     'pacgen_kl_excess': 7.603, 'pacgen_kl_curvature': 5.8121, 'pacgen_active_fraction': 0.6667,
+     'pacgen_kl_active_fraction': 0.6667, 'hessian_trace': 495.0, 'hessian_lipschitz': 3.0}
 """
 for _place, _lines in {  # settings and numbers are described where they are declared, and only there
     "SETTINGS": [f"    {f.name}: {f.metadata['help'].replace('--', '')}" for f in dataclasses.fields(ScoreConfig)],
@@ -87,7 +87,7 @@ for _place, _lines in {  # settings and numbers are described where they are dec
 
 _SETTINGS = {field.name: getattr(ScoreConfig(), field.name) for field in dataclasses.fields(ScoreConfig)}
 # the settings that mean something without a model
-_NUMBER_SETTINGS = ("gamma", "epsilon", "eta", "num_training_examples")
+_NUMBER_SETTINGS = ("gamma", "epsilon", "epsilon_scale", "eta", "num_training_examples")
 _OPTIONS = [inspect.signature(pacgen).parameters[name] for name in DataOptions.__annotations__]
 _NUMBERS = ("weights", "hessian_diagonal", "hessian_lipschitz")
 
@@ -177,28 +177,28 @@ class PACGen(evaluate.Metric):
                 f"{', '.join(useless)} cannot be heeded without a model: with weights= and hessian_diagonal= there is "
                 f"nothing left to estimate. Leave it out; the settings are {', '.join(_NUMBER_SETTINGS)}."
             )
-        if config.eta == "n" and config.num_training_examples is None:
-            raise InputError(
-                "eta='n' is the number of training examples, which is not known without a model and data: "
-                "give num_training_examples=, or eta= a number."
-            )
-        eta = float(config.num_training_examples if config.eta == "n" else config.eta)
+        # K(η) at η = n needs n; Ψ and the trace do not, and are what is left then
+        eta = config.num_training_examples if config.eta == "n" else config.eta
         rho = to_number(numbers["hessian_lipschitz"], "hessian_lipschitz")
         w, h = (to_tensors(numbers[name], name) for name in ("weights", "hessian_diagonal"))
         # the two may come from different places; names that do not match are refused by the score
         h = {name: value.to(w[name].device) if name in w else value for name, value in h.items()}
-        terms = pacgen_score(w, h, rho, gamma=config.gamma, epsilon=config.epsilon, eta=eta)
+        scale = config.epsilon_scale
+        settings = {"gamma": config.gamma, "epsilon": config.epsilon, "epsilon_scale": scale, "eta": float(eta or 1)}
+        terms = pacgen_score(w, h, rho, **settings)
         found = {
             **score_fields(terms),
             "hessian_trace": sum(value.double().sum().item() for value in h.values()),
             "hessian_lipschitz": rho,
         }
-        if found["active_fraction"] < SATURATED:
+        if eta is None:
+            found = {name: value for name, value in found.items() if not name.startswith("kl_")}
             self._tell(
-                f"PACGen is saturated: curvature matters for {found['active_fraction']:.1%} of the weights, so it is a "
-                "function of their size alone. "
-                f"{'Judge by pacgen_kl.' if found['kl_active_fraction'] >= SATURATED else 'So is pacgen_kl.'}"
+                "K(η) is left out: eta='n' is the number of training examples, which is not known without a model and "
+                "data. Give num_training_examples=, or eta= a number, to have it."
             )
+        else:
+            self._tell(*composition(terms, float(eta)))
         return PACGenResult.keyed(found)
 
     def _tell(self, *sentences):
