@@ -89,6 +89,7 @@ def session(
     passes: int | None = None,
     whole: bool = False,
     confirm: bool = True,
+    compare: bool = True,
     max_examples: int | None = None,
     seed: int = 0,
     loss_fn: LossFunction | OwnLoss | None = None,
@@ -104,6 +105,7 @@ def session(
         stage, passes: what the bar shows at first; see :meth:`Tick.stage`.
         whole: whether the measure needs all of the weights in every process.
         confirm: whether the loss is taken twice at once, to see that it is deterministic.
+        compare: whether the first batches are taken twice, to see that every pass gives the same.
     """
     if config is not None:
         max_examples, seed = config.max_examples, config.seed
@@ -124,6 +126,7 @@ def session(
         with everyone.together():
             batches = Batches(data, model=model, batch_size=batch_size, collate_fn=collate_fn, **scope)
             stack.callback(batches.close)
+            found, note = batches.compare_passes() if compare else ("", None)
             # the checksums of a large model take a while, and one process has nobody to compare them with
             mine = identity(model, batches, config, qualified_name(loss_fn)) if everyone.size > 1 else {}
         # before the inspection, whose forward passes are collectives where the model is sharded
@@ -136,7 +139,15 @@ def session(
                 if sharded.active
                 else Objective(model, batches, loss_fn=loss_fn)
             )
+            if found:
+                objective.guard.add("the data over two passes", found)
+            if note is not None:
+                objective.guard.note(note)
             objective.inspect(confirm=confirm)
+            # a loss that depends on the batching is that of the training only in batches like those of the training
+            size = objective.own.batch_size
+            if objective.depends_on_batching and size is not None and batches.recut(size):
+                objective.guard.note(f"The batches were taken as in training: {size} shuffled examples each.")
         if stage:
             tick.stage(stage, passes=passes)
         with objective.rows.watching():

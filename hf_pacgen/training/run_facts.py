@@ -53,7 +53,11 @@ class Run:
     def objective(self, config: ScoreConfig) -> Iterator[Objective]:
         """The loss of the training data, for an estimate in the middle of a step."""
         how: Any = {"loss_fn": self.loss_fn, "collate_fn": self.collate_fn, "batch_size": self.batch_size}
-        with torch.enable_grad(), session(self.model, self.dataset, config, progress=False, **how) as made:
+        how |= {"progress": False, "compare": False}
+        with (
+            torch.enable_grad(),
+            session(self.model, self.dataset, config, **how) as made,
+        ):
             yield made[0]
 
 
