@@ -31,7 +31,6 @@ class Finding:
 
     Attributes:
         entropy: the cross-entropy that the loss is, if it is one.
-        classes: of its logits.
         rule: how units are counted otherwise.
         twin: the model's own loss, where another loss is equal to it.
         sentence: of the check.
@@ -39,7 +38,6 @@ class Finding:
     """
 
     entropy: CrossEntropy | None = None
-    classes: int | None = None
     rule: UnitRule | None = None
     twin: OwnLoss | None = None
     sentence: str = ""
@@ -72,12 +70,12 @@ def inspect_loss(objective: Objective, loss: Tensor, outputs: Any, batch: Any, i
             return value, new_logits
 
         entropy = recognize(loss, logits, labels, causal=causal, again=again)
-    if entropy is not None and logits is not None:
-        return _recognized(entropy, logits.shape[-1], twin, own.name if twin is not None else "")
+    if entropy is not None:
+        return _recognized(entropy, twin, own.name if twin is not None else "")
     return _by_parts(objective, loss, batch, index, labels, causal)
 
 
-def _recognized(entropy: CrossEntropy, classes: int, twin: ModelLoss | None, name: str) -> Finding:
+def _recognized(entropy: CrossEntropy, twin: ModelLoss | None, name: str) -> Finding:
     what, notes = entropy.kind.value, []
     if entropy.weights is not None:
         what += " with class weights"
@@ -92,7 +90,7 @@ def _recognized(entropy: CrossEntropy, classes: int, twin: ModelLoss | None, nam
         )
     equal = f", and equals {name}" if twin is not None else ""
     sentence = f"equals the {what} rebuilt from the model's logits{equal}"
-    return Finding(entropy, classes, None, twin, sentence, tuple(notes))
+    return Finding(entropy, None, twin, sentence, tuple(notes))
 
 
 def _by_parts(objective: Objective, loss: Tensor, batch: Any, index: int, labels: Any, causal: bool) -> Finding:
