@@ -193,6 +193,22 @@ class Batches:
         )
         return "the first batches differ in two passes, so one pass was kept in memory", note
 
+    def parts(self, index: int) -> tuple[Any, list[Any]] | None:
+        """A batch, and two parts of its examples as batches of their own; None where examples have no numbers.
+
+        None also where the same examples make another batch each time, as under random masking.
+        """
+        rows = [] if self.indices is None or self._kept is not None else self.indices[index]
+        if len(rows) < 2:
+            return None
+        fetch = getattr(self.data, "__getitems__", None)
+        examples = fetch(rows) if fetch is not None else [self.data[row] for row in rows]
+        whole, again = self.collate(list(examples)), self.collate(list(examples))
+        if batch_checksum(whole) != batch_checksum(again):
+            return None
+        half = len(rows) // 2
+        return whole, [self.collate(list(examples[:half])), self.collate(list(examples[half:]))]
+
     def recut(self, size: int) -> bool:
         """Take batches of another size, of shuffled examples as a training does; whether that is possible."""
         if self.form is not _Form.ROWS or self._kept is not None or self.indices is None:

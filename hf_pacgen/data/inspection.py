@@ -15,6 +15,7 @@ from hf_pacgen.data.losses import is_causal
 from hf_pacgen.data.own_loss import ModelLoss, OwnLoss
 from hf_pacgen.data.recognition import CrossEntropy, logits_of, recognize, tolerance_of
 from hf_pacgen.data.units import Cut, UnitRule, cuts, find_rule, rules
+from hf_pacgen.distributed.processes import send_to_device
 
 if TYPE_CHECKING:
     from hf_pacgen.data.objective import Objective
@@ -128,13 +129,26 @@ def _by_parts(objective: Objective, loss: Tensor, batch: Any, index: int, labels
 def _losses(objective: Objective, batch: Any, index: int) -> list[tuple[Cut, float, Sequence[float]]] | None:
     """The losses of a batch and of its parts, in several ways; None where no part has one."""
     found: list[tuple[Cut, float, Sequence[float]]] = []
-    for cut in cuts(batch, count_examples(batch), objective.own.label_names):
+    for cut in _cuts(objective, batch, index):
         with torch.no_grad():
             taken = [_loss_on(objective, objective.own, part, index) for part in (cut.whole, *cut.parts)]
         values = [math.nan if one is None else one[0].item() for one in taken]
         if math.isfinite(values[0]) or len(found) == 0:
             found.append((cut, values[0], values[1:]))
     return found or None
+
+
+def _cuts(objective: Objective, batch: Any, index: int) -> list[Cut]:
+    batches = objective.batches
+    known = None if batches.indices is None else len(batches.indices[index])
+    if known is None or known == count_examples(batch):
+        return list(cuts(batch, count_examples(batch), objective.own.label_names))
+    # rows of a batch that are no examples, such as pairs one half below the other: the examples are put together anew
+    made = batches.parts(index)
+    if made is None:
+        return []
+    whole, *parts = (send_to_device(one, objective.device) for one in (made[0], *made[1]))
+    return [Cut(whole, parts)]
 
 
 def _loss_on(objective: Objective, own: OwnLoss, batch: Any, index: int) -> tuple[Tensor, Any] | None:
