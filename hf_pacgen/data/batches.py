@@ -17,7 +17,7 @@ from hf_pacgen.data.contents import batch_tensors, count_examples, truncate
 from hf_pacgen.distributed.processes import Processes
 from hf_pacgen.model.state import seed_everything
 
-__all__ = ["Batches", "length"]
+__all__ = ["Batches", "length", "read_twice"]
 
 COMPARED = 2
 """Batches whose checksums are compared over two passes."""
@@ -274,6 +274,15 @@ class Batches:
         """Give back the state of the data's own random generators."""
         for generator, state in self._generator_states:
             generator.set_state(state)
+
+
+def read_twice(data: Any, collate_fn: Callable[[list[Any]], Any] | None, model: nn.Module) -> None:
+    """Read the beginning of some data twice.
+
+    Raises:
+        ValueError: the second reading gave something else, as data do that can be gone through only once.
+    """
+    Batches(data, model=model, collate_fn=collate_fn, batch_size=1).compare_passes()
 
 
 def length(data: Any) -> int | None:

@@ -20,7 +20,7 @@ from hf_pacgen.distributed.processes import send_to_device
 if TYPE_CHECKING:
     from hf_pacgen.data.objective import Objective
 
-__all__ = ["Finding", "inspect_loss"]
+__all__ = ["REFUSALS", "Finding", "inspect_loss"]
 
 REFUSALS = (ValueError, RuntimeError, TypeError, KeyError, IndexError, AttributeError, ZeroDivisionError)
 """What a model may raise on a batch that is not of the form it was made for, such as one of a single example."""
