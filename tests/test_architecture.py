@@ -22,8 +22,8 @@ FLOORS: dict[str, str] = {
     "plots.style tables wording",
     "distributed": "processes shards",
     "model": "dequantized embeddings parameters precision state storage",
-    "data": "batches checks collation contents inspection losses objective own_loss recognition sharded_objective "
-    "units",
+    "data": "batches checks checksums collation contents inspection losses objective own_loss recognition "
+    "sharded_objective units",
     "curvature": "ascent checkpoint checks diagonal.blend diagonal.estimate diagonal.exact diagonal.gauss_newton "
     "diagonal.hutchinson diagonal.replicates diagonal.sums displacement hvp lipschitz operators run_identity spectrum "
     "tensor_file weight_space",

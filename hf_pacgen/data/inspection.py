@@ -15,11 +15,12 @@ from hf_pacgen.data.losses import is_causal
 from hf_pacgen.data.own_loss import ModelLoss, OwnLoss
 from hf_pacgen.data.recognition import CrossEntropy, logits_of, recognize, tolerance_of
 from hf_pacgen.data.units import Cut, UnitRule, cuts, find_rule, rules
+from hf_pacgen.distributed.processes import send_to_device
 
 if TYPE_CHECKING:
     from hf_pacgen.data.objective import Objective
 
-__all__ = ["Finding", "inspect_loss"]
+__all__ = ["REFUSALS", "Finding", "inspect_loss"]
 
 REFUSALS = (ValueError, RuntimeError, TypeError, KeyError, IndexError, AttributeError, ZeroDivisionError)
 """What a model may raise on a batch that is not of the form it was made for, such as one of a single example."""
@@ -31,7 +32,6 @@ class Finding:
 
     Attributes:
         entropy: the cross-entropy that the loss is, if it is one.
-        classes: of its logits.
         rule: how units are counted otherwise.
         twin: the model's own loss, where another loss is equal to it.
         sentence: of the check.
@@ -39,7 +39,6 @@ class Finding:
     """
 
     entropy: CrossEntropy | None = None
-    classes: int | None = None
     rule: UnitRule | None = None
     twin: OwnLoss | None = None
     sentence: str = ""
@@ -72,12 +71,12 @@ def inspect_loss(objective: Objective, loss: Tensor, outputs: Any, batch: Any, i
             return value, new_logits
 
         entropy = recognize(loss, logits, labels, causal=causal, again=again)
-    if entropy is not None and logits is not None:
-        return _recognized(entropy, logits.shape[-1], twin, own.name if twin is not None else "")
+    if entropy is not None:
+        return _recognized(entropy, twin, own.name if twin is not None else "")
     return _by_parts(objective, loss, batch, index, labels, causal)
 
 
-def _recognized(entropy: CrossEntropy, classes: int, twin: ModelLoss | None, name: str) -> Finding:
+def _recognized(entropy: CrossEntropy, twin: ModelLoss | None, name: str) -> Finding:
     what, notes = entropy.kind.value, []
     if entropy.weights is not None:
         what += " with class weights"
@@ -92,7 +91,7 @@ def _recognized(entropy: CrossEntropy, classes: int, twin: ModelLoss | None, nam
         )
     equal = f", and equals {name}" if twin is not None else ""
     sentence = f"equals the {what} rebuilt from the model's logits{equal}"
-    return Finding(entropy, classes, None, twin, sentence, tuple(notes))
+    return Finding(entropy, None, twin, sentence, tuple(notes))
 
 
 def _by_parts(objective: Objective, loss: Tensor, batch: Any, index: int, labels: Any, causal: bool) -> Finding:
@@ -130,13 +129,26 @@ def _by_parts(objective: Objective, loss: Tensor, batch: Any, index: int, labels
 def _losses(objective: Objective, batch: Any, index: int) -> list[tuple[Cut, float, Sequence[float]]] | None:
     """The losses of a batch and of its parts, in several ways; None where no part has one."""
     found: list[tuple[Cut, float, Sequence[float]]] = []
-    for cut in cuts(batch, count_examples(batch), objective.own.label_names):
+    for cut in _cuts(objective, batch, index):
         with torch.no_grad():
             taken = [_loss_on(objective, objective.own, part, index) for part in (cut.whole, *cut.parts)]
         values = [math.nan if one is None else one[0].item() for one in taken]
         if math.isfinite(values[0]) or len(found) == 0:
             found.append((cut, values[0], values[1:]))
     return found or None
+
+
+def _cuts(objective: Objective, batch: Any, index: int) -> list[Cut]:
+    batches = objective.batches
+    known = None if batches.indices is None else len(batches.indices[index])
+    if known is None or known == count_examples(batch):
+        return list(cuts(batch, count_examples(batch), objective.own.label_names))
+    # rows of a batch that are no examples, such as pairs one half below the other: the examples are put together anew
+    made = batches.parts(index)
+    if made is None:
+        return []
+    whole, *parts = (send_to_device(one, objective.device) for one in (made[0], *made[1]))
+    return [Cut(whole, parts)]
 
 
 def _loss_on(objective: Objective, own: OwnLoss, batch: Any, index: int) -> tuple[Tensor, Any] | None:

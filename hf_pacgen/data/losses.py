@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, SupportsFloat
@@ -23,6 +23,7 @@ __all__ = [
     "LossKind",
     "NothingLabeled",
     "aligned",
+    "counted_labels",
     "custom_loss",
     "is_causal",
     "known_indices",
@@ -140,10 +141,12 @@ def aligned(logits: Tensor, labels: Tensor, shift: int) -> tuple[Tensor, Tensor]
     return (logits, labels) if logits.shape[:-1] == labels.shape else None
 
 
-def scored_units(logits: Tensor, labels: Tensor, kind: LossKind) -> tuple[Tensor, Tensor] | None:
+def scored_units(
+    logits: Tensor, labels: Tensor, kind: LossKind, ignored: Sequence[int] = ()
+) -> tuple[Tensor, Tensor] | None:
     """Logits (units, classes), at least float32, and labels (units,) of a cross-entropy; None if shapes do not fit.
 
-    What is no class counts as ignored, or the model would have refused it: -100, or another number of the model's.
+    Labels that are -100, or one of ``ignored``, do not count.
     """
     if kind.facts is None:
         raise ValueError(f"Only a cross-entropy has scored units, and this is {kind.value}. Use a loss with logits.")
@@ -151,9 +154,17 @@ def scored_units(logits: Tensor, labels: Tensor, kind: LossKind) -> tuple[Tensor
     if pair is None:
         return None
     logits, labels = pair[0], pair[1].to(logits.device)
-    valid = (labels >= 0) & (labels < logits.shape[-1])
+    valid = counted_labels(labels, ignored)
     dtype = torch.promote_types(logits.dtype, torch.float32)
     return logits[valid].to(dtype), labels[valid]
+
+
+def counted_labels(labels: Tensor, ignored: Sequence[int] = ()) -> Tensor:
+    """Which labels count: all but -100, and some others that a model may ignore."""
+    counted = labels != IGNORED
+    for number in ignored:
+        counted &= labels != number
+    return counted
 
 
 class NothingLabeled(ValueError):

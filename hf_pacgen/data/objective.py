@@ -87,7 +87,6 @@ class Objective:
         self.guard = Checks()
         self.entropy: CrossEntropy | None = None
         self.rule = rules(self.own.label_names, causal=is_causal(model))[0]
-        self._classes: int | None = None
         self._twin: OwnLoss | None = None
         self._compared: set[int] = set()
         self._example: tuple[int, Any, float] | None = None
@@ -188,7 +187,7 @@ class Objective:
         """Number of loss units of a batch (for a loss that comes out of a call)."""
         labels = self._labels(batch)
         if self.entropy is not None and isinstance(labels, Tensor) and labels.ndim:
-            return self.entropy.units(labels, self._classes)
+            return self.entropy.units(labels)
         return self.rule.count(batch)
 
     def count_units(self, batch: Any, index: int) -> float:
@@ -354,7 +353,7 @@ class Objective:
 
     def _adopt(self, found: Finding, index: int) -> None:
         """Take over what the inspection found."""
-        self.entropy, self.rule, self._classes = found.entropy, found.rule or self.rule, found.classes
+        self.entropy, self.rule = found.entropy, found.rule or self.rule
         self.kind = LossKind.OTHER if found.entropy is None else found.entropy.kind
         if found.twin is not None:
             self._twin, self.own = self.own, found.twin

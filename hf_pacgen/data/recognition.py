@@ -12,12 +12,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from hf_pacgen.data.losses import LossKind, scored_units
+from hf_pacgen.data.losses import IGNORED, LossKind, counted_labels, scored_units
 
 __all__ = ["CrossEntropy", "logits_of", "recognize", "tolerance_of"]
 
 MOST_FORWARDS = 16
 """Forward passes in which the weights of all classes are asked for; more classes than that has no weighted loss."""
+
+MOST_IGNORED = 2
+"""Labels besides -100 that a model may ignore."""
 
 
 @dataclass(frozen=True)
@@ -29,16 +32,18 @@ class CrossEntropy:
         prefix: 1 where virtual tokens precede the labels, so that even the first label is predicted.
         weights: a by class; None where all are 1.
         adds: whether it is a sum, which nothing divides.
+        ignored: labels besides -100 that do not count.
     """
 
     kind: LossKind
     prefix: int = 0
     weights: Tensor | None = None
     adds: bool = False
+    ignored: tuple[int, ...] = ()
 
     def pairs(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor] | None:
         """Logits (units, classes), at least float32, and labels (units,) that count; None if shapes do not fit."""
-        return scored_units(logits, labels, self.kind)
+        return scored_units(logits, labels, self.kind, self.ignored)
 
     def unit_weights(self, labels: Tensor) -> Tensor | None:
         """a_i of labels that count; None where all are 1."""
@@ -65,10 +70,10 @@ class CrossEntropy:
                 values.append(functional.cross_entropy(pair[0].to(logits.dtype), pair[1], reduction=how).item())
         return any(math.isclose(value, loss.item(), rel_tol=close, abs_tol=close * 1e-2) for value in values)
 
-    def units(self, labels: Tensor, classes: int | None) -> float:
+    def units(self, labels: Tensor) -> float:
         """Σ a_i by the labels alone."""
         counted = labels[..., (self.kind.facts or 0) - self.prefix :]
-        known = counted[(counted >= 0) & (counted < (classes or 1 << 62))]
+        known = counted[counted_labels(counted, self.ignored)]
         each = self.unit_weights(known)
         return float(known.numel() if each is None else each.sum(dtype=torch.float64))
 
@@ -102,7 +107,11 @@ def recognize(
     # a head that predicts uniformly has both losses equal, so the likelier reading comes first
     kinds = (LossKind.CAUSAL, LossKind.ALIGNED) if causal else (LossKind.ALIGNED, LossKind.CAUSAL)
     longer = logits.ndim == 3 and labels.ndim == 2 and logits.shape[1] > labels.shape[1]
-    plain = [CrossEntropy(kind, int(kind.facts == 1 and longer)) for kind in kinds]
+    # labels that are no class are ignored, or the model would have refused them: such as 255
+    beyond = labels[(labels >= logits.shape[-1]) | ((labels < 0) & (labels != IGNORED))].unique().tolist()
+    if len(beyond) > MOST_IGNORED:
+        return None
+    plain = [CrossEntropy(kind, int(kind.facts == 1 and longer), ignored=tuple(beyond)) for kind in kinds]
     for found in (*plain, *(dataclasses.replace(one, adds=True) for one in plain)):
         if found.explains(loss, logits, labels):
             return found
@@ -128,7 +137,7 @@ def _weighted(
     weights = torch.full((classes,), torch.nan, dtype=torch.float64)
     reference = int(counted[int(found[0].argmax())])
     weights[reference] = 1.0
-    places = _places(plain, labels, logits)
+    places = _places(plain, labels)
     others = [c for c in range(classes) if c != reference]
     for start in range(0, len(others), len(places) - 1):
         few = others[start : start + len(places) - 1]
@@ -169,9 +178,9 @@ def _shares(plain: CrossEntropy, loss: Tensor, logits: Tensor, labels: Tensor) -
     return shares.double().cpu(), pair[1].cpu()
 
 
-def _places(plain: CrossEntropy, labels: Tensor, logits: Tensor) -> Tensor:
+def _places(plain: CrossEntropy, labels: Tensor) -> Tensor:
     """Where the labels are that count, in the flat tensor of all labels."""
-    valid = (labels >= 0) & (labels < logits.shape[-1])
+    valid = counted_labels(labels, plain.ignored)
     skipped = (plain.kind.facts or 0) - plain.prefix
     if skipped > 0:
         valid = valid.clone()

@@ -65,7 +65,7 @@ class ShardedObjective(Objective):
         labels, entropy = self._labels(batch), self.entropy
         if entropy is None:
             raise ValueError("Only a cross-entropy has labels to draw. Use estimator='hutchinson'.")
-        return int(dataclasses.replace(entropy, weights=None).units(labels, self._classes))
+        return int(dataclasses.replace(entropy, weights=None).units(labels))
 
     _compares = False
     """What one process alone found would leave the others waiting."""

@@ -95,6 +95,7 @@ def session(
     confirm: bool = True,
     derivatives: bool = False,
     weights: bool = True,
+    compare: bool = True,
     max_examples: int | None = None,
     seed: int = 0,
     loss_fn: LossFunction | OwnLoss | None = None,
@@ -112,6 +113,7 @@ def session(
         confirm: whether the loss is taken twice at once, to see that it is deterministic.
         derivatives: whether second derivatives are wanted: quantized layers then multiply by dequantized weights.
         weights: whether the weights are measured, on which the loss must depend then.
+        compare: whether the first batches are taken twice, to see that every pass gives the same.
     """
     if config is not None:
         max_examples, seed = config.max_examples, config.seed
@@ -134,6 +136,7 @@ def session(
         with everyone.together():
             batches = Batches(data, model=model, batch_size=batch_size, collate_fn=collate_fn, **scope)
             stack.callback(batches.close)
+            found, note = batches.compare_passes() if compare else ("", None)
             # the checksums of a large model take a while, and one process has nobody to compare them with
             mine = identity(model, batches, config, qualified_name(loss_fn)) if everyone.size > 1 else {}
         # before the inspection, whose forward passes are collectives where the model is sharded
@@ -146,6 +149,10 @@ def session(
                 if sharded.active
                 else Objective(model, batches, loss_fn=loss_fn)
             )
+            if found:
+                objective.guard.add("the data over two passes", found)
+            if note is not None:
+                objective.guard.note(note)
             count = stack.enter_context(dequantized(model)) if derivatives else 0
             if count:
                 objective.guard.note(
@@ -155,6 +162,10 @@ def session(
             objective.inspect(confirm=confirm)
             if weights:
                 require_dependence(objective)
+            # a loss that depends on the batching is that of the training only in batches like those of the training
+            size = objective.own.batch_size
+            if objective.depends_on_batching and size is not None and batches.recut(size):
+                objective.guard.note(f"The batches were taken as in training: {size} shuffled examples each.")
         if stage:
             tick.stage(stage, passes=passes)
         with objective.rows.watching():

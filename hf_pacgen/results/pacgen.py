@@ -130,7 +130,6 @@ class PACGenResult(Result):
     status: tuple[str, ...] = other("what limits the numbers, in sentences; empty if nothing does", default=())
     checks: dict[str, Any] = other("what was checked on the way, and how it came out", default=dict)
     config: dict[str, Any] = other("the settings", default=dict)
-    checks: dict[str, str] = other("what was checked on the first batches, by name, and what was found", default=dict)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> PACGenResult:

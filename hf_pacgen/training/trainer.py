@@ -17,13 +17,14 @@ from hf_pacgen.config import NoiseConfig, ScoreConfig
 from hf_pacgen.results.pacgen import PACGenResult
 from hf_pacgen.training.arguments import PACGenTrainingArguments, as_config
 from hf_pacgen.training.callback.callback import PACGenCallback
-from hf_pacgen.training.noisy_step import NoisyStep
+from hf_pacgen.training.noisy_step import ANOTHER_NOISE, NoisyStep
 from hf_pacgen.training.run_facts import (
     agree_on_settings,
     describe_run,
     is_on,
     refuse_unknown_metric,
     refuse_unsupported,
+    rehearse_score,
     score_on_training_data,
 )
 from hf_pacgen.training.trainer_loss import loss_of_trainer
@@ -108,6 +109,10 @@ class PACGenTrainer(Trainer):
         noisy = self._noisy_step
         if noisy is None or noisy.config is not self.noise:  # a step by hand, or settings taken away in the middle
             noisy = (noisy or self._start_noise()) if self._has_noise else None
+        if noisy is not None and self._micro_step == 0 and noisy.outdated:
+            logger.warning(ANOTHER_NOISE)
+            self._close_noise()
+            noisy = self._start_noise()
         if noisy is None:
             return super().training_step(model, inputs, num_items_in_batch)
         try:
@@ -230,6 +235,7 @@ class PACGenTrainer(Trainer):
             optimizer=self.optimizer,
             train_dataloader=self._train_loader() if train_dataloader is None else train_dataloader,
             max_steps=self.state.max_steps,
+            train_batch_size=self._train_batch_size,
             loss_fn=loss_of_trainer(self),
         )
         self._noisy_step = NoisyStep(cast(NoiseConfig, self.noise), run)
@@ -251,6 +257,10 @@ class _Steps(TrainerCallback):
         trainer = self.trainer
         trainer._close_noise()  # that of steps by hand
         agree_on_settings(trainer.args, trainer.noise, trainer.score)
+        if trainer.score is not None and trainer.eval_dataset is not None:  # else it scores when it is asked
+            loader = kwargs["train_dataloader"]
+            how: Any = {"accelerator": trainer.accelerator, "loss_fn": loss_of_trainer(trainer)}
+            rehearse_score(trainer.args, cast(nn.Module, trainer.model), trainer.score, loader, **how)
         if trainer._has_noise:
             noisy = trainer._start_noise(kwargs["train_dataloader"])
             if trainer._resumed_from is not None:

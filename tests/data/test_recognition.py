@@ -169,11 +169,11 @@ def test_half_precision_is_summed_in_float32() -> None:
 
 
 def test_parts_of_a_cross_entropy() -> None:
-    weighted = CrossEntropy(LossKind.ALIGNED, weights=T([1.0, 3.0]))
+    weighted = CrossEntropy(LossKind.ALIGNED, weights=T([1.0, 3.0]), ignored=(7,))
     labels = T([0, 1, 1, -100, 7])
-    assert weighted.units(labels, 2) == 7 and CrossEntropy(LossKind.ALIGNED).units(labels, 2) == 3
-    assert CrossEntropy(LossKind.CAUSAL).units(T([[0, 1, -100]]), 2) == 1
-    assert CrossEntropy(LossKind.CAUSAL, prefix=1).units(T([[0, 1, -100]]), 2) == 2
+    assert weighted.units(labels) == 7 and CrossEntropy(LossKind.ALIGNED).units(labels) == 4
+    assert CrossEntropy(LossKind.CAUSAL).units(T([[0, 1, -100]])) == 1
+    assert CrossEntropy(LossKind.CAUSAL, prefix=1).units(T([[0, 1, -100]])) == 2
     total, units = weighted.total(torch.zeros(2, 2), T([0, 1]))
     assert units == 4 and total.item() == pytest.approx(4 * torch.log(T(2.0)).item())
     logits = torch.zeros(2, 3)

@@ -6,7 +6,7 @@ import dataclasses
 import logging
 import os
 import sys
-from typing import Any
+from typing import Any, cast
 
 from torch import nn
 from transformers import TrainerCallback, TrainingArguments
@@ -18,12 +18,13 @@ from hf_pacgen.facts import Choice
 from hf_pacgen.results.pacgen import PACGenResult
 from hf_pacgen.training.arguments import as_config
 from hf_pacgen.training.callback.guard import Guard
-from hf_pacgen.training.noisy_step import NOISE_FILE, NoisyStep
+from hf_pacgen.training.noisy_step import ANOTHER_NOISE, NOISE_FILE, NoisyStep
 from hf_pacgen.training.run_facts import (
     agree_on_settings,
     describe_run,
     is_on,
     refuse_unsupported,
+    rehearse_score,
     score_on_training_data,
 )
 from hf_pacgen.training.trainer_loss import find_trainer, loss_of_trainer
@@ -95,28 +96,39 @@ class PACGenCallback(TrainerCallback):
         """Set the noise up, and take over the state of a checkpoint."""
         self._close()
         agree_on_settings(args, self.noise, self.score, score_on=self.score_on.value)
+        loader, model = kwargs.get("train_dataloader"), kwargs.get("model")
+        if self.score is not None and loader is not None and model is not None:
+            rehearse_score(args, model, self.score, loader, loss_fn=_loss_of(model))
         if self.noise is None or not is_on(self.noise):
             return
         refuse_unsupported(args)
+        self._start(args, state, **kwargs)
+        if state.global_step and self.noisy_step is not None:
+            self.noisy_step.load(_resumed_from(args, state.global_step))
+
+    def _start(self, args: Any, state: Any, **kwargs: Any) -> None:
         run = describe_run(
             args,
             kwargs["model"],
             optimizer=kwargs["optimizer"],
             train_dataloader=kwargs["train_dataloader"],
             max_steps=state.max_steps,
+            train_batch_size=getattr(state, "train_batch_size", None),
             loss_fn=_loss_of(kwargs["model"]),
         )
-        self.noisy_step = NoisyStep(self.noise, run)
+        self.noisy_step = NoisyStep(cast(NoiseConfig, self.noise), run)
         # compiled models run no hooks
         self._guard = Guard(run.model, self.noisy_step.noise, watch_forward=not run.compiled)
         self.noisy_step.closing.append(self._guard.close)
-        if state.global_step:
-            self.noisy_step.load(_resumed_from(args, state.global_step))
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Put the step's noise on the weights."""
         if self.noisy_step is not None and self._guard is not None:
             self._guard.leave()  # a step that was broken off has left its noise
+            if self.noisy_step.outdated:
+                logger.warning(ANOTHER_NOISE)
+                self._close()
+                self._start(args, state, **kwargs)
             if self.noisy_step.draw(state.global_step):
                 self._guard.enter()
 
