@@ -22,15 +22,17 @@ FLOORS: dict[str, str] = {
     "show": "advice cards.contents cards.document cards.update plots.gap plots.landscape plots.score plots.spectrum "
     "plots.style tables wording",
     "distributed": "processes shards",
-    "model": "embeddings parameters precision state",
-    "data": "batches checks collation losses objective sharded_objective",
-    "curvature": "ascent checkpoint diagonal.blend diagonal.estimate diagonal.exact diagonal.gauss_newton "
+    "model": "dequantized embeddings parameters precision state storage",
+    "data": "batches checks checksums collation contents inspection losses objective own_loss recognition "
+    "sharded_objective units",
+    "curvature": "ascent checkpoint checks diagonal.blend diagonal.estimate diagonal.exact diagonal.gauss_newton "
     "diagonal.hutchinson diagonal.replicates diagonal.sums displacement hvp lipschitz operators run_identity spectrum "
     "tensor_file weight_space",
     "noise": "curvature_tracker layout perturbation perturbed products",
     "measures": "comparison hessian landscape pacgen ranking relative_sharpness session sharpness spectrum worst_case",
     "certify": "certify draws error_rate posterior priors refinement search splits validity",
-    "training": "arguments callback.callback callback.guard clipping estimates hooks noisy_step run_facts trainer",
+    "training": "arguments callback.callback callback.guard clipping estimates hooks noisy_step run_facts trainer "
+    "trainer_loss",
     "command_line": "card certify compare inputs.columns inputs.data inputs.examples inputs.labels inputs.load "
     "inputs.models inputs.processors inputs.tasks main parser printing quiet register run_options score "
     "sharpness",

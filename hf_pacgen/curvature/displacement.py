@@ -135,7 +135,7 @@ class SavedWeights:
         parameters: by name.
         by_rows: names of matrices whose rows are displaced (and copied) only when :meth:`look_up` says that
             they are about to be read; the whole matrix is copied only if it is displaced as a whole.
-        lazily: whether each of the others is copied when it is first displaced, and read but once for both.
+        lazily: whether the others are copied when they are first displaced.
     """
 
     def __init__(
@@ -144,8 +144,8 @@ class SavedWeights:
         self.parameters, self.by_rows = parameters, frozenset(by_rows)
         eager = () if lazily else parameters.keys() - self.by_rows
         self.copy = {name: p.detach().clone() for name, p in parameters.items() if name in eager}
-        self._displaced: set[str] = set()
-        """Names of parameters that are displaced as a whole."""
+        self._displaced: dict[str, None] = {}
+        """Names of parameters that are displaced as a whole, in the order of ``parameters``."""
         self._rows: dict[str, list[tuple[Tensor, Tensor]]] = {}
         """Displaced rows of the others, with their saved values."""
         self._terms: Terms = ()
@@ -166,13 +166,13 @@ class SavedWeights:
             self._restore_rows()
         self._terms = terms
         *first, (direction, scale) = terms
-        for name, parameter in self.parameters.items():
-            if name in self.by_rows and not whole:
-                continue
-            weights = parameter.detach()
+        due = [name for name in self.parameters if whole or name not in self.by_rows]
+        for name in due:  # all copies before any displacement: two names may share memory
             if name not in self.copy:
-                self.copy[name] = weights.clone()
-            self._displaced.add(name)
+                self.copy[name] = self.parameters[name].detach().clone()
+        for name in due:
+            weights = self.parameters[name].detach()
+            self._displaced[name] = None
             for start, (piece, kept) in chunks(weights, self.copy[name]):
                 for other, factor in first:
                     kept = torch.add(kept, other.piece(name, start, kept), alpha=factor)
@@ -218,9 +218,11 @@ class SavedWeights:
                 self.parameters[name].detach().index_copy_(0, rows, kept)
         self._rows.clear()
         self._terms = ()
-        for name in self._displaced & self.by_rows:  # so that their rows can be displaced from now on
+        for name in [
+            n for n in self._displaced if n in self.by_rows
+        ]:  # so that their rows can be displaced from now on
             self.parameters[name].detach().copy_(self.copy[name])
-            self._displaced.discard(name)
+            del self._displaced[name]
 
 
 def _wide(weights: Tensor) -> torch.dtype:

@@ -12,7 +12,7 @@ from torch import Tensor
 from hf_pacgen.curvature.displacement import Direction, TensorDirection, Terms
 from hf_pacgen.curvature.hvp import HessianProduct
 from hf_pacgen.curvature.weight_space import Vector, WeightSpace, zeros_like
-from hf_pacgen.data.collation import count_examples
+from hf_pacgen.data.contents import count_examples
 from hf_pacgen.data.losses import require_units
 from hf_pacgen.data.objective import Objective
 from hf_pacgen.model.embeddings import dense

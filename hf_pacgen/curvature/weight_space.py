@@ -14,6 +14,7 @@ from contextlib import nullcontext
 import torch
 from torch import Tensor
 
+from hf_pacgen.config import HVPMethod
 from hf_pacgen.curvature.displacement import (
     BoxDirection,
     Direction,
@@ -56,6 +57,8 @@ class WeightSpace:
         self.objective = objective
         self._shards = objective.shards if isinstance(objective, ShardedObjective) else None
         self.num_parameters = objective.num_parameters
+        self.resolved: dict[HVPMethod, HVPMethod] = {}
+        """What stands for a method once its products were looked at."""
         self.is_whole = self.has_second_derivatives = self._shards is None
         self._offsets = {} if self._shards is None else self._shards.offsets
         self.weights: Vector = {n: p if self.is_whole else local(p) for n, p in objective.parameters.items()}
@@ -75,6 +78,10 @@ class WeightSpace:
     def zeros(self) -> Vector:
         """The vector 0."""
         return {name: zeros_like(w) for name, w in self.weights.items()}
+
+    def zeros_type(self, name: str) -> torch.dtype:
+        """The dtype of accumulators for a weight: its own, at least float32."""
+        return wide(self.weights[name])
 
     def total(self, tensor: Tensor) -> Tensor:
         """A sum over the elements of this process, added up over all parts of the weights, in place."""

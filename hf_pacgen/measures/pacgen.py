@@ -17,6 +17,7 @@ from typing_extensions import Unpack
 from hf_pacgen.config import ScoreConfig
 from hf_pacgen.config.settings import number
 from hf_pacgen.curvature.checkpoint import Checkpoint
+from hf_pacgen.curvature.checks import examine_for, require_unchanged, sanity, weights_checksum
 from hf_pacgen.curvature.diagonal import estimate_diagonal
 from hf_pacgen.curvature.hvp import choose_method
 from hf_pacgen.curvature.lipschitz import estimate_lipschitz
@@ -80,9 +81,11 @@ def pacgen(
     """
     began = time.perf_counter()
     checkpoint_every = number(checkpoint_every, "checkpoint_every", minimum=1, integer=True)
-    with session(model, data, config, **options) as (objective, tick):
+    with session(model, data, config, derivatives=True, **options) as (objective, tick):
         checkpoint = None if checkpoint_dir is None else _opened(objective, config, checkpoint_dir, checkpoint_every)
         with WeightSpace(objective) as space, nullcontext() if checkpoint is None else checkpoint.watching():
+            before = weights_checksum(space)
+            examine_for(space, config)
             smoothness = None
             if checkpoint is not None:
                 smoothness, tick.then = checkpoint.lipschitz, checkpoint.stop_if_asked
@@ -93,6 +96,7 @@ def pacgen(
                 checkpoint.lipschitz = smoothness
             tick.stage("Hessian diagonal", passes=config.passes or 1)
             diagonal = estimate_diagonal(space, config, tick=tick, checkpoint=checkpoint)
+        require_unchanged(space, before)
         result = _result(space, config, diagonal, smoothness)
     if checkpoint is not None:  # only now: whoever is killed before goes on from the last state
         checkpoint.close()
@@ -102,10 +106,11 @@ def pacgen(
 def _result(
     space: WeightSpace, config: ScoreConfig, diagonal: DiagonalEstimate, smoothness: LipschitzEstimate | None
 ) -> PACGenResult:
+    objective = space.objective
     rho, rho_stderr = (config.rho, 0.0) if smoothness is None else (smoothness.value, smoothness.stderr)
     eta = config.eta
     if eta == "n":
-        eta = config.num_training_examples or space.objective.batches.num_examples()
+        eta = config.num_training_examples or objective.batches.num_examples()
     eta = float(eta)
     epsilons = space.half_widths(*config.box)
     terms, traces = _terms(space, config, diagonal.values, rho, eta, epsilons)
@@ -130,8 +135,8 @@ def _result(
         hvp_method=None if method is None else method.value,
         num_hvps=diagonal.num_hvps + (0 if smoothness is None else smoothness.num_hvps),
         num_gradients=diagonal.num_gradients,
-        status=(*space.objective.notes, *findings(total, diagonal, smoothness, eta)),
-        checks=dict(space.objective.checks),
+        status=(*objective.notes, *findings(total, diagonal, smoothness, eta), *sanity(space, diagonal, smoothness)),
+        checks=dict(objective.checks),
         config=config.to_dict(),
     )
 

@@ -14,12 +14,10 @@ from transformers import Trainer, TrainerCallback
 from transformers.trainer_utils import EvalLoopOutput, get_last_checkpoint
 
 from hf_pacgen.config import NoiseConfig, ScoreConfig
-from hf_pacgen.data.losses import count_units
-from hf_pacgen.data.objective import LossFunction
 from hf_pacgen.results.pacgen import PACGenResult
 from hf_pacgen.training.arguments import PACGenTrainingArguments, as_config
 from hf_pacgen.training.callback.callback import PACGenCallback
-from hf_pacgen.training.noisy_step import NoisyStep
+from hf_pacgen.training.noisy_step import ANOTHER_NOISE, NoisyStep
 from hf_pacgen.training.run_facts import (
     Candidates,
     agree_on_settings,
@@ -27,8 +25,10 @@ from hf_pacgen.training.run_facts import (
     is_on,
     refuse_unknown_metric,
     refuse_unsupported,
+    rehearse_score,
     score_on_training_data,
 )
+from hf_pacgen.training.trainer_loss import loss_of_trainer
 
 logger = logging.getLogger(__name__)
 
@@ -113,6 +113,10 @@ class PACGenTrainer(Trainer):
         noisy = self._noisy_step
         if noisy is None or noisy.config is not self.noise:  # a step by hand, or settings taken away in the middle
             noisy = (noisy or self._start_noise()) if self._has_noise else None
+        if noisy is not None and self._micro_step == 0 and noisy.outdated:
+            logger.warning(ANOTHER_NOISE)
+            self._close_noise()
+            noisy = self._start_noise()
         if noisy is None:
             return super().training_step(model, inputs, num_items_in_batch)
         try:
@@ -207,7 +211,7 @@ class PACGenTrainer(Trainer):
             score or self.score or ScoreConfig(),
             loader,
             accelerator=self.accelerator,
-            loss_fn=self._own_loss(),
+            loss_fn=loss_of_trainer(self),
         )
 
     # ------------------------------------------------------------------------------------------------ internals
@@ -215,19 +219,6 @@ class PACGenTrainer(Trainer):
     @property
     def _has_noise(self) -> bool:
         return is_on(self.noise)
-
-    def _own_loss(self) -> LossFunction | None:
-        # None where it is simply that of the model
-        plain = type(self).compute_loss is Trainer.compute_loss
-        if plain and self.compute_loss_func is None and self.label_smoother is None:
-            return None
-
-        def loss(model: nn.Module, batch: Any) -> tuple[Tensor, int]:
-            count = count_units(model, batch)
-            value: Any = self.compute_loss(model, dict(batch))
-            return value * count, count
-
-        return loss
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """The card of transformers, with the last score in it."""
@@ -250,7 +241,8 @@ class PACGenTrainer(Trainer):
             optimizer=self.optimizer,
             train_dataloader=self._train_loader() if train_dataloader is None else train_dataloader,
             max_steps=self.state.max_steps,
-            loss_fn=self._own_loss(),
+            train_batch_size=self._train_batch_size,
+            loss_fn=loss_of_trainer(self),
         )
         self._noisy_step = NoisyStep(cast(NoiseConfig, self.noise), run)
         return self._noisy_step
@@ -272,6 +264,10 @@ class _Steps(TrainerCallback):
         trainer._close_noise()  # that of steps by hand
         trainer._candidates = Candidates(trainer.args)
         agree_on_settings(trainer.args, trainer.noise, trainer.score)
+        if trainer.score is not None and trainer.eval_dataset is not None:  # else it scores when it is asked
+            loader = kwargs["train_dataloader"]
+            how: Any = {"accelerator": trainer.accelerator, "loss_fn": loss_of_trainer(trainer)}
+            rehearse_score(trainer.args, cast(nn.Module, trainer.model), trainer.score, loader, **how)
         if trainer._has_noise:
             noisy = trainer._start_noise(kwargs["train_dataloader"])
             if trainer._resumed_from is not None:

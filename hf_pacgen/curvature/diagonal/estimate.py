@@ -18,8 +18,9 @@ from hf_pacgen.curvature.diagonal.hutchinson import Hutchinson
 from hf_pacgen.curvature.diagonal.sums import DiagonalSums, pooled_trace
 from hf_pacgen.curvature.operators import Tick
 from hf_pacgen.curvature.weight_space import Vector, WeightSpace
-from hf_pacgen.data.collation import count_examples
-from hf_pacgen.data.losses import BatchLoss, require_units
+from hf_pacgen.data.contents import count_examples
+from hf_pacgen.data.losses import BatchLoss, LossKind, require_units
+from hf_pacgen.data.objective import LossChanged
 from hf_pacgen.maths.score_errors import DiagonalSample, Part
 from hf_pacgen.results.diagonal import DiagonalEstimate
 
@@ -83,7 +84,20 @@ def estimate_diagonal(
     Raises:
         ValueError: ``exact`` on a model with too many parameters, or a batch whose gradient is not finite, or data
             without a single loss unit.
+        LossChanged: the loss of a later batch is another, and the work cannot begin anew.
     """
+    try:
+        return _estimated(space, config, tick, checkpoint)
+    except LossChanged:
+        # what one process found the others do not know, and a checkpoint holds sums of the other kind
+        if space.objective.batches.processes.size > 1 or checkpoint is not None:
+            raise
+        space.restore()
+        space.objective.kind = LossKind.OTHER
+        return _estimated(space, config, tick, checkpoint)
+
+
+def _estimated(space: WeightSpace, config: ScoreConfig, tick: Tick, checkpoint: Checkpoint | None) -> DiagonalEstimate:
     estimator, notes = _supported(space, Estimator(config.estimator))
     processes = space.objective.batches.processes
     with processes.together():
