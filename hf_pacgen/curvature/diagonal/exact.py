@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -47,7 +49,7 @@ class Exact:
         """Add a batch; returns whether its numbers were finite, and its loss."""
         objective, finite = self.space.objective, True
         parameters = list(objective.parameters.values())
-        with double_backward_attention(objective.model):
+        with double_backward_attention(objective.model), _second_derivatives():
             result = objective.loss(batch, index)
             gradients = torch.autograd.grad(result.total, parameters, create_graph=True, allow_unused=True)
             for total, parameter, gradient in zip(self.total.values(), parameters, gradients, strict=True):
@@ -61,3 +63,18 @@ class Exact:
                         out[i] += row.reshape(-1)[i]
                 finite = finite and bool(out.isfinite().all())
         return finite, BatchLoss(result.total.detach(), result.units)
+
+
+@contextmanager
+def _second_derivatives() -> Iterator[None]:
+    """Says in words that an operation has no second derivative, which torch says of its backward function."""
+    try:
+        yield
+    except RuntimeError as error:  # NotImplementedError is one
+        if "not implemented" not in str(error):
+            raise
+        raise ValueError(
+            f"estimator='exact' differentiates the gradient, and an operation of the model or of its loss has no second "
+            f"derivative ({str(error).splitlines()[0]}): CTC and fused kernels have none. Use estimator='hutchinson' "
+            "with hvp='finite_difference', or 'auto' in float32."
+        ) from error
