@@ -74,7 +74,7 @@ def _second_derivatives() -> Iterator[None]:
         if "not implemented" not in str(error):
             raise
         raise ValueError(
-            f"estimator='exact' differentiates the gradient, and an operation of the model or of its loss has no second "
+            f"estimator='exact' differentiates the gradient, and an operation of the model or its loss has no second "
             f"derivative ({str(error).splitlines()[0]}): CTC and fused kernels have none. Use estimator='hutchinson' "
             "with hvp='finite_difference', or 'auto' in float32."
         ) from error
