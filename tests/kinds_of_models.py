@@ -192,6 +192,14 @@ class Contrastive(nn.Module):
         return self.inner(input_ids=input_ids, pixel_values=pixel_values, return_loss=True)
 
 
+def detection_transformer() -> nn.Module:
+    torch.manual_seed(0)
+    sizes: Any = {"embedding_size": 4, "hidden_sizes": [4, 8], "depths": [1, 1], "layer_type": "basic"}
+    bare: Any = {"use_timm_backbone": False, "use_pretrained_backbone": False, "backbone": None}
+    backbone = t.ResNetConfig(**sizes | {"out_features": ["stage2"]})
+    return t.DetrForObjectDetection(t.DetrConfig(**bare, **DETR, backbone_config=backbone))
+
+
 def image_texts() -> nn.Module:
     torch.manual_seed(0)
     encoder, decoder = t.ViTConfig(**VISION), t.GPT2Config(**GPT, add_cross_attention=True, is_decoder=True)  # type: ignore
@@ -308,6 +316,14 @@ KINDS: dict[str, Kind] = {
     "YOLOS (detection)": Kind(
         of("YolosForObjectDetection", VISION | {"image_size": [16, 16], "num_detection_tokens": 4}),
         detected,
+        says=CUT,
+        depends=True,
+        double=False,
+        apart="its loss has kinks (L1, ReLU)",
+    ),
+    "DETR (detection)": Kind(
+        detection_transformer,
+        rows(pixel_values=drawn(COUNT, 3, 32, 32), pixel_mask=torch.ones(COUNT, 32, 32).long(), labels=BOXES),
         says=CUT,
         depends=True,
         double=False,
