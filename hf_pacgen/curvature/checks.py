@@ -217,6 +217,7 @@ class _Examination:
 
     def run(self) -> HVPMethod:
         method = choose_method(self.space, self.asked)
+        self.objective.confirm_deterministic()  # before weights are displaced
         dtypes = {p.dtype for p in self.objective.parameters.values()}
         if self.objective.low_precision or not dtypes <= RELATIVE_DISPLACEMENT.keys():
             return self._in_low_precision(method)
@@ -292,6 +293,7 @@ class _Examination:
     def _product(self, method: HVPMethod) -> Vector | str:
         """A product along z, or why there is none."""
         space = self.space
+        space.restore()
         before = {m: m.training for m in self.objective.model.modules()}
         try:
             values, _ = HessianProduct(space, method)(self.batch, self.index, self.z)

@@ -24,7 +24,7 @@ from hf_pacgen import (
     worst_case_sharpness,
 )
 from hf_pacgen.config import HVPMethod
-from hf_pacgen.curvature.checks import require_dependence, require_unchanged, weights_checksum
+from hf_pacgen.curvature.checks import examine, require_dependence, require_unchanged, weights_checksum
 from hf_pacgen.curvature.weight_space import WeightSpace
 from hf_pacgen.data.batches import Batches
 from hf_pacgen.data.objective import Objective
@@ -252,13 +252,14 @@ def test_the_checks_are_few_and_in_the_result() -> None:
         "the loss's second difference against the product",
         "the weights' checksum",
     }
-    with_guard, calls = calls, 0
-    more = data(torch.float32) * 2
-    pacgen(Net(torch.tanh, torch.float32), more, loss_fn=counted, progress=False)
-    each = (calls - with_guard) / 4
-    # what does not grow with the data: ρ and the checks; the checks are 8 passes, 5 % of a score of 60 batches
-    smoothness = pacgen(Net(torch.tanh, torch.float32), data(torch.float32), loss_fn=counted, progress=False).num_hvps
-    assert with_guard - 4 * each - 2 * smoothness <= 12
+    model = Net(torch.tanh, torch.float32)
+    objective = Objective(model, Batches(data(torch.float32), model=model), loss_fn=counted)
+    objective.inspect()
+    calls = 0
+    require_dependence(objective)
+    with WeightSpace(objective) as space:
+        examine(space, "auto")
+    assert calls <= 8  # four of them with a gradient: 5 % of a score of 25 batches
 
 
 def test_weights_that_something_wrote_to_are_noticed() -> None:

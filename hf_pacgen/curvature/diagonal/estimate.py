@@ -16,6 +16,7 @@ from hf_pacgen.curvature.diagonal.exact import Exact
 from hf_pacgen.curvature.diagonal.gauss_newton import GaussNewton
 from hf_pacgen.curvature.diagonal.hutchinson import Hutchinson
 from hf_pacgen.curvature.diagonal.sums import DiagonalSums, pooled_trace
+from hf_pacgen.curvature.diagonal.through_outputs import EXACT, find_outputs
 from hf_pacgen.curvature.operators import Tick
 from hf_pacgen.curvature.weight_space import Vector, WeightSpace
 from hf_pacgen.data.contents import count_examples
@@ -98,10 +99,12 @@ def estimate_diagonal(
 
 
 def _estimated(space: WeightSpace, config: ScoreConfig, tick: Tick, checkpoint: Checkpoint | None) -> DiagonalEstimate:
-    estimator, notes = _supported(space, Estimator(config.estimator))
     processes = space.objective.batches.processes
     with processes.together():
+        estimator, notes, outputs = _supported(space, Estimator(config.estimator))
         parts = _Parts.of(estimator, space, config)
+        if parts.gradients is not None:
+            parts.gradients.outputs = outputs
     if checkpoint is not None:
         checkpoint.start(parts.tensors())
     sweep, sweeps = 0, 1 if parts.exact is not None else config.passes or 1
@@ -139,16 +142,27 @@ def _estimated(space: WeightSpace, config: ScoreConfig, tick: Tick, checkpoint: 
     )
 
 
-def _supported(space: WeightSpace, estimator: Estimator) -> tuple[Estimator, list[str]]:
-    """The estimator that the loss allows, and what to say of it."""
+def _supported(space: WeightSpace, estimator: Estimator) -> tuple[Estimator, list[str], tuple[str, ...] | None]:
+    """The estimator that the loss allows, what to say of it, and the outputs that a Gauss-Newton part goes through."""
     kind = space.objective.kind
-    if estimator.facts.needs_labels and kind.facts is None:
+    if not estimator.facts.needs_labels or kind.facts is not None:
+        return estimator, [], None
+    found = find_outputs(space)
+    if found is None:
         note = (
-            f"The estimator is hutchinson instead of {estimator.value}: Gauss-Newton with sampled labels needs a "
-            f"cross-entropy on the model's logits, and this is {kind.value}."
+            f"The estimator is hutchinson instead of {estimator.value}: Gauss-Newton needs a cross-entropy on the "
+            f"model's logits, or a loss of its outputs with a second derivative, and this is {kind.value}."
         )
-        return Estimator.HUTCHINSON, [note]
-    return estimator, []
+        return Estimator.HUTCHINSON, [note], None
+    outputs, beside = found
+    space.objective.guard.add("Gauss-Newton", f"through the outputs {', '.join(outputs)}")
+    if beside <= EXACT:
+        return estimator, [], outputs
+    note = (
+        f"A part of the loss ({beside:.0%} of its gradient, such as a router's auxiliary loss) does not come through "
+        f"the outputs {', '.join(outputs)}, and is missing in the Gauss-Newton part of the diagonal."
+    )
+    return estimator, [note], outputs
 
 
 def _add(space: WeightSpace, parts: _Parts, batch: Any, index: int, sweep: int) -> None:
@@ -162,7 +176,7 @@ def _add(space: WeightSpace, parts: _Parts, batch: Any, index: int, sweep: int) 
     if parts.gradients is not None and sweep < parts.gradient_passes:
         finite, true = parts.gradients.add(batch, index, sweep)
         _check_gradient(finite, index)
-        parts.counts[4] += 1
+        parts.counts[4] += 1 if parts.gradients.outputs is None else 2
     if sweep == 0:
         if true is None:
             space.restore()
