@@ -63,12 +63,10 @@ def inspect_loss(objective: Objective, loss: Tensor, outputs: Any, batch: Any, i
         source = twin or objective.own
         key = next(name for name in source.label_names if batch.get(name) is labels)
 
-        def again(relabeled: Tensor) -> tuple[Tensor, Tensor]:
+        def again(relabeled: Tensor) -> tuple[Tensor, Tensor] | None:
             value, new_outputs = source(objective.model, source.prepare({**batch, key: relabeled}))
             new_logits = logits_of(new_outputs, relabeled)
-            if value is None or new_logits is None:
-                raise ValueError("The model gave no loss or no logits for other labels. Pass loss_fn.")
-            return value, new_logits
+            return None if value is None or new_logits is None else (value, new_logits)
 
         entropy = recognize(loss, logits, labels, causal=causal, again=again)
     if entropy is not None:
@@ -123,7 +121,9 @@ def _by_parts(objective: Objective, loss: Tensor, batch: Any, index: int, labels
             "that it does not depend on the batching; the gradient of a step is larger by the number of its examples.",
         )
     how = "sum" if rule.adds else "mean"
-    return Finding(rule=rule, sentence=f"is the {how} of its parts, weighted by {rule.name}", notes=notes)
+    of_tokens = isinstance(labels, Tensor) and labels.ndim > 1 and not labels.is_floating_point()
+    what = rule.name if of_tokens or rule.adds else "examples"
+    return Finding(rule=rule, sentence=f"is the {how} of its parts, weighted by {what}", notes=notes)
 
 
 def _losses(objective: Objective, batch: Any, index: int) -> list[tuple[Cut, float, Sequence[float]]] | None:

@@ -94,7 +94,12 @@ def tolerance_of(*tensors: Tensor) -> float:
 
 
 def recognize(
-    loss: Tensor, logits: Tensor, labels: Tensor, *, causal: bool, again: Callable[[Tensor], tuple[Tensor, Tensor]]
+    loss: Tensor,
+    logits: Tensor,
+    labels: Tensor,
+    *,
+    causal: bool,
+    again: Callable[[Tensor], tuple[Tensor, Tensor] | None],
 ) -> CrossEntropy | None:
     """The cross-entropy that a batch's loss is; None where it is none.
 
@@ -126,7 +131,7 @@ def _weighted(
     loss: Tensor,
     logits: Tensor,
     labels: Tensor,
-    again: Callable[[Tensor], tuple[Tensor, Tensor]],
+    again: Callable[[Tensor], tuple[Tensor, Tensor] | None],
 ) -> CrossEntropy | None:
     """A cross-entropy with a weight for every class; its gradient with respect to z_i is a_i/Σa (softmax z_i - e_y)."""
     if (found := _shares(plain, loss, logits, labels)) is None:
@@ -144,8 +149,8 @@ def _weighted(
         relabeled = labels.clone().reshape(-1)
         relabeled[places] = reference
         relabeled[places[1 : 1 + len(few)]] = torch.tensor(few, device=labels.device)
-        new_loss, new_logits = again(relabeled.view_as(labels))
-        if (asked := _shares(plain, new_loss, new_logits, relabeled.view_as(labels))) is None:
+        made = again(relabeled.view_as(labels))
+        if made is None or (asked := _shares(plain, *made, relabeled.view_as(labels))) is None:
             return None
         shares, drawn = asked
         if float(shares[0]) <= 0:

@@ -62,10 +62,8 @@ class ShardedObjective(Objective):
 
     def _places(self, batch: Any) -> int:
         """Labels that count, however much each weighs."""
-        labels, entropy = self._labels(batch), self.entropy
-        if entropy is None:
-            raise ValueError("Only a cross-entropy has labels to draw. Use estimator='hutchinson'.")
-        return int(dataclasses.replace(entropy, weights=None).units(labels))
+        bare: Any = self.entropy  # there is one, or no scores were had
+        return int(dataclasses.replace(bare, weights=None).units(self._labels(batch)))
 
     _compares = False
     """What one process alone found would leave the others waiting."""

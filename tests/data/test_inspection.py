@@ -161,7 +161,11 @@ def test_parts_are_named_among_the_checks() -> None:
 
     batch = {"x": torch.randn(4, 3), "labels": torch.randn(4, 3)}
     found = notes(Plain(), [batch]).checks["the loss of a batch"]
-    assert found == "is the mean of its parts, weighted by labels other than -100"
+    assert found == "is the mean of its parts, weighted by examples"
+    with pytest.raises(ValueError, match=r"no labels to draw: this is a loss that is no cross-entropy on logits"):
+        notes(Plain(), [batch]).sampled_loss(batch, 0, 1)
+    with pytest.raises(ValueError, match="Batch 3 gave no loss"):
+        notes(Plain(), [batch]).sampled_loss({"x": batch["x"]}, 3, 1)
     alone = notes(Plain(), [{k: v[:1] for k, v in batch.items()}]).checks["the loss of a batch"]
     assert alone.startswith("could not be compared with its parts")
 
