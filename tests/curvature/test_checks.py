@@ -225,14 +225,13 @@ def test_sentences_on_numbers_that_are_too_good_to_be_true() -> None:
     assert any("does not depend on 2 of the 6 trainable tensors" in n and "'spare.weight'" in n for n in notes)
 
     def linear(model: Any, batch: Any) -> Any:
-        return model.first(batch[0]).sum() + 1.0, len(batch[0])
+        return model["first"](batch[0]).sum() + 1.0, len(batch[0])
 
     only = nn.ModuleDict({"first": nn.Linear(5, 2, dtype=torch.float64)})
-    found = pacgen(only, data(), loss_fn=lambda m, b: (m["first"](b[0]).sum() + 1, len(b[0])), progress=False)
+    found = pacgen(only, data(), loss_fn=linear, progress=False)
     said = " ".join(found.status)
     for sentence in ("trace is exactly 0", "standard error of the trace is 0", "ρ is exactly 0", "exactly 0 although"):
         assert sentence in said
-    assert linear is not None
 
 
 def test_the_checks_are_few_and_in_the_result() -> None:
