@@ -57,6 +57,10 @@ class HVPMethod(Choice):
     FINITE_DIFFERENCE = "finite_difference", HVPFacts(differences=True, passes_checkpoints=True, passes_reentrant=True)
 
 
+RELATIVE_EPSILON = 0.3
+"""ε of the default, in root mean squares: what ranked LeNets by their gap best, see examples/evidence.md."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class ScoreConfig(Config):
     """Settings of :func:`hf_pacgen.pacgen`.
@@ -69,9 +73,13 @@ class ScoreConfig(Config):
     """
 
     gamma: NonNegative = option(GAMMA, "γ of the neighborhood N_i = γ|w_i| + ε in which ρ is measured.")
-    epsilon: NonNegative = option(EPSILON, "ε of the neighborhood N_i = γ|w_i| + ε.")
-    epsilon_scale: EpsilonScale | str = option(
-        EpsilonScale.ABSOLUTE, "What ε is measured in: 'absolute', or 'rms', the root mean square of each tensor."
+    epsilon: NonNegative | None = option(
+        None, "ε of the neighborhood N_i = γ|w_i| + ε. By default 0.3 of the root mean square of each tensor."
+    )
+    epsilon_scale: EpsilonScale | str | None = option(
+        None,
+        "What ε is measured in: 'absolute', as in the article, or 'rms', the root mean square of each tensor. By "
+        "default 'absolute' for an ε that is given.",
     )
     eta: Temperature = option("n", "η of K(η): a number, or 'n', the size of the training set.")
     estimator: Estimator | str = option(
@@ -105,6 +113,14 @@ class ScoreConfig(Config):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        # an ε that is given stays the length that it was in release 0.1
+        scale = self.epsilon_scale
+        if scale is None:
+            scale = EpsilonScale.RMS if self.epsilon is None else EpsilonScale.ABSOLUTE
+            object.__setattr__(self, "epsilon_scale", scale)
+        if self.epsilon is None:
+            of_tensor = EpsilonScale(scale).facts.of_tensor
+            object.__setattr__(self, "epsilon", RELATIVE_EPSILON if of_tensor else EPSILON)
         if self.gamma == 0 and self.epsilon == 0:
             raise ValueError(
                 "gamma and epsilon are both 0, so every neighborhood N_i = gamma*|w_i| + epsilon is empty; "
@@ -116,6 +132,13 @@ class ScoreConfig(Config):
                 f"rho={self.rho} was given together with lipschitz_directions={self.lipschitz_directions}; "
                 "set lipschitz_directions=0 to use your rho, or leave rho at 0 to have it estimated."
             )
+
+    @property
+    def box(self) -> tuple[float, EpsilonScale]:
+        """ε and what it is measured in, as they were settled."""
+        if self.epsilon is None or self.epsilon_scale is None:
+            raise LookupError("epsilon is settled where a ScoreConfig is made, and may not be taken away afterwards.")
+        return self.epsilon, EpsilonScale(self.epsilon_scale)
 
     @classmethod
     def article(cls, **settings: Any) -> ScoreConfig:

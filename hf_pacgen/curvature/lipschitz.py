@@ -40,7 +40,7 @@ def estimate_lipschitz(space: WeightSpace, config: ScoreConfig, *, tick: Tick = 
         ValueError: a product in the box is not finite.
     """
     processes = space.objective.batches.processes
-    epsilons = space.half_widths(config.epsilon, config.epsilon_scale)
+    epsilons = space.half_widths(*config.box)
     found: dict[int, tuple[float, int, bool, int]] = {}
     with processes.together():
         chosen = _batches(space, config)

@@ -1,6 +1,6 @@
 """Standard errors of a score, from the diagonals of some weights by groups of batches.
 
-A score is no linear function of the diagonal: noise in the diagonal moves its mean too.  So it is computed again without
+A score is no linear function of the diagonal: noise in the diagonal moves its mean too. So it is computed again without
 each group (the jackknife), from halves and quarters of the groups (which have more noise, and so more of the shift),
 along what the blend may have missed, and with ρ one standard error up and down.
 """

@@ -112,7 +112,7 @@ def _result(
     if eta == "n":
         eta = config.num_training_examples or objective.batches.num_examples()
     eta = float(eta)
-    epsilons = space.half_widths(config.epsilon, config.epsilon_scale)
+    epsilons = space.half_widths(*config.box)
     terms, traces = _terms(space, config, diagonal.values, rho, eta, epsilons)
     errors: dict[str, Any] = _errors(space, config, diagonal, (rho, rho_stderr), eta, epsilons)
     total, method = sum(terms.values(), ScoreTerms()), diagonal.hvp_method

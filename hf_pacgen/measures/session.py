@@ -154,22 +154,27 @@ def session(
             if note is not None:
                 objective.guard.note(note)
             count = stack.enter_context(dequantized(model)) if derivatives else 0
-            if count:
-                objective.guard.note(
-                    f"{count} quantized layers were computed from their dequantized weights in float32: the kernels of "
-                    "bitsandbytes have no second derivative."
-                )
-            objective.inspect(confirm=confirm)
-            if weights:
-                require_dependence(objective)
-            # a loss that depends on the batching is that of the training only in batches like those of the training
-            size = objective.own.batch_size
-            if objective.depends_on_batching and size is not None and batches.recut(size):
-                objective.guard.note(f"The batches were taken as in training: {size} shuffled examples each.")
+            _inspect(objective, batches, count, confirm=confirm, weights=weights)
         if stage:
             tick.stage(stage, passes=passes)
         with objective.rows.watching():
             yield objective, tick
+
+
+def _inspect(objective: Objective, batches: Batches, quantized: int, *, confirm: bool, weights: bool) -> None:
+    """Look at the loss, and say what was made of the model and of the data."""
+    if quantized:
+        objective.guard.note(
+            f"{quantized} quantized layers were computed from their dequantized weights in float32: the kernels of "
+            "bitsandbytes have no second derivative."
+        )
+    objective.inspect(confirm=confirm)
+    if weights:
+        require_dependence(objective)
+    # a loss that depends on the batching is that of the training only in batches like those of the training
+    size = objective.own.batch_size
+    if objective.depends_on_batching and size is not None and batches.recut(size):
+        objective.guard.note(f"The batches were taken as in training: {size} shuffled examples each.")
 
 
 def measure(function: Callable[P, R]) -> Callable[P, R]:

@@ -77,9 +77,10 @@ def other(says: str, *, default: Any = MISSING, written: bool = True) -> Any:
     return _field(Facts(says=says, written=written), default)
 
 
-def like(kind: Any, name: str) -> Any:
-    """A field that means the same as that of another result."""
-    return varied(kind.__dataclass_fields__[name])
+def like(kind: Any, name: str, *, optional: bool = False) -> Any:
+    """A field that means the same as that of another result; ``optional`` where it may be missing here, as None."""
+    field = kind.__dataclass_fields__[name]
+    return _field(field.metadata[FACTS], None) if optional else varied(field)
 
 
 def varied(field: Any, **changes: Any) -> Any:

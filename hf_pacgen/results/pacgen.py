@@ -178,6 +178,8 @@ def by_module(terms: Mapping[str, ScoreTerms], parameter_traces: Mapping[str, fl
     sums: dict[str, ScoreTerms] = {}
     traces: dict[str, float] = {}
     for name, term in terms.items():
+        if not term.num_parameters:  # a parameter without elements, of which models of few layers have some
+            continue
         module = name.rpartition(".")[0] or name  # a parameter of the model itself is its own module
         sums[module] = sums[module] + term if module in sums else term
         traces[module] = traces.get(module, 0.0) + parameter_traces[name]

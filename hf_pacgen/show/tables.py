@@ -8,6 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from hf_pacgen.results.pacgen import PACGenResult
+from hf_pacgen.show.advice import consistent
 from hf_pacgen.show.wording import SECTIONS, further_metrics, number, parts, percent, spread, with_error
 
 __all__ = ["PLAIN_WIDTH", "number", "percent", "print_report", "report", "spread"]
@@ -44,7 +45,7 @@ def report(result: PACGenResult, *, title: str = "PACGen", top_modules: int = 8)
     parts.append(Text(HOW_TO_READ, style="dim"))
     if result.status:
         parts.append(Text("\nWhat limits these numbers:", style="bold"))
-    for sentence in result.status:
+    for sentence in consistent(result.status):
         line = Table.grid(padding=(0, 1))  # which indents the lines of a long sentence
         line.add_row("•", Text(sentence))
         parts.append(line)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -23,9 +24,13 @@ from hf_pacgen.data.objective import LossFunction, Objective
 from hf_pacgen.data.own_loss import OwnLoss
 from hf_pacgen.distributed.processes import Processes
 from hf_pacgen.measures.pacgen import pacgen
+from hf_pacgen.measures.ranking import AGREE, REASON
+from hf_pacgen.measures.ranking import agree as agree_on_loss
 from hf_pacgen.measures.session import session
 from hf_pacgen.model.state import unwrap
 from hf_pacgen.results.pacgen import PACGenResult
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,12 +117,40 @@ def agree_on_settings(
 
 def refuse_unknown_metric(args: TrainingArguments) -> None:
     """Raise a ValueError where the best model is to be chosen by a score, and there will be none."""
-    metric = args.metric_for_best_model or ""
-    if "pacgen" in metric or metric.removeprefix("eval_").startswith("hessian_"):
+    metric = args.metric_for_best_model
+    if _is_score(metric):
         raise ValueError(
             f"metric_for_best_model={metric!r} is a score, and this PACGenTrainer computes none. Pass "
             "score=ScoreConfig(max_examples=512), for instance, or choose by another metric."
         )
+
+
+def _is_score(metric: str | None) -> bool:
+    metric = metric or ""
+    return "pacgen" in metric or metric.removeprefix("eval_").startswith("hessian_")
+
+
+class Candidates:
+    """The checkpoints of a training among which a score is to choose: warns, once, where it cannot tell them apart."""
+
+    def __init__(self, args: TrainingArguments) -> None:
+        self.metric = args.metric_for_best_model if _is_score(args.metric_for_best_model) else None
+        self.is_main = args.process_index == 0
+        self.losses: list[float] = []  # on the training data, without dropout
+        self.warned = False
+
+    def add(self, result: PACGenResult) -> None:
+        """Hear of the next one."""
+        self.losses.append(result.loss)
+        if self.metric is None or self.warned or agree_on_loss(self.losses):
+            return
+        self.warned = True
+        if self.is_main:
+            logger.warning(
+                "metric_for_best_model=%r is to choose between checkpoints of different training loss (%.4g to %.4g; "
+                "%s agrees). %s. Choose by a metric on validation data, such as 'eval_loss'.",
+                *(self.metric, min(self.losses), max(self.losses), AGREE, REASON),
+            )
 
 
 def describe_run(

@@ -19,6 +19,7 @@ from hf_pacgen.training.arguments import PACGenTrainingArguments, as_config
 from hf_pacgen.training.callback.callback import PACGenCallback
 from hf_pacgen.training.noisy_step import ANOTHER_NOISE, NoisyStep
 from hf_pacgen.training.run_facts import (
+    Candidates,
     agree_on_settings,
     describe_run,
     is_on,
@@ -41,9 +42,10 @@ class PACGenTrainer(Trainer):
     Trainer's bit for bit.  What runs inside ``training_step``, such as your ``compute_loss``, sees the noisy weights:
     copy or save them outside of it.
 
-    An evaluation gets ``eval_pacgen``, ``eval_pacgen_kl``, ... in what it returns, logs and reports, so that
-    ``metric_for_best_model="eval_pacgen_kl"`` with ``greater_is_better=False`` works.  Scores are of the *training*
-    data: all of it, or a seeded subset of ``ScoreConfig.max_examples``.
+    An evaluation gets ``eval_pacgen``, ``eval_pacgen_kl``, ... in what it returns, logs and reports.  Scores are of the
+    *training* data: all of it, or a seeded subset of ``ScoreConfig.max_examples``.  Where ``metric_for_best_model`` is
+    a score and the training losses of the checkpoints differ, a warning says, once, that a score cannot choose between
+    them.
 
     Args:
         noise, score: settings; by default those of the arguments, if they are PACGenTrainingArguments.
@@ -69,6 +71,7 @@ class PACGenTrainer(Trainer):
         self._resumed_from: str | None = None
         self._scores_of_evaluation: PACGenResult | None = None
         self._evaluations = 0
+        self._candidates: Candidates | None = None  # while training
         super().__init__(*args, **kwargs)
         if isinstance(self.args, PACGenTrainingArguments):
             self.noise = self.noise or self.args.noise_config
@@ -100,6 +103,7 @@ class PACGenTrainer(Trainer):
         try:
             return super().train(resume_from_checkpoint, *args, **kwargs)
         finally:
+            self._candidates = None
             self._close_noise()
 
     def training_step(
@@ -191,6 +195,8 @@ class PACGenTrainer(Trainer):
         if self.score is not None and self._evaluations and output.metrics is not None:
             if self._scores_of_evaluation is None:
                 self._scores_of_evaluation = self.last_score = self.pacgen()
+                if self._candidates is not None:
+                    self._candidates.add(self.last_score)
             output.metrics.update(self._scores_of_evaluation.metrics(f"{metric_key_prefix}_"))
         return output
 
@@ -256,6 +262,7 @@ class _Steps(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         trainer = self.trainer
         trainer._close_noise()  # that of steps by hand
+        trainer._candidates = Candidates(trainer.args)
         agree_on_settings(trainer.args, trainer.noise, trainer.score)
         if trainer.score is not None and trainer.eval_dataset is not None:  # else it scores when it is asked
             loader = kwargs["train_dataloader"]

@@ -17,6 +17,7 @@ from transformers import (
     YolosForObjectDetection,
 )
 
+from hf_pacgen import ScoreConfig, hessian_diagonal
 from hf_pacgen.data.batches import Batches
 from hf_pacgen.data.objective import Objective
 from hf_pacgen.measures.landscape import mean_loss
@@ -163,3 +164,11 @@ def test_parts_are_named_among_the_checks() -> None:
     assert found == "is the mean of its parts, weighted by labels other than -100"
     alone = notes(Plain(), [{k: v[:1] for k, v in batch.items()}]).checks["the loss of a batch"]
     assert alone.startswith("could not be compared with its parts")
+
+
+def test_ctc_has_no_exact_diagonal() -> None:
+    model, batch = speech("mean"), recordings(4)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_("lm_head" in name)
+    with pytest.raises(ValueError, match=r"has no second derivative \(derivative for aten::_ctc_loss_backward is"):
+        hessian_diagonal(model, [batch], config=ScoreConfig(estimator="exact"), progress=False)

@@ -92,7 +92,7 @@ def test_a_direction_that_there_is_not() -> None:
 
 
 def test_measures_are_in_the_order_of_a_table() -> None:
-    assert MEASURES["kl_complexity"] == "K(η)" and MEASURES["active_fraction"] == "  active fraction of Ψ"
+    assert MEASURES["kl_complexity"] == "K(η)" and MEASURES["score_per_parameter"] == "  Ψ/m"
     assert list(MEASURES)[-3:] == ["loss", "test_loss", "gap"]
     assert Measures.facts()["score"] is PACGenResult.facts()["score"]
 

@@ -67,6 +67,15 @@ def test_report_shows_everything() -> None:
     assert text.index("large[0]") < text.index("small")
 
 
+def test_report_gives_one_consistent_next_step() -> None:
+    notes = ("Saturated. Raise eta or epsilon.", "ρ outweighs it. More passes help; a smaller epsilon does too.")
+    text = printed(dataclasses.replace(RESULT, status=notes))
+    assert (
+        "• Saturated. Raise eta or epsilon. • ρ outweighs it. More passes help." in text
+        and "a smaller epsilon" not in text
+    )
+
+
 def test_report_leaves_out_what_there_is_not() -> None:
     bare = dataclasses.replace(
         RESULT, status=(), hessian_trace_stderr=None, num_units=12.0, num_hvps=0, num_gradients=0

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 import training_runs as runs
+from launch import on_two_processes
 from torch import Tensor
 from torch.nn import functional
 from transformers import Trainer, TrainingArguments
@@ -28,6 +29,15 @@ class Weighted(Trainer):
         outputs = model(**inputs)
         loss = functional.cross_entropy(outputs.logits, labels, weight=WEIGHTS)
         return (loss, outputs) if return_outputs else loss
+
+
+class Gathers(Weighted):
+    """Averages something over the processes in its loss, as trainers of TRL do for their logs."""
+
+    def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, **kwargs: Any) -> Any:
+        result = super().compute_loss(model, inputs, return_outputs, **kwargs)
+        self.accelerator.gather_for_metrics(torch.ones(1))
+        return result
 
 
 class Dropping(Trainer):
@@ -68,6 +78,7 @@ def truths(model: Any) -> dict[str, float]:
         "smoothing": 0.9 * plain - 0.1 * logits.log_softmax(-1).mean().item(),
         "prepared": plain,
         "model": plain,
+        "gathers": functional.cross_entropy(logits, data.labels, weight=WEIGHTS).item(),
     }
 
 
@@ -77,6 +88,7 @@ CASES: dict[str, tuple[type[Trainer], dict[str, Any], dict[str, Any]]] = {
     "smoothing": (Trainer, {}, {"label_smoothing_factor": 0.1}),
     "prepared": (Dropping, {"train_dataset": Heavier()}, {"remove_unused_columns": False}),
     "model": (Trainer, {}, {}),
+    "gathers": (Gathers, {}, {}),
 }
 
 
@@ -89,12 +101,13 @@ def made(shell: str, case: str, **more: Any) -> Trainer:
         "train_dataset": runs.Sentences(),
         "eval_dataset": runs.Sentences(8, seed=1),
         **given,
+        **more,
     }
     if shell == "callback":
-        callback = PACGenCallback(score=SCORE, score_on="end", **more)
+        callback = PACGenCallback(score=SCORE, score_on="end")
         return kind(callbacks=[callback], **common)
     both: Any = PACGenTrainer if kind is Trainer else type("Both", (PACGenTrainer, kind), {})
-    return both(score=SCORE, **more, **common)  # type: ignore[no-any-return]
+    return both(score=SCORE, **common)  # type: ignore[no-any-return]
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -180,3 +193,16 @@ def test_which_loss_a_trainer_has() -> None:
     assert kind(settings={"label_smoothing_factor": 0.1}).name == "the label smoothing of the Trainer"
     assert isinstance(kind(Dropping), TrainerLoss)
     assert kind(settings={"label_names": ["tags"]}).label_names[:2] == ("tags", "labels")
+
+
+def _scored(expected: dict[str, float]) -> None:
+    for case, loss in expected.items():
+        trainer: Any = made("trainer", case, train_dataset=runs.Sentences(40))
+        assert abs(trainer.pacgen().loss - loss) < 1e-5 * loss, case
+
+
+def test_two_processes_score_the_loss_of_one() -> None:
+    """Although they are at other batches, and have two and one of three: nothing is gathered in a loss."""
+    cases = ("gathers", "function", "smoothing")
+    expected = {case: made("trainer", case, train_dataset=runs.Sentences(40)).pacgen().loss for case in cases}  # type: ignore
+    on_two_processes(_scored, expected)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -48,7 +50,7 @@ class Exact:
         """Add a batch; returns whether its numbers were finite, and its loss."""
         objective, found = self.space.objective, self.space.zeros()
         parameters = list(objective.parameters.values())
-        with double_backward_attention(objective.model):
+        with double_backward_attention(objective.model), _second_derivatives():
             result = objective.loss(batch, index)
             gradients = torch.autograd.grad(result.total, parameters, create_graph=True, allow_unused=True)
             for total, parameter, gradient in zip(found.values(), parameters, gradients, strict=True):
@@ -62,3 +64,18 @@ class Exact:
                         out[i] += row.reshape(-1)[i]
         finite = self.sums.add_diagonal(index, found, result.units)
         return finite, BatchLoss(result.total.detach(), result.units)
+
+
+@contextmanager
+def _second_derivatives() -> Iterator[None]:
+    """Says in words that an operation has no second derivative, which torch says of its backward function."""
+    try:
+        yield
+    except RuntimeError as error:  # NotImplementedError is one
+        if "not implemented" not in str(error):
+            raise
+        raise ValueError(
+            f"estimator='exact' differentiates the gradient, and an operation of the model or its loss has no second "
+            f"derivative ({str(error).splitlines()[0]}): CTC and fused kernels have none. Use estimator='hutchinson' "
+            "with hvp='finite_difference', or 'auto' in float32."
+        ) from error

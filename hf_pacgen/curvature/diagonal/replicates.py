@@ -1,6 +1,6 @@
 """A few weights, whose diagonals are kept by groups of batches: from their spread come the errors of the score.
 
-K(η) is no linear function of the diagonal, and its terms share the noise of the probes.  Both are seen only by computing
+K(η) is no linear function of the diagonal, and its terms share the noise of the probes: that is seen only by computing
 it again without some of the batches, which would take a copy of the diagonal for every group.  Some weights of each
 tensor are enough to see how far it moves.
 """

@@ -125,9 +125,9 @@ def _tensors(outputs: Any) -> Iterator[tuple[str, Tensor]]:
     else:
         pairs = vars(outputs).items()
     for name, value in pairs:
-        if isinstance(value, Tensor) and name not in SKIPPED and value.is_floating_point() and value.requires_grad:
-            if value.ndim:
-                yield name, value
+        floating = isinstance(value, Tensor) and value.is_floating_point() and value.requires_grad
+        if floating and value.ndim and name not in SKIPPED:
+            yield name, value
 
 
 def _choices(names: list[str]) -> Iterator[tuple[str, ...]]:

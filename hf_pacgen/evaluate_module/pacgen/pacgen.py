@@ -14,13 +14,16 @@ import os
 import datasets
 import evaluate
 
-from hf_pacgen.config import ScoreConfig
+from hf_pacgen.config import RelativeSharpnessConfig, ScoreConfig
+from hf_pacgen.config.settings import flag
 from hf_pacgen.errors import InputError
 from hf_pacgen.maths.arrays import to_number, to_tensors
 from hf_pacgen.maths.score import pacgen_score
 from hf_pacgen.measures.pacgen import pacgen
+from hf_pacgen.measures.relative_sharpness import relative_sharpness as relative_rise
 from hf_pacgen.measures.session import DataOptions
 from hf_pacgen.results.pacgen import PACGenResult, score_fields
+from hf_pacgen.results.relative_sharpness import RelativeSharpness
 from hf_pacgen.show.wording import composition
 
 logger = logging.getLogger("hf_pacgen.evaluate_module")
@@ -55,6 +58,7 @@ Either from a model and its training data:
     collate_fn, batch_size: how a dataset becomes batches (by default padded batches of 8).
     accelerator: an `accelerate.Accelerator`, which shares the batches out over its processes.
     progress: whether to show a progress bar (True).
+    relative_sharpness: whether to measure the rise of the loss under noise in proportion to the weights too (False).
 or from numbers, without a model:
     weights: a tensor, an array or a list; or these by parameter name.
     hessian_diagonal: H_ii, shaped and named like `weights`.
@@ -81,7 +85,11 @@ Examples:
 """
 for _place, _lines in {  # settings and numbers are described where they are declared, and only there
     "SETTINGS": [f"    {f.name}: {f.metadata['help'].replace('--', '')}" for f in dataclasses.fields(ScoreConfig)],
-    "RETURNS": [f"    {facts.key}: {facts.meaning}" for facts in PACGenResult.facts().values() if facts.key],
+    "RETURNS": [
+        f"    {facts.key}: {facts.meaning}"
+        for facts in (*PACGenResult.facts().values(), *RelativeSharpness.facts().values())
+        if facts.key
+    ],
 }.items():
     _KWARGS_DESCRIPTION = _KWARGS_DESCRIPTION.replace(_place, "\n".join(_lines))
 
@@ -107,10 +115,17 @@ class PACGen(evaluate.Metric):
 
     Attributes:
         result: of the last computation on a model, the ``hf_pacgen.PACGenResult`` with all that is known about it.
+        relative_sharpness: of the last one with ``relative_sharpness=True``, its result, with all levels and errors.
     """
 
     result = None
+    relative_sharpness: RelativeSharpness | None = None
+    name = "pacgen"  # evaluate would make pac_gen of the class's name
     _has_warned = False  # by instance, not by process: another metric tells again
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self._module_info.module_name = self.name
 
     def _info(self):
         return evaluate.MetricInfo(
@@ -135,12 +150,25 @@ class PACGen(evaluate.Metric):
         # The base class would write predictions to a file and read them back; there are none.
         return self._compute(**kwargs)
 
-    def _compute(self, *, model=None, data=None, weights=None, hessian_diagonal=None, hessian_lipschitz=None, **more):
+    def _compute(
+        self,
+        *,
+        model=None,
+        data=None,
+        weights=None,
+        hessian_diagonal=None,
+        hessian_lipschitz=None,
+        relative_sharpness=False,
+        **more,
+    ):
         options = {option.name: more.pop(option.name) for option in _OPTIONS if option.name in more}
         config = ScoreConfig(**more)
         given = dict(zip(_NUMBERS, (weights, hessian_diagonal, hessian_lipschitz), strict=True))
         numbers = {name: value for name, value in given.items() if value is not None}
+        with_sharpness = flag(relative_sharpness, "relative_sharpness")
         if model is None and data is None:
+            if with_sharpness:
+                raise InputError("relative_sharpness=True is measured on a model: give model= and data=.")
             return self._from_numbers(numbers, config)
         if numbers:
             raise InputError(
@@ -157,7 +185,13 @@ class PACGen(evaluate.Metric):
             model, data, notes = load_named(model, data, seed=config.seed)
         self.result = pacgen(model, data, config=config, **options)
         self._tell(*notes, *self.result.status)
-        return self.result.metrics()
+        found = self.result.metrics()
+        if with_sharpness:
+            same = RelativeSharpnessConfig(max_examples=config.max_examples, seed=config.seed)
+            self.relative_sharpness = measured = relative_rise(model, data, config=same, **options)
+            self._tell(*measured.status)
+            found |= measured.metrics()
+        return found
 
     # Options and settings are declared once, elsewhere; tools see them one by one.
     _compute.__signature__ = _with_keywords(_compute)
@@ -183,8 +217,8 @@ class PACGen(evaluate.Metric):
         w, h = (to_tensors(numbers[name], name) for name in ("weights", "hessian_diagonal"))
         # the two may come from different places; names that do not match are refused by the score
         h = {name: value.to(w[name].device) if name in w else value for name, value in h.items()}
-        scale = config.epsilon_scale
-        settings = {"gamma": config.gamma, "epsilon": config.epsilon, "epsilon_scale": scale, "eta": float(eta or 1)}
+        epsilon, scale = config.box
+        settings = {"gamma": config.gamma, "epsilon": epsilon, "epsilon_scale": scale, "eta": float(eta or 1)}
         terms = pacgen_score(w, h, rho, **settings)
         found = {
             **score_fields(terms),

@@ -20,6 +20,7 @@ from hf_pacgen.training.arguments import as_config
 from hf_pacgen.training.callback.guard import Guard
 from hf_pacgen.training.noisy_step import ANOTHER_NOISE, NOISE_FILE, NoisyStep
 from hf_pacgen.training.run_facts import (
+    Candidates,
     agree_on_settings,
     describe_run,
     is_on,
@@ -51,8 +52,9 @@ class PACGenCallback(TrainerCallback):
     the parameters themselves first has to use :class:`~hf_pacgen.training.trainer.PACGenTrainer`.
 
     Scores are of the *training* data.  On an evaluation they join its metrics (``eval_pacgen``, ...), so they reach
-    what ``evaluate()`` returns and ``metric_for_best_model``; the Trainer has logged by then, so they get a line of
-    their own in ``log_history``, and no reporter sees them.  The PACGenTrainer's reach reporters too.
+    what ``evaluate()`` returns; the Trainer has logged by then, so they get a line of their own in ``log_history``, and
+    no reporter sees them.  The PACGenTrainer's reach reporters too.  Where ``metric_for_best_model`` is a score and the
+    training losses of the checkpoints differ, a warning says, once, that a score cannot choose between them.
 
     Args:
         noise, score: settings, or None.
@@ -85,6 +87,7 @@ class PACGenCallback(TrainerCallback):
             )
         self.noisy_step: NoisyStep | None = None
         self._guard: Guard | None = None
+        self._candidates: Candidates | None = None  # while training
         self.last_score: PACGenResult | None = None
 
     def on_init_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -95,6 +98,7 @@ class PACGenCallback(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Set the noise up, and take over the state of a checkpoint."""
         self._close()
+        self._candidates = Candidates(args)
         agree_on_settings(args, self.noise, self.score, score_on=self.score_on.value)
         loader, model = kwargs.get("train_dataloader"), kwargs.get("model")
         if self.score is not None and loader is not None and model is not None:
@@ -152,6 +156,8 @@ class PACGenCallback(TrainerCallback):
             # one dataset of several has its name in the prefix, which no argument tells
             prefixes = [key.removesuffix("_runtime") for key in metrics if key.endswith("_runtime")]
             metrics.update(self._scores(args, state, prefixes[0] if prefixes else "eval", **kwargs))
+            if self._candidates is not None and self.last_score is not None:
+                self._candidates.add(self.last_score)
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Score at the end of an epoch."""
@@ -162,6 +168,7 @@ class PACGenCallback(TrainerCallback):
         """Score at the end of the training, and take everything out of the model."""
         if self.score_on.facts == "on_train_end":
             self._scores(args, state, "train", **kwargs)
+        self._candidates = None
         self._close()
 
     def _scores(self, args: Any, state: Any, prefix: str, **kwargs: Any) -> dict[str, float]:
