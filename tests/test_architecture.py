@@ -26,7 +26,7 @@ FLOORS: dict[str, str] = {
     "data": "batches checks checksums collation contents inspection losses objective own_loss recognition "
     "sharded_objective units",
     "curvature": "ascent checkpoint checks diagonal.blend diagonal.estimate diagonal.exact diagonal.gauss_newton "
-    "diagonal.hutchinson diagonal.replicates diagonal.sums diagonal.through_outputs displacement hvp "
+    "diagonal.hutchinson diagonal.replicates diagonal.sums diagonal.through_outputs displacement examination hvp "
     "lipschitz operators run_identity spectrum tensor_file weight_space",
     "noise": "curvature_tracker layout perturbation perturbed products",
     "measures": "comparison hessian landscape pacgen ranking relative_sharpness session sharpness spectrum worst_case",

@@ -12,8 +12,9 @@ from typing_extensions import Unpack
 
 from hf_pacgen.config import HVPMethod, ScoreConfig
 from hf_pacgen.config.settings import choice, number
-from hf_pacgen.curvature.checks import examine, examine_for, sanity
+from hf_pacgen.curvature.checks import sanity
 from hf_pacgen.curvature.diagonal import estimate_diagonal
+from hf_pacgen.curvature.examination import examine, examine_for
 from hf_pacgen.curvature.hvp import HessianProduct
 from hf_pacgen.curvature.lipschitz import estimate_lipschitz
 from hf_pacgen.curvature.operators import MeanHessian

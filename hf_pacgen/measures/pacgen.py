@@ -17,8 +17,9 @@ from typing_extensions import Unpack
 from hf_pacgen.config import ScoreConfig
 from hf_pacgen.config.settings import number
 from hf_pacgen.curvature.checkpoint import Checkpoint
-from hf_pacgen.curvature.checks import examine_for, require_unchanged, sanity, weights_checksum
+from hf_pacgen.curvature.checks import require_unchanged, sanity, weights_checksum
 from hf_pacgen.curvature.diagonal import estimate_diagonal
+from hf_pacgen.curvature.examination import examine_for
 from hf_pacgen.curvature.hvp import choose_method
 from hf_pacgen.curvature.lipschitz import estimate_lipschitz
 from hf_pacgen.curvature.run_identity import identity, qualified_name

@@ -10,7 +10,7 @@ from typing_extensions import Unpack
 
 from hf_pacgen.config import SpectrumConfig
 from hf_pacgen.config.settings import number
-from hf_pacgen.curvature.checks import examine
+from hf_pacgen.curvature.examination import examine
 from hf_pacgen.curvature.spectrum import estimate_spectrum
 from hf_pacgen.curvature.weight_space import WeightSpace
 from hf_pacgen.measures.session import DataOptions, measure, session

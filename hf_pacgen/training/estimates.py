@@ -10,8 +10,8 @@ from typing import Any
 from torch.utils.data import IterableDataset
 
 from hf_pacgen.config import Estimator, NoiseConfig, ScoreConfig
-from hf_pacgen.curvature.checks import examine
 from hf_pacgen.curvature.diagonal import estimate_diagonal
+from hf_pacgen.curvature.examination import examine
 from hf_pacgen.curvature.lipschitz import estimate_lipschitz
 from hf_pacgen.curvature.weight_space import WeightSpace
 from hf_pacgen.data.batches import read_twice
