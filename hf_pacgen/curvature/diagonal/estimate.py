@@ -29,8 +29,8 @@ __all__ = ["estimate_diagonal"]
 
 ENOUGH = 8
 """Batches and passes, at least, whose spread is known well enough to give a standard error."""
-MISSED = 0.5
-"""Part of the trace that the Gauss-Newton part may miss before it is left out."""
+MISSED, SURE = 0.5, 3.0
+"""Part of the trace that the Gauss-Newton part may miss before it is left out, and standard errors that show it."""
 
 
 @dataclass
@@ -234,7 +234,7 @@ def _finish(parts: _Parts, *, whole: bool) -> _Found:
         (trace, error), (quiet, _) = pooled_trace(probes), pooled_trace(gradients)
         share, excess = blend_share(probes, gradients)
         notes: tuple[str, ...] = ()
-        if error is not None and abs(trace - quiet) > max(2 * error, MISSED * abs(trace)):
+        if error is not None and abs(trace - quiet) > max(SURE * error, MISSED * abs(trace)):
             share = torch.ones_like(share)
             notes = (
                 f"The Gauss–Newton part misses most of the curvature: its trace is {quiet:.4g}, that of the Hessian "
