@@ -48,7 +48,7 @@ def hessian_diagonal(
 def hessian_lipschitz(
     model: nn.Module, data: Any, *, config: ScoreConfig = ScoreConfig(), **options: Unpack[DataOptions]
 ) -> LipschitzEstimate:
-    """A lower estimate of ρ, the Lipschitz constant of the Hessian in the box |u_i| ≤ N_i around the weights.
+    """A typical ρ, the Lipschitz constant of the Hessian in the box |u_i| ≤ N_i around the weights.
 
     Arguments, options and errors are those of :func:`pacgen`, and ``config.lipschitz_directions`` must be at least 1.
     """

@@ -28,9 +28,9 @@ class Measures(Result):
     score_stderr: float | None = like(PACGenResult, "score_stderr")
     kl_complexity_stderr: float | None = like(PACGenResult, "kl_complexity_stderr")
     # None in files of release 0.1, which did not know them
-    kl_excess: float | None = like(PACGenResult, "kl_excess", optional=True)
+    kl_excess: float | None = like(PACGenResult, "kl_excess")
     kl_excess_stderr: float | None = like(PACGenResult, "kl_excess_stderr")
-    kl_curvature: float | None = like(PACGenResult, "kl_curvature", optional=True)
+    kl_curvature: float | None = like(PACGenResult, "kl_curvature")
     kl_curvature_stderr: float | None = like(PACGenResult, "kl_curvature_stderr")
     eta: float = like(PACGenResult, "eta")
     hessian_trace: float = like(PACGenResult, "hessian_trace")

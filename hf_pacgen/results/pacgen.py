@@ -58,21 +58,22 @@ class PACGenResult(Result):
         "weights alone; 'hessian', what the Hessian alone adds; 'lipschitz', what ρ adds to that",
         default=dict,
     )
-    kl_excess: float = measured(
+    # None in files of release 0.1, which did not know them
+    kl_excess: float | None = measured(
         "K(η) beyond size",
         key="pacgen_kl_excess",
         title="PAC-Bayes complexity beyond the size of the weights",
         says="K(η) less its part from the size of the weights: the KL to the widest noise in the box",
-        default=0.0,
+        default=None,
         **NATS,
     )
     kl_excess_stderr: float | None = _stderr("K(η) beyond size")
-    kl_curvature: float = measured(
+    kl_curvature: float | None = measured(
         "K(η) of curvature",
         key="pacgen_kl_curvature",
         title="PAC-Bayes complexity of the curvature alone",
         says="½ Σ log(1 + η max(H_ii, 0) (γ w_i)²/3), curvature alone: no ρ, no ε, unchanged by rescaling of layers",
-        default=0.0,
+        default=None,
         **NATS,
     )
     kl_curvature_stderr: float | None = _stderr("K(η) of curvature")
@@ -136,12 +137,18 @@ class PACGenResult(Result):
         """The result from :meth:`to_dict`; see :meth:`Result.from_dict`.
 
         Raises:
-            InputError: also a model or a module without parameters, or a module that lacks a number.
+            InputError: also a model or a module without parameters, a module that lacks a number, or other parts of
+                K(η) than there are.
         """
         result = super().from_dict(values)
         # everything that shows a result divides by these
         if result.num_parameters < 1:
             raise InputError(f"'num_parameters' must be at least 1; got {result.num_parameters}.")
+        if result.kl_parts and result.kl_parts.keys() != PARTS.keys():
+            raise InputError(
+                f"'kl_parts' must have {', '.join(PARTS)}, or be empty; it has {excerpt(result.kl_parts)}. "
+                "Write the file with PACGenResult.save()."
+            )
         for module, numbers in result.by_module.items():
             if not numbers.keys() >= set(MODULE_FIELDS) or numbers["num_parameters"] < 1:
                 raise InputError(

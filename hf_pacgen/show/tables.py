@@ -67,10 +67,12 @@ def _numbers(result: PACGenResult, title: str) -> Table:
     facts = result.facts()
     for section in SECTIONS:
         for name in section:
+            if getattr(result, name) is None:  # release 0.1 did not know it
+                continue
             meaning = facts[name].meaning.replace("at η", f"at η = {number(result.eta)}") + additions.get(name, "")
             table.add_row(facts[name].row, with_error(result, name), meaning)
-            if name == "kl_complexity_per_parameter" and result.kl_parts:
-                table.add_row("  made of", "", parts(result))
+            if name == "kl_complexity_per_parameter" and (made_of := parts(result)):
+                table.add_row("  made of", "", made_of)
         if section is SECTIONS[1]:
             for fact, text in further_metrics(result):
                 table.add_row(fact.row, text, fact.meaning)

@@ -80,8 +80,9 @@ def limits(result: PACGenResult) -> list[str]:
 def further_metrics(result: PACGenResult) -> Iterator[tuple[Facts, str]]:
     """Metrics without a place of their own in tables and on cards, and their values: those that are declared later."""
     for name, facts in result.facts().items():
-        if facts.key and not facts.legacy and not any(name in section for section in SECTIONS):
-            yield facts, shown(facts, getattr(result, name))
+        value = getattr(result, name)
+        if facts.key and not facts.legacy and value is not None and not any(name in section for section in SECTIONS):
+            yield facts, shown(facts, value)
 
 
 def shown(facts: Facts, value: float) -> str:
@@ -90,11 +91,14 @@ def shown(facts: Facts, value: float) -> str:
 
 
 def parts(result: PACGenResult) -> str:
-    """What K(η) is made of, in a line: "21 % size of the weights, < 0.1 % the Hessian alone, 79 % added by ρ"."""
-    total = sum(result.kl_parts.values())
-    if not total:
-        return ""
-    return ", ".join(f"{percent(result.kl_parts[key] / total)} {says}" for key, says in PARTS.items())
+    """What K(η) is made of, in a line: "21.0 % size of the weights, < 0.1 % the Hessian alone, 79.0 % added by ρ".
+
+    Nothing where it is unknown, as in results of release 0.1, or where K(η) is 0.
+    """
+    # what ρ adds can come out at -0.000...1
+    found = {key: max(0.0, value) for key, value in result.kl_parts.items()}
+    total = sum(found.values())
+    return ", ".join(f"{percent(found[key] / total)} {says}" for key, says in PARTS.items()) if total else ""
 
 
 def with_error(result: PACGenResult, name: str) -> str:

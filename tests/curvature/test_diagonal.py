@@ -10,7 +10,7 @@ import tiny
 import torch
 from torch import Tensor, nn
 
-from hf_pacgen import ScoreConfig, hessian_diagonal
+from hf_pacgen import ScoreConfig, hessian_diagonal, pacgen
 from hf_pacgen.config import Estimator
 from hf_pacgen.curvature.diagonal.blend import blend_share
 from hf_pacgen.curvature.diagonal.sums import DiagonalSums
@@ -131,6 +131,38 @@ def test_blend_is_near_the_better_of_its_parts_and_converges(name: str) -> None:
     for passes in (1, 6):
         assert error("blend", passes) < 1.15 * min(quiet, error("hutchinson", passes))
     assert error("blend", 64, seeds=1) < 0.75 * quiet
+
+
+def test_where_gauss_newton_misses_most_of_the_curvature_the_blend_moves_to_hutchinson() -> None:
+    model, batch = tiny.make("bert"), tiny.examples("bert", 8)
+    with torch.no_grad():  # sure of labels that are wrong: p (1 - p) is small, and p - y is not
+        model.classifier.weight.mul_(4)  # type: ignore[union-attr, operator]
+        logits = model(**{name: value for name, value in batch.items() if name != "labels"}).logits
+    wrong = {**batch, "labels": logits.argmin(-1)}
+    dense = tiny.dense_hessian(model, wrong).diagonal()
+    settings: dict[str, Any] = {"passes": 32, "standard_error": True}
+    quiet = estimate(model, tiny.split(wrong, *[1] * 8), estimator="gauss_newton", **settings)
+    found = estimate(model, tiny.split(wrong, *[1] * 8), **settings)
+    pure = estimate(model, tiny.split(wrong, *[1] * 8), estimator="hutchinson", **settings)
+
+    trace = dense.sum().item()
+    assert abs(quiet.trace - trace) > 1.2 * abs(trace)  # of the other sign, even
+    assert set(found.blend.values()) == {1.0} and abs(found.trace - trace) < 1.96 * found.trace_stderr
+    for one, other in ((found.values, pure.values), (found.stderr, pure.stderr)):
+        torch.testing.assert_close(tiny.flat(one), tiny.flat(other))
+    assert tiny.relative_error(tiny.flat(found.values), dense) < 0.5 * tiny.relative_error(
+        tiny.flat(quiet.values), dense
+    )
+    (note,) = found.notes
+    assert note.startswith("The Gauss–Newton part misses most of the curvature: its trace is ")
+    assert f"that of the Hessian {found.trace:.4g} ± {found.trace_stderr:.2g}." in note
+    assert pacgen(model, tiny.split(wrong, *[1] * 8), config=ScoreConfig(passes=32), progress=False).status.count(note)
+    # of the last layer, in which logits are linear, there is nothing to miss: nothing is said
+    model.bert.requires_grad_(False)  # type: ignore[union-attr, operator]
+    with torch.no_grad():
+        model.classifier.weight.div_(4)  # type: ignore[union-attr, operator]
+    linear = estimate(model, tiny.split(wrong, *[1] * 8), passes=32)
+    assert linear.notes == () and linear.blend["classifier.bias"] < 1
 
 
 def test_chance_does_not_enter_the_blend_and_bias_does() -> None:

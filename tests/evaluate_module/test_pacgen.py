@@ -192,16 +192,16 @@ def test_card_and_description_say_of_every_key_what_its_field_says(metric: Any) 
     rise = RelativeSharpness.facts()["relative_sharpness"]
     rows = [f"| `{fact.key}` | {fact.span} | {fact.label}: {fact.meaning} |" for fact in (*known, rise)]
     assert re.findall(r"^\| `.*\|$", card, re.MULTILINE) == rows
-    assert [(fact.unit, fact.better) for fact in known] == 4 * [("nats", "lower")] + 4 * [("", None)]
+    assert [(fact.unit, fact.better) for fact in known] == 6 * [("nats", "lower")] + 4 * [("", None)]
     assert all(f"    {fact.key}: {fact.meaning}" in metric.inputs_description for fact in (*known, rise))
 
 
-def test_saturation_is_told_once(metric: Any, caplog: pytest.LogCaptureFixture) -> None:
+def test_what_limits_the_numbers_is_told_once(metric: Any, caplog: pytest.LogCaptureFixture) -> None:
     fresh = evaluate.load("pacgen")
     for _ in range(3):
         fresh.compute(weights=[1.0], hessian_diagonal=[1.0], hessian_lipschitz=0.0, eta=1.0)
     told = [r for r in caplog.records if "saturated" in r.getMessage() and r.levelno >= logging.WARNING]
-    assert len(told) == 2 and "Read kl_curvature" in told[0].getMessage()  # of K(η), and of Ψ
+    assert len(told) == 1 and "Read kl_curvature" in told[0].getMessage()  # no second step to take beside it
 
 
 NUMBERS: dict[str, Any] = {"weights": [1.0, 2.0], "hessian_diagonal": [1.0, 2.0], "hessian_lipschitz": 1.0, "eta": 9}

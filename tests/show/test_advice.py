@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from hf_pacgen.show.advice import consistent
 
-SATURATED = "K(η) is saturated: curvature matters for 0.0% of the weights. Raise eta, gamma or epsilon to see it."
-OUTWEIGHED = "ρ outweighs the curvature. More lipschitz_batches make it steadier; a smaller epsilon weighs it less."
+SATURATED = "It is saturated: 99.9 % of it is the size of the weights. Raise eta, gamma or epsilon to see it."
+OUTWEIGHED = "ρ outweighs the rest. More lipschitz_batches make it steadier; a smaller epsilon weighs it less."
 
 
 def test_the_earlier_advice_stands_and_what_was_found_stays() -> None:
     assert consistent([SATURATED, OUTWEIGHED]) == [
         SATURATED,
-        "ρ outweighs the curvature. More lipschitz_batches make it steadier.",
+        "ρ outweighs the rest. More lipschitz_batches make it steadier.",
     ]
     assert consistent([OUTWEIGHED, SATURATED]) == [
         OUTWEIGHED,
-        "K(η) is saturated: curvature matters for 0.0% of the weights.",
+        "It is saturated: 99.9 % of it is the size of the weights.",
     ]
     flags = "Use fewer --max-examples.", "Noisy. Use more draws or more --max-examples."
     assert consistent(flags) == [flags[0], "Noisy."]

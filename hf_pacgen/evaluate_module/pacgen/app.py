@@ -143,15 +143,17 @@ def _look_up(model):
 
 def summary(result):
     """The numbers as tiles, and what limits them."""
-    facts, value = result.facts(), lambda name: with_error(result, name)
+    facts, value, made_of = result.facts(), lambda name: with_error(result, name), parts(result)
+    # release 0.1 did not know these
+    further = [name for name in ("kl_excess", "kl_curvature") if getattr(result, name) is not None]
     tiles = (
         ("Ψ, the published score", value("score"), f"{value('score_per_parameter')} per parameter"),
         (
             f"K(η) at η = {number(result.eta)}",
             value("kl_complexity"),
-            f"{value('kl_complexity_per_parameter')} per parameter" + f"; {parts(result)}" * bool(result.kl_parts),
+            f"{value('kl_complexity_per_parameter')} per parameter" + f"; {made_of}" * bool(made_of),
         ),
-        *((facts[name].label, value(name), facts[name].says) for name in ("kl_excess", "kl_curvature")),
+        *((facts[name].label, value(name), facts[name].says) for name in further),
         ("Trace of the Hessian", value("hessian_trace"), facts["hessian_trace"].says),
         ("ρ", value("hessian_lipschitz"), facts["hessian_lipschitz"].says),
         *((fact.label, text, fact.meaning) for fact, text in further_metrics(result)),
