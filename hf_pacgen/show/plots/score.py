@@ -62,6 +62,7 @@ def plot_by_module(
         f"What K(η) at η = {number(result.eta)} is made of, by module",
         x=f"{complexity.unit}{' per parameter' * per_parameter} ({complexity.better} is better)",
         grid="x",
+        columns=len(parts),
     )
     return ax
 
