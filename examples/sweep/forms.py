@@ -41,6 +41,8 @@ BOXES: dict[str, Callable[[Any], Any]] = {
 }
 """Half-widths N_i of a weight tensor, by their ε."""
 
+REPEATED = {"0.1": "max of 2", "0.3 rms": "median"}
+"""ε of the scores that are repeated with other seeds, and how ρ is made of its displacements."""
 Array = numpy.ndarray[Any, Any]
 
 
@@ -122,3 +124,14 @@ def forms(pieces: Pieces, ratios: dict[str, list[float]], examples: int) -> dict
     )
     found["trace of Gauss-Newton"] = sum(g.sum() for g in pieces.gauss_newton.values())
     return {name: float(value) for name, value in found.items()}
+
+
+def deviations(pieces: Pieces, repeated: dict[str, list[list[float]]], examples: int) -> dict[str, float]:
+    """Standard deviations of scores over the seeds of ρ's displacements."""
+    found = {}
+    for box, rows in repeated.items():
+        for form in ("K/m", "kl_excess/m"):
+            name = f"{form}[{box}, {REPEATED[box]}]"
+            values = [forms(pieces, {box: ratios}, examples)[name] for ratios in rows]
+            found[f"deviation over seeds of {name}"] = float(numpy.std(values, ddof=1))
+    return found

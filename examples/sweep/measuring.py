@@ -18,7 +18,7 @@ from typing import Any
 import numpy
 import torch
 from safetensors.torch import save_file
-from sweep.forms import BOXES
+from sweep.forms import BOXES, REPEATED
 from sweep.grids import RunSettings
 from sweep.models import Batch, by_length, cut, data_of, model_of, take, trim
 from sweep.training import mean_loss, restored, write
@@ -60,7 +60,7 @@ class Effort:
 
 
 SMALL = Effort(probed=16, passes=2, smooth=48, shaken=60, draws=4, top=300, lanczos=10, chunk=100)
-LARGE = Effort(probed=8, passes=1, smooth=8, steps=2, shaken=25, draws=1, top=32, lanczos=6, chunk=10, labels=1)
+LARGE = Effort(probed=10, passes=2, smooth=30, shaken=30, draws=2, top=150, lanczos=8, chunk=10, labels=1)
 EFFORTS = {"lenet": Effort(), "vit": SMALL, "smoke": SMALL, "encoder": LARGE, "wrong": LARGE}
 
 
@@ -199,19 +199,24 @@ def squared(at: Solution, labels: Tensor, factors: Tensor) -> Batch:
     return total
 
 
-def smoothness(at: Solution, box: str) -> dict[str, list[float]]:
+def smoothness(at: Solution, box: str, seed: int = 0) -> dict[str, list[float]]:
     """‖H(w + u) - H(w)‖/‖u‖ for some displacements u in a box, each on a batch of its own."""
-    order = torch.randperm(at.run.examples, generator=at.generator(1))
+    order = torch.randperm(at.run.examples, generator=at.generator(1, seed))
     found = []
     for number in range(DISPLACEMENTS):
         start = number * at.effort.smooth % at.run.examples
         batch = [trim(take(at.data, order[start : start + at.effort.smooth]))]
-        generator = at.generator(2, number)
+        generator = at.generator(2, number, seed)
         shift = {
             name: BOXES[box](w) * (2 * torch.rand(w.shape, generator=generator) - 1) for name, w in at.weights.items()
         }
         found.append(change_of_the_hessian(at, batch, shift, at.effort.steps) / norm(shift))
     return {"ratios": found}
+
+
+def repeats(at: Solution) -> dict[str, list[list[float]]]:
+    """The displacements of ρ with other seeds, in the boxes whose scores are repeated."""
+    return {box: [smoothness(at, box, seed)["ratios"] for seed in range(1, 6)] for box in REPEATED}
 
 
 def change_of_the_hessian(at: Solution, batch: list[Batch], shift: Batch, steps: int) -> float:
@@ -292,6 +297,7 @@ MEASURES: dict[str, Callable[[Solution], dict[str, Any]]] = {
     "adaptive sharpness": adaptive_sharpness,
     **{f"rho {box}": (lambda at, box=box: smoothness(at, box)) for box in BOXES},  # type: ignore[misc]
     "alpha": tail_exponent,
+    "repeats": repeats,
 }
 
 

@@ -67,7 +67,9 @@ class LeNet(PreTrainedModel):
 class EncoderTop(nn.Module):
     """The last layer of a BERT with its pooler and a new head, on the hidden states of the layer before.
 
-    What lies below is frozen and in evaluation mode, so its outputs are computed once for every tweet.
+    What lies below is frozen and in evaluation mode, so its outputs are computed once for every tweet.  The pooler
+    reads the first token only, so only that one is taken through the layer (the others as keys and values): the same
+    logits as those of the whole model, at a fifth of the cost.
     """
 
     def __init__(self, layer: nn.Module, pooler: nn.Module, dropout: nn.Module, classifier: nn.Module) -> None:
@@ -81,8 +83,18 @@ class EncoderTop(nn.Module):
 
     def forward(self, hidden: Tensor, attention_mask: Tensor, labels: Tensor | None = None) -> SequenceClassifierOutput:
         """Logits of the tweets whose hidden states are given, and the loss where labels are."""
+        attention, first = self.layer.attention, hidden[:, :1]
+        inner = attention.self
+
+        def heads(states: Tensor) -> Tensor:
+            return states.unflatten(-1, (inner.num_attention_heads, -1)).transpose(1, 2)
+
+        query, key, value = heads(inner.query(first)), heads(inner.key(hidden)), heads(inner.value(hidden))
         ignored = (1.0 - attention_mask[:, None, None, :].to(hidden.dtype)) * torch.finfo(hidden.dtype).min
-        logits = self.classifier(self.dropout(self.pooler(self.layer(hidden, ignored))))
+        share = (query @ key.transpose(2, 3) / query.shape[-1] ** 0.5 + ignored).softmax(-1)
+        found = (inner.dropout(share) @ value).transpose(1, 2).flatten(2)
+        state = self.layer.feed_forward_chunk(attention.output(found, first))
+        logits = self.classifier(self.dropout(self.pooler(state)))
         loss = None if labels is None else nn.functional.cross_entropy(logits, labels)
         return SequenceClassifierOutput(loss=loss, logits=logits)
 

@@ -116,6 +116,19 @@ def made_of(table: pandas.DataFrame) -> list[Row]:
     return rows
 
 
+def repeated(table: pandas.DataFrame) -> list[Row]:
+    """How far another seed moves a score, beside its spread over the full grid."""
+    grid, rows = factorial(table), []
+    for name in (c for c in table.columns if c.startswith("deviation over seeds of ")):
+        moved, score = table[name].dropna(), name.removeprefix("deviation over seeds of ")
+        if moved.empty:
+            continue
+        deviation, spread = float((moved**2).mean() ** 0.5), float(grid[score].std())
+        rows.append({"score": score, "runs": len(moved), "deviation": deviation, "spread": spread})
+        rows[-1]["deviation / spread"] = deviation / spread
+    return rows
+
+
 def effects(table: pandas.DataFrame) -> list[Row]:
     """How much the gaps change along each axis of the full grid: the mean over pairs and their spread."""
     grid = factorial(table)
@@ -152,6 +165,7 @@ def report(table: pandas.DataFrame, folder: Path) -> dict[str, Any]:
             "ranges": {gap: [float(reached[gap].min()), float(reached[gap].max())] for gap in GAPS},
             "effects": effects(runs),
             "made of": made_of(reached),
+            "repeated": repeated(reached),
             "rows": rows,
         }
         text += section(str(task), found[str(task)], rows)
@@ -204,6 +218,14 @@ def section(task: str, found: dict[str, Any], rows: dict[str, list[Row]]) -> lis
                     "{:.2%} ({:.2%} to {:.2%})".format(row["the Hessian's share of kl_excess"], *row["its range"]),
                 ]
                 for row in found["made of"]
+            ],
+        ),
+        markdown(
+            ["score", "runs", "moved by another seed", "spread over the grid", "ratio"],
+            [
+                [row["score"], str(row["runs"])]
+                + [f"{row[key]:.3g}" for key in ("deviation", "spread", "deviation / spread")]
+                for row in found["repeated"]
             ],
         ),
     ]

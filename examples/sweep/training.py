@@ -27,12 +27,13 @@ class Watch:
     Args:
         target: the loss at which to stop.
         steps_an_epoch: of the run; near the target the loss is looked at ``looks`` times an epoch.
+        least: steps between two looks.
         near: times the target below which the running mean counts as near (dropout makes it larger than the loss).
     """
 
-    def __init__(self, target: float, steps_an_epoch: float, near: float, looks: int) -> None:
+    def __init__(self, target: float, steps_an_epoch: float, near: float, looks: int, least: int = 1) -> None:
         self.target, self.near = target, near
-        self.often = max(5, round(steps_an_epoch / looks))
+        self.often = max(least, round(steps_an_epoch / looks))
         self.seldom = max(1, round(4 * steps_an_epoch))
         self.mean: float | None = None
         self.next = 0
@@ -66,8 +67,11 @@ def train(run: RunSettings, data: Batch) -> tuple[nn.Module, int]:
         )
     else:
         optimizer = torch.optim.AdamW(model.parameters(), lr=run.learning_rate, weight_decay=run.weight_decay)
-    looks = 2 if run.task in ("encoder", "wrong") else 4  # a look costs an encoder as much as a third of an epoch
-    watch = Watch(run.target_loss, run.examples / run.batch_size, near=1.5 if run.dropout == 0 else 4.0, looks=looks)
+    epoch = run.examples / run.batch_size
+    if run.task in ("encoder", "wrong"):  # few steps, in which the running mean lags behind
+        watch = Watch(run.target_loss, epoch, near=5.0, looks=12)
+    else:
+        watch = Watch(run.target_loss, epoch, near=1.5 if run.dropout == 0 else 4.0, looks=4, least=5)
     whole = cut(by_length(data), LOOKS)
     step = 0
     for step, rows in enumerate(batches(run), 1):
