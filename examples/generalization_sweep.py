@@ -9,7 +9,7 @@ with a new head on 300 tweets, with the labels as they are and with a fifth of t
 trained to one training loss.  Then all forms of K(η) (ε, ρ, parts), and what people would use instead, are measured
 on the training data, and Kendall's τ of each with the gap in loss and in error is written as ``tables.md``: along
 each axis with everything else fixed, and their mean, the granulated coefficient of Jiang et al. 2019 (arXiv
-1912.02178), with bootstrap intervals over seeds.
+1912.02178), with bootstrap intervals over seeds and settings.
 
 Nothing that has been done is done again: a run that has been trained stays, and so does each measure by its name, so
 adding one to ``sweep/measuring.py`` takes that one only.  ``--data_dir`` has ``mnist`` and ``sentiment`` with parquet

@@ -244,13 +244,16 @@ def test_the_granulated_coefficient_fixes_the_other_axes() -> None:
     assert row["batch axis"] == 1.0 and row["granulated interval"] == (0.0, 0.0)
 
 
-def test_intervals_are_over_seeds() -> None:
+def test_intervals_are_over_seeds_and_settings() -> None:
     """The measure follows the gap for one seed of two, so that drawing seeds gives -1, 0 or 1."""
     table = rows()
     table.loc[table["seed"] == 1, "trace"] *= -1
     (row,) = ranking.correlations(table, ["trace"], "gap")
     assert row["batch_size"] == 0.0 and row["batch_size interval"] == (-1.0, 1.0)
-    assert ranking.interval({0: 0.5, 1: 0.5}) == (0.5, 0.5)
+    assert ranking.interval({0: [0.5], 1: [0.5]}) == (0.5, 0.5)
+    # and over the settings within a seed
+    low, high = ranking.interval({0: [1.0, -1.0] * 50})
+    assert high - low == pytest.approx(4 * 0.1 * 0.98, rel=0.1)
 
 
 def test_a_run_that_failed_takes_no_other_with_it() -> None:

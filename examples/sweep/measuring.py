@@ -60,7 +60,7 @@ class Effort:
 
 
 SMALL = Effort(probed=16, passes=2, smooth=48, shaken=60, draws=4, top=300, lanczos=10, chunk=100)
-LARGE = Effort(probed=10, passes=2, smooth=30, shaken=30, draws=2, top=150, lanczos=8, chunk=10, labels=1)
+LARGE = Effort(probed=10, passes=1, smooth=15, steps=2, shaken=75, draws=1, top=75, lanczos=5, chunk=10, labels=1)
 EFFORTS = {"lenet": Effort(), "vit": SMALL, "smoke": SMALL, "encoder": LARGE, "wrong": LARGE}
 
 
@@ -168,35 +168,48 @@ def pieces(at: Solution) -> dict[str, float]:
     written |= {f"h.{name}": h.float() for name, h in found.values.items()}
     written |= {f"s.{name}": s.float() for name, s in (found.stderr or {}).items()}
     share = at.probabilities()
-    ones = torch.ones(len(share), dtype=torch.float64)
-    written |= {f"c.{name}": part for name, part in squared(at, at.data["labels"], ones).items()}
-    # E[g gᵀ] over labels of the model's own: each label as often as it matters, and weighted by what that changes
-    matters = share * (share.square().sum(1, keepdim=True) - 2 * share + 1)
-    total = matters.sum(1)
-    for draw in range(at.effort.labels):
-        labels = torch.multinomial(matters, 1, generator=at.generator(5, draw)).squeeze(1)
-        rows = torch.arange(len(share))
-        part = squared(at, labels, share[rows, labels] * total / matters[rows, labels])
-        for name, values in part.items():
-            key = f"g.{name}"
-            written[key] = written.get(key, torch.zeros_like(values)) + values / at.effort.labels
+    if share.shape[1] == 2:
+        # the gradients with one label and with the other point along one line: one pass serves C and G
+        labels = at.data["labels"]
+        own = share[torch.arange(len(share)), labels]
+        slope = (1 - own).clamp(min=1e-9)  # by which the gradient with the example's own label is multiplied
+        found_c, found_g = squared(at, labels, torch.stack([torch.ones_like(own), own * (1 - own) / slope.square()]))
+        written |= {f"c.{name}": part for name, part in found_c.items()}
+        written |= {f"g.{name}": part for name, part in found_g.items()}
+    else:
+        ones = torch.ones(1, len(share), dtype=torch.float64)
+        written |= {f"c.{name}": part for name, part in squared(at, at.data["labels"], ones)[0].items()}
+        written |= {f"g.{name}": part for name, part in gauss_newton(at, share).items()}
     save_file({name: part.contiguous() for name, part in written.items()}, at.path / "pieces.tmp")
     (at.path / "pieces.tmp").replace(at.path / "pieces.safetensors")
     return {"trace": found.trace, "error of the trace": found.trace_stderr or math.nan}
 
 
-def squared(at: Solution, labels: Tensor, factors: Tensor) -> Batch:
-    """The weighted mean over examples of the squared gradients of their losses with some labels."""
+def gauss_newton(at: Solution, share: Tensor) -> Batch:
+    """The diagonal of E[g gᵀ] over labels of the model's own: drawn as often as they matter, and weighted."""
+    matters = share * (share.square().sum(1, keepdim=True) - 2 * share + 1)
+    total, rows = matters.sum(1), torch.arange(len(share))
+    found = {name: torch.zeros_like(w) for name, w in at.weights.items()}
+    for draw in range(at.effort.labels):
+        labels = torch.multinomial(matters, 1, generator=at.generator(5, draw)).squeeze(1)
+        factors = share[rows, labels] * total / matters[rows, labels]
+        found = add(found, squared(at, labels, factors[None])[0], 1 / at.effort.labels)
+    return found
+
+
+def squared(at: Solution, labels: Tensor, factors: Tensor) -> list[Batch]:
+    """Weighted means over examples of their squared gradients with some labels, one for each row of factors."""
     order = by_length({**at.data, "row": torch.arange(len(labels))})["row"]
-    total = {name: torch.zeros_like(w) for name, w in at.weights.items()}
+    totals = [{name: torch.zeros_like(w) for name, w in at.weights.items()} for _ in factors]
     start = 0
     for parts in at.example_gradients(labels):
         size = len(next(iter(parts.values())))
-        shares = (factors[order[start : start + size]] / len(labels)).float()
+        shares = (factors[:, order[start : start + size]] / len(labels)).float()
         for name, part in parts.items():
-            total[name] += (shares @ part.flatten(1).square()).view_as(total[name])
+            for total, row in zip(totals, shares @ part.flatten(1).square(), strict=True):
+                total[name] += row.view_as(total[name])
         start += size
-    return total
+    return totals
 
 
 def smoothness(at: Solution, box: str, seed: int = 0) -> dict[str, list[float]]:

@@ -1,4 +1,4 @@
-"""Kendall's τ of a measure with a gap, along each axis of a grid, with bootstrap intervals over seeds."""
+"""Kendall's τ of a measure with a gap, along each axis of a grid, with bootstrap intervals."""
 
 from __future__ import annotations
 
@@ -35,23 +35,41 @@ def factorial(table: pandas.DataFrame) -> pandas.DataFrame:
     return kept
 
 
-def along(table: pandas.DataFrame, measure: str, gap: str, axis: str) -> dict[int, float]:
-    """For each seed, the mean τ along an axis over every setting of the other axes (Jiang et al. 2019, 1912.02178)."""
+Taus = dict[int, list[float]]
+"""τ's by seed."""
+
+
+def along(table: pandas.DataFrame, measure: str, gap: str, axis: str) -> Taus:
+    """For each seed, τ along an axis for every setting of the other axes (Jiang et al. 2019, arXiv 1912.02178)."""
     others = [a for a in AXES if a != axis]
-    found = {}
+    found: Taus = {}
     for seed, runs in table.groupby("seed"):
         values = [tau(group[measure], group[gap]) for _, group in runs.groupby(others) if len(group) > 1]
-        values = [value for value in values if not math.isnan(value)]
-        if values:
-            found[int(seed)] = float(numpy.mean(values))
+        if known := [value for value in values if not math.isnan(value)]:
+            found[int(seed)] = known
     return found
 
 
-def interval(by_seed: dict[int, float]) -> tuple[float, float]:
-    """A 95 % bootstrap interval of the mean over seeds, by drawing seeds."""
-    values = numpy.array(list(by_seed.values()))
-    rows = numpy.random.default_rng(0).integers(0, len(values), (DRAWS, len(values)))
-    low, high = numpy.quantile(values[rows].mean(axis=1), [0.025, 0.975])
+def mean(taus: Taus) -> float:
+    """Over the settings of each seed, then over seeds."""
+    return float(numpy.mean([numpy.mean(values) for values in taus.values()]))
+
+
+def interval(*axes: Taus) -> tuple[float, float]:
+    """A 95 % bootstrap interval of the mean over axes: seeds are drawn, and in each of them its settings.
+
+    Drawing seeds alone would give a point where the two or three that are there happen to agree.
+    """
+    generator = numpy.random.default_rng(0)
+    seeds = sorted(set.intersection(*(set(taus) for taus in axes)) or set.union(*(set(taus) for taus in axes)))
+    drawn = numpy.zeros((len(axes), DRAWS))
+    for chosen in generator.integers(0, len(seeds), (len(seeds), DRAWS)):
+        for row, taus in zip(drawn, axes, strict=True):
+            for number, seed in enumerate(seeds):
+                values = numpy.array(taus.get(seed, [math.nan]))
+                here = numpy.flatnonzero(chosen == number)
+                row[here] += values[generator.integers(0, len(values), (len(here), len(values)))].mean(axis=1)
+    low, high = numpy.nanquantile((drawn / len(seeds)).mean(axis=0), [0.025, 0.975])
     return float(low), float(high)
 
 
@@ -79,22 +97,15 @@ def correlations(table: pandas.DataFrame, measures: list[str], gap: str) -> list
             continue
         row: Row = {"measure": measure, "runs": len(known), "whole grid": tau(known[measure], known[gap])}
         parts = {axis: found for axis in AXES if (found := along(known, measure, gap, axis))}
-        for axis, by_seed in parts.items():
-            row[axis], row[f"{axis} interval"] = float(numpy.mean(list(by_seed.values()))), interval(by_seed)
-        seeds = sorted(set.union(set(), *(set(found) for found in parts.values())))
-        whole = {s: float(numpy.mean([found[s] for found in parts.values() if s in found])) for s in seeds}
-        if whole:
+        for axis, taus in parts.items():
+            row[axis], row[f"{axis} interval"] = mean(taus), interval(taus)
+        if parts:
             row["granulated"] = float(numpy.mean([row[axis] for axis in parts]))
-            row["granulated interval"] = interval(whole)
+            row["granulated interval"] = interval(*parts.values())
         for name, line in lines.items():
-            by_seed = {
-                int(s): value
-                for s, runs in line.groupby("seed")
-                if not math.isnan(value := tau(runs[measure], runs[gap]))
-            }
-            if by_seed:
-                row[f"{name} axis"] = float(numpy.mean(list(by_seed.values())))
-                row[f"{name} axis interval"] = interval(by_seed)
+            found = {int(s): [tau(runs[measure], runs[gap])] for s, runs in line.groupby("seed")}
+            if found := {seed: values for seed, values in found.items() if not math.isnan(values[0])}:
+                row[f"{name} axis"], row[f"{name} axis interval"] = mean(found), interval(found)
         rows.append(row)
     return rows
 
@@ -102,6 +113,8 @@ def correlations(table: pandas.DataFrame, measures: list[str], gap: str) -> list
 def explained(target: Any, *by: Any) -> float:
     """R² of a least-squares fit of the target on some variables and a constant."""
     target = numpy.asarray(target, dtype=float)
+    if len(target) <= len(by) + 1:
+        return math.nan
     matrix = numpy.column_stack([numpy.ones(len(target)), *(numpy.asarray(b, dtype=float) for b in by)])
     rest = target - matrix @ numpy.linalg.lstsq(matrix, target, rcond=None)[0]
     spread = ((target - target.mean()) ** 2).sum()
