@@ -76,7 +76,7 @@ def main(command_line: list[str] | None = None) -> dict[str, float]:
         callbacks=[
             PACGenCallback(  # PACGen
                 noise=NoiseConfig(epsilon=arguments.noise),  # PACGen
-                score=ScoreConfig(max_examples=32, lipschitz_directions=0),  # PACGen
+                score=ScoreConfig(max_examples=32),  # PACGen
             ),  # PACGen
         ],
     )

@@ -101,7 +101,7 @@ def main(argv: list[str] | None = None) -> list[Measures]:
     order = torch.randperm(len(pixels), generator=torch.Generator().manual_seed(0))
     images, labels = torch.tensor(pixels / 16, dtype=torch.float32)[order], torch.tensor(targets)[order]
     test = list(batches(images[TRAINING:], labels[TRAINING:], 50))
-    score = ScoreConfig(passes=4, lipschitz_directions=2, lipschitz_iterations=8, lipschitz_batches=8)
+    score = ScoreConfig(passes=4, lipschitz_directions=4, lipschitz_iterations=8, lipschitz_batches=4)
     score = ScoreConfig(lipschitz_directions=0) if args.smoke else score
     found: list[Measures] = []
     for share in WRONG[:2] if args.smoke else WRONG:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:  # type checkers read this, and not _NAMES; a test compares th
         CertificateConfig,
         NoiseConfig,
         PriorGroups,
+        RelativeSharpnessConfig,
         ScoreConfig,
         SharpnessConfig,
         SpectrumConfig,
@@ -24,6 +25,7 @@ if TYPE_CHECKING:  # type checkers read this, and not _NAMES; a test compares th
     from hf_pacgen.maths.score import pacgen_score
     from hf_pacgen.measures.hessian import hessian_diagonal, hessian_lipschitz, hessian_vector_product
     from hf_pacgen.measures.pacgen import pacgen
+    from hf_pacgen.measures.relative_sharpness import relative_sharpness
     from hf_pacgen.measures.sharpness import expected_sharpness
     from hf_pacgen.measures.spectrum import hessian_spectrum
     from hf_pacgen.measures.worst_case import worst_case_sharpness
@@ -42,6 +44,7 @@ __all__ = ["pacgen", "pacgen_score", "PACGenResult", "ScoreConfig"]
 __all__ += ["hessian_diagonal", "hessian_lipschitz", "hessian_vector_product", "hessian_spectrum", "SpectrumConfig"]
 # sharpness
 __all__ += ["expected_sharpness", "worst_case_sharpness", "SharpnessConfig"]
+__all__ += ["relative_sharpness", "RelativeSharpnessConfig"]
 # noise
 __all__ += ["perturbed", "NoiseConfig", "PACGenCallback", "PACGenTrainer", "PACGenTrainingArguments"]
 # certificates
@@ -54,10 +57,12 @@ __all__ += ["metric_path", "register"]
 _NAMES = {
     "certify.certify": "certify",
     "certify.splits": "HeldOutPrior train_prior",
-    "config": "CertificateConfig NoiseConfig PriorGroups ScoreConfig SharpnessConfig SpectrumConfig",
+    "config": "CertificateConfig NoiseConfig PriorGroups RelativeSharpnessConfig ScoreConfig SharpnessConfig "
+    "SpectrumConfig",
     "maths.score": "pacgen_score",
     "measures.hessian": "hessian_diagonal hessian_lipschitz hessian_vector_product",
     "measures.pacgen": "pacgen",
+    "measures.relative_sharpness": "relative_sharpness",
     "measures.sharpness": "expected_sharpness",
     "measures.spectrum": "hessian_spectrum",
     "measures.worst_case": "worst_case_sharpness",

@@ -39,6 +39,7 @@ from hf_pacgen.data.losses import LossKind, scored_units
 from hf_pacgen.facts import Choice
 from hf_pacgen.maths.certified_bound import Bound, certified_bound
 from hf_pacgen.maths.distributions import Noise, NoiseDistribution
+from hf_pacgen.maths.score import EpsilonScale, half_width
 from hf_pacgen.noise.curvature_tracker import CurvatureTracker
 from hf_pacgen.noise.perturbation import Perturbation
 from hf_pacgen.training.callback.callback import ScoreOn
@@ -46,6 +47,7 @@ from hf_pacgen.training.callback.callback import ScoreOn
 CHOICES: list[type[Choice]] = [
     Bound,
     CurvatureSource,
+    EpsilonScale,
     Estimator,
     HVPMethod,
     LossKind,
@@ -99,6 +101,7 @@ def test_a_member_without_facts_is_refused_at_import(kind: type[Choice], monkeyp
 USES: dict[type[Choice], Callable[[Any], Any]] = {
     Bound: lambda bound: certified_bound(0.1, 1.0, 100, delta=0.05, bound=bound),
     CurvatureSource: lambda source: NoiseConfig(curvature=source),
+    EpsilonScale: lambda scale: half_width(0.1, scale, 1.0),
     Estimator: lambda estimator: estimator.facts.needs_labels,
     HVPMethod: lambda method: choose_method(cast(WeightSpace, None), method),
     LossKind: lambda kind: scored_units(torch.zeros(2, 2), torch.zeros(2).long(), kind),

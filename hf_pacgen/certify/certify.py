@@ -22,7 +22,7 @@ from hf_pacgen.certify.splits import batch_fingerprints
 from hf_pacgen.config import CertificateConfig, PriorGroups, ScoreConfig
 from hf_pacgen.curvature.displacement import SavedWeights
 from hf_pacgen.curvature.run_identity import agree, described
-from hf_pacgen.data.collation import count_examples
+from hf_pacgen.data.contents import count_examples
 from hf_pacgen.maths.certified_bound import CertifiedBound
 from hf_pacgen.measures.hessian import hessian_diagonal
 from hf_pacgen.measures.session import DataOptions, measure, processes_of, session

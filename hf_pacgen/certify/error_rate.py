@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hf_pacgen.data.collation import count_examples
+from hf_pacgen.data.contents import count_examples
 from hf_pacgen.data.losses import IGNORED, LossKind, aligned
 from hf_pacgen.data.objective import Objective
 

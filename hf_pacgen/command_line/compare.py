@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
 from rich.markup import escape
 
 from hf_pacgen.command_line.inputs.data import DataArguments, check_files
@@ -22,6 +23,7 @@ from hf_pacgen.config.settings import Count, NonNegative, option
 from hf_pacgen.errors import InputError
 from hf_pacgen.maths.rank_correlation import rank_correlation
 from hf_pacgen.measures.comparison import measure_all
+from hf_pacgen.measures.ranking import orders, ranked, stderr_of, unranked
 from hf_pacgen.results.measures import MEASURES, Measures
 from hf_pacgen.show.tables import number, percent, spread
 
@@ -108,17 +110,27 @@ def short_names(runs: Sequence[str]) -> list[str]:
 
 
 def correlations(rows: Sequence[Measures]) -> dict[str, float]:
-    """Rank correlation of every measure with the gap, where there are enough runs to rank."""
+    """Rank correlation of every measure with the gap, over the runs of equal training loss, if they are enough."""
+    rows = [rows[i] for i in ranked([row.loss for row in rows])]
     gaps = [row.gap for row in rows if row.gap is not None]
     if len(rows) < NUM_RANKED or len(gaps) < len(rows):
         return {}
     fields = [field for field in MEASURES if field not in ("gap", "test_loss")]  # which are no predictions
-    found = {field: rank_correlation([getattr(row, field) for row in rows], gaps) for field in fields}
+    values = {field: [getattr(row, field) for row in rows] for field in fields}
+    found = {field: rank_correlation(known, gaps) for field, known in values.items() if None not in known}
     return {field: value for field, value in found.items() if not math.isnan(value)}  # NaN: the same in all runs
 
 
 def _save_json(rows: Sequence[Measures], path: str) -> None:
-    whole = {"runs": [row.to_dict() for row in rows], "rank_correlation_with_gap": correlations(rows)}
+    # lowest first; "tied" says whether each is distinguishable from the next, None where that cannot be judged
+    order = {field: {"names": made.names, "tied": made.tied} for field, made in orders(rows).items()}
+    chosen = ranked([row.loss for row in rows])
+    whole = {
+        "runs": [row.to_dict() for row in rows],
+        "ranked": [rows[i].name for i in chosen],
+        "order": order,
+        "rank_correlation_with_gap": correlations(rows),
+    }
     Path(path).write_text(json.dumps(whole, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
@@ -148,6 +160,7 @@ def print_comparison(rows: Sequence[Measures]) -> None:
             table.add_row(label, *cells, *([f"{ranks[field]:+.2f}" if field in ranks else ""] if ranks else []))
     console = open_console(widest=table)  # in a file there is room for all runs
     console.print(table)
+    _print_order(console, rows)
     if len({row.num_parameters for row in rows}) > 1:  # a sum over more weights is larger by itself
         console.print("The runs differ in their number of parameters: compare Ψ/m and K(η)/m.", highlight=False)
     said: dict[str, list[str]] = {}  # a sentence on several runs is printed once
@@ -158,12 +171,31 @@ def print_comparison(rows: Sequence[Measures]) -> None:
     print_notes(console, (s if len(names) == of_all else f"{', '.join(names)}: {s}" for s, names in said.items()))
 
 
+def _print_order(console: Console, rows: Sequence[Measures]) -> None:
+    found = orders(rows)
+    if found:
+        table = titled("Runs of equal training loss by each measure, lowest first")
+        table.add_column("Measure", no_wrap=True)
+        table.add_column("Order", overflow="fold")
+        for field, made in found.items():
+            table.add_row(Measures.facts()[field].label, escape(str(made)))
+        console.print(table)
+        judged = [made for made in found.values() if made.is_judged]
+        if any(True in made.tied for made in found.values()):
+            console.print("≈: not distinguishable, since the 95 % intervals overlap.", highlight=False)
+        if len(judged) < len(found):
+            console.print("?: a standard error is unknown, so ties cannot be judged.", highlight=False)
+    if (sentence := unranked(rows)) is not None:
+        print_notes(console, [sentence])
+
+
 def _cell(row: Measures, field: str) -> str:
     value = getattr(row, field)
+    if value is None:  # in a file of an older release, say
+        return ""
     if field.endswith("fraction"):
         return percent(value)
     # Lanczos finds it from below
     if field == "largest_eigenvalue" and not row.largest_eigenvalue_converged:
         return f"≥ {number(value)}"
-    errors = {"hessian_trace": row.hessian_trace_stderr, "expected_sharpness": row.expected_sharpness_stderr}
-    return number(value) + spread(errors.get(field))
+    return number(value) + spread(stderr_of(row, field))

@@ -8,6 +8,7 @@ from rich.console import Console, RenderableType
 from rich.markup import escape
 from rich.table import Table
 
+from hf_pacgen.show.advice import consistent
 from hf_pacgen.show.tables import PLAIN_WIDTH
 
 
@@ -38,5 +39,5 @@ def quantities(title: str, rows: Iterable[tuple[str, str, str]]) -> Table:
 
 def print_notes(console: Console, notes: Iterable[str]) -> None:
     """What limits the numbers, a sentence a line."""
-    for note in notes:
+    for note in consistent(notes):
         console.print(f"• {escape(note)}", highlight=False)

@@ -9,11 +9,13 @@ from typing import Any
 
 from hf_pacgen.command_line.printing import open_console, print_notes, quantities
 from hf_pacgen.command_line.run_options import OutputArguments, Run
-from hf_pacgen.config import SharpnessConfig, SpectrumConfig
-from hf_pacgen.config.settings import Count, Natural, NonNegative, option
+from hf_pacgen.config import RelativeSharpnessConfig, SharpnessConfig, SpectrumConfig
+from hf_pacgen.config.settings import Count, Grid, Natural, NonNegative, option
+from hf_pacgen.measures.relative_sharpness import LEVELS, relative_sharpness
 from hf_pacgen.measures.sharpness import expected_sharpness
 from hf_pacgen.measures.spectrum import hessian_spectrum
 from hf_pacgen.measures.worst_case import worst_case_sharpness
+from hf_pacgen.results.relative_sharpness import RelativeSharpness
 from hf_pacgen.results.sharpness import Sharpness
 from hf_pacgen.results.spectrum import Spectrum
 from hf_pacgen.results.worst_case import WorstCaseSharpness
@@ -29,11 +31,15 @@ class SharpnessArguments(OutputArguments):
     eigenvalues: Natural = option(5, "Number of top eigenvalues of the Hessian; 0 leaves them, trace and density out.")
     probes: Natural = option(4, "Random probes for the trace of the Hessian; 0 leaves it out.")
     iterations: Count | None = option(None, "Most Lanczos steps for the eigenvalues. By default what suits the model.")
+    relative: bool = option(False, "Measure the rise under noise in proportion to every weight too, by --levels.")
+    levels: Grid | None = option(None, "Levels of that noise, with --relative; by default 0.03, 0.1, 0.3 and 1.")
 
     def __post_init__(self) -> None:
         super().__post_init__()
         # the model would be loaded for nothing
-        if not (self.noise_scale or self.box or self.eigenvalues):
+        if self.levels is not None and not self.relative:
+            raise ValueError("levels are of the relative sharpness, which is not asked for. Add --relative.")
+        if not (self.noise_scale or self.box or self.eigenvalues or self.relative):
             nothing = "noise_scale, box and eigenvalues are all 0: there is nothing to measure."
             raise ValueError(f"{nothing} Give one of them.")
 
@@ -56,10 +62,13 @@ def run(argv: list[str]) -> None:
     with call.measuring() as options:
         if args.noise_scale:
             found["expected"] = expected_sharpness(model, data, noise_scale=args.noise_scale, config=config, **options)
+        same = {"max_examples": config.max_examples, "seed": config.seed}  # the same examples for all
+        if args.relative:
+            settings = RelativeSharpnessConfig(**same)
+            found["relative"] = relative_sharpness(model, data, args.levels or LEVELS, config=settings, **options)
         if args.box:
             found["worst_case"] = worst_case_sharpness(model, data, box=args.box, config=config, **options)
         if args.eigenvalues:
-            same = {"max_examples": config.max_examples, "seed": config.seed}  # examples as for the sharpness
             spectrum = SpectrumConfig(probes=args.probes, iterations=args.iterations, **same)
             found["spectrum"] = hessian_spectrum(model, data, k=args.eigenvalues, config=spectrum, **options)
     status = (*subject.notes, *(sentence for result in found.values() for sentence in result.status))
@@ -75,13 +84,18 @@ def run(argv: list[str]) -> None:
     call.finish({"output": lambda path: Path(path).write_text(text, encoding="utf-8")}, show)
 
 
-def _rows(result: Sharpness | WorstCaseSharpness | Spectrum) -> list[tuple[str, str, str]]:
+def _rows(result: Sharpness | RelativeSharpness | WorstCaseSharpness | Spectrum) -> list[tuple[str, str, str]]:
     if isinstance(result, Sharpness):
         on = f"mean training loss on {result.num_examples:,} examples, without dropout"
         noise = f"{result.config['distribution']} noise of scale {number(result.noise_scale or 0)}"
         rise = f"mean rise of the loss under {noise}; {result.draws} draws for every batch"
         mean = number(result.mean) + spread(result.stderr)
         return [("loss", number(result.loss), on), ("expected sharpness", mean, rise)]
+    if isinstance(result, RelativeSharpness):
+        says = f"mean rise of the loss under uniform noise of ± this part of every weight; {result.num_batches} batches"
+        label = result.facts()["relative_sharpness"].label
+        heads = [(f"{label}, {s:g}", number(mean) + spread(error)) for s, mean, error in result.by_level()]
+        return [(head, value, says) for head, value in heads]
     if isinstance(result, WorstCaseSharpness):
         box = f"the box {number(result.box or 0)}·(|w| + 1); {result.steps} gradients of the whole loss"
         relative = ("  relative", f"{result.relative:.4g} %", "of 1 + loss: the sharpness of Keskar et al.")

@@ -3,7 +3,7 @@
 from hf_pacgen.config.certificate import CertificateConfig, PriorGroups
 from hf_pacgen.config.noise import CurvatureSource, NoiseConfig, NoiseDraw, NoiseShape
 from hf_pacgen.config.score import Estimator, HVPMethod, ScoreConfig
-from hf_pacgen.config.sharpness import SharpnessConfig
+from hf_pacgen.config.sharpness import RelativeSharpnessConfig, SharpnessConfig
 from hf_pacgen.config.spectrum import SpectrumConfig, SpectrumEnd
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "NoiseDraw",
     "NoiseShape",
     "PriorGroups",
+    "RelativeSharpnessConfig",
     "ScoreConfig",
     "SharpnessConfig",
     "SpectrumConfig",

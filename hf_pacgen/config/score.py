@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from hf_pacgen.config.settings import SUBSET, Config, Count, Natural, NonNegative, Positive, Temperature, option
 from hf_pacgen.facts import Choice
+from hf_pacgen.maths.score import EPSILON, GAMMA, EpsilonScale
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +57,10 @@ class HVPMethod(Choice):
     FINITE_DIFFERENCE = "finite_difference", HVPFacts(differences=True, passes_checkpoints=True, passes_reentrant=True)
 
 
+RELATIVE_EPSILON = 0.3
+"""ε of the default, in root mean squares: what ranked LeNets by their gap best, see examples/evidence.md."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class ScoreConfig(Config):
     """Settings of :func:`hf_pacgen.pacgen`.
@@ -66,8 +72,15 @@ class ScoreConfig(Config):
     'hutchinson'
     """
 
-    gamma: NonNegative = option(0.1, "γ of the neighborhood N_i = γ|w_i| + ε in which ρ is measured.")
-    epsilon: NonNegative = option(0.1, "ε of the neighborhood N_i = γ|w_i| + ε.")
+    gamma: NonNegative = option(GAMMA, "γ of the neighborhood N_i = γ|w_i| + ε in which ρ is measured.")
+    epsilon: NonNegative | None = option(
+        None, "ε of the neighborhood N_i = γ|w_i| + ε. By default 0.3 of the root mean square of each tensor."
+    )
+    epsilon_scale: EpsilonScale | str | None = option(
+        None,
+        "What ε is measured in: 'absolute', as in the article, or 'rms', the root mean square of each tensor. By "
+        "default 'absolute' for an ε that is given.",
+    )
     eta: Temperature = option("n", "η of K(η): a number, or 'n', the size of the training set.")
     estimator: Estimator | str = option(
         Estimator.BLEND,
@@ -79,10 +92,16 @@ class ScoreConfig(Config):
         "Hessian-vector product: 'auto' takes finite differences of gradients where weights and compute are "
         "float32, and reverse_over_reverse (the derivative of the gradient) otherwise.",
     )
-    passes: Count = option(1, "Number of times the estimator goes over the data, each time with new probes.")
-    lipschitz_directions: Natural = option(2, "Random displacements u from which ρ is estimated; 0 takes --rho.")
-    lipschitz_iterations: Count = option(3, "Lanczos steps for the norm of H(w+u) - H(w), for each u.")
-    lipschitz_batches: Count = option(1, "Number of batches on which ρ is estimated.")
+    passes: Count | None = option(
+        None,
+        "Number of times the estimator goes over the data, each time with new probes. By default once, or as often as "
+        "it takes to make 8 products, so that their spread is known.",
+    )
+    lipschitz_directions: Natural = option(
+        4, "Random displacements u, each on batches of its own, of which ρ is the median; 0 takes --rho."
+    )
+    lipschitz_iterations: Count = option(2, "Lanczos steps for the norm of H(w+u) - H(w), for each u.")
+    lipschitz_batches: Count = option(1, "Number of batches for each of them, drawn at random.")
     rho: NonNegative = option(0.0, "ρ, the Lipschitz constant of the Hessian, for lipschitz_directions=0.")
     max_examples: Count | None = option(None, SUBSET)
     num_training_examples: Count | None = option(None, "Size of the training set, for eta='n'. By default the data's.")
@@ -94,6 +113,14 @@ class ScoreConfig(Config):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        # an ε that is given stays the length that it was in release 0.1
+        scale = self.epsilon_scale
+        if scale is None:
+            scale = EpsilonScale.RMS if self.epsilon is None else EpsilonScale.ABSOLUTE
+            object.__setattr__(self, "epsilon_scale", scale)
+        if self.epsilon is None:
+            of_tensor = EpsilonScale(scale).facts.of_tensor
+            object.__setattr__(self, "epsilon", RELATIVE_EPSILON if of_tensor else EPSILON)
         if self.gamma == 0 and self.epsilon == 0:
             raise ValueError(
                 "gamma and epsilon are both 0, so every neighborhood N_i = gamma*|w_i| + epsilon is empty; "
@@ -105,3 +132,18 @@ class ScoreConfig(Config):
                 f"rho={self.rho} was given together with lipschitz_directions={self.lipschitz_directions}; "
                 "set lipschitz_directions=0 to use your rho, or leave rho at 0 to have it estimated."
             )
+
+    @property
+    def box(self) -> tuple[float, EpsilonScale]:
+        """ε and what it is measured in, as they were settled."""
+        if self.epsilon is None or self.epsilon_scale is None:
+            raise LookupError("epsilon is settled where a ScoreConfig is made, and may not be taken away afterwards.")
+        return self.epsilon, EpsilonScale(self.epsilon_scale)
+
+    @classmethod
+    def article(cls, **settings: Any) -> ScoreConfig:
+        """The settings of the article, γ = ε = 0.1, whatever the defaults of this release are; others may be added.
+
+        Source: Wang, Keskar, Xiong, Socher 2018, arXiv 1809.07402.
+        """
+        return cls(**{"gamma": 0.1, "epsilon": 0.1, "epsilon_scale": EpsilonScale.ABSOLUTE, **settings})

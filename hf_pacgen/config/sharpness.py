@@ -1,4 +1,4 @@
-"""Settings of both sharpnesses."""
+"""Settings of the sharpnesses."""
 
 from __future__ import annotations
 
@@ -38,3 +38,20 @@ class SharpnessConfig(Config):
         if self.distribution == "gaussian":
             object.__setattr__(self, "distribution", NoiseDistribution.NORMAL)
         super().__post_init__()
+
+
+@dataclass(frozen=True, kw_only=True)
+class RelativeSharpnessConfig(Config):
+    """Settings of :func:`hf_pacgen.relative_sharpness`.
+
+    >>> RelativeSharpnessConfig(draws=2).draws
+    2
+    """
+
+    draws: Count | None = option(
+        None,
+        "Antithetic pairs ±z for every batch. By default one on a random quarter of the batches; more where there are "
+        "under 32 batches.",
+    )
+    max_examples: Count | None = option(None, SUBSET)
+    seed: Natural = option(0, "Seed of the noise, of which batches have it, and of the subset.")

@@ -31,7 +31,7 @@ from hf_pacgen.results.lipschitz import LipschitzEstimate
 
 __all__ = ["Checkpoint", "TERMINATED"]
 
-FORMAT = 2
+FORMAT = 3
 """Version of the form in which state is saved."""
 TERMINATED = 143
 """Exit code after SIGTERM, 128 + 15 as a shell has it."""

@@ -76,10 +76,12 @@ class RademacherDirection:
 
 
 class BoxDirection:
-    """A displacement uniform in the box of half-width N_i = γ|w_i| + ε; ``offsets`` as for signs."""
+    """A displacement uniform in the box of half-width N_i = γ|w_i| + ε, ε by parameter; ``offsets`` as for signs."""
 
-    def __init__(self, *key: str | int, gamma: float, epsilon: float, offsets: Mapping[str, int] | None = None) -> None:
-        self.key, self.gamma, self.epsilon, self.offsets = key, gamma, epsilon, offsets or {}
+    def __init__(
+        self, *key: str | int, gamma: float, epsilons: Mapping[str, float], offsets: Mapping[str, int] | None = None
+    ) -> None:
+        self.key, self.gamma, self.epsilons, self.offsets = key, gamma, epsilons, offsets or {}
 
     def piece(self, name: str, start: int, weights: Tensor) -> Tensor:
         """The displacements of a piece of the parameter ``name``."""
@@ -87,15 +89,15 @@ class BoxDirection:
         unit = uniform(
             stream_key(*self.key, name), weights.numel(), start=start, dtype=_wide(weights), device=weights.device
         )
-        return self._scaled(unit.view(weights.shape), weights)
+        return self._scaled(name, unit.view(weights.shape), weights)
 
     def rows(self, name: str, rows: Tensor, weights: Tensor) -> Tensor:
         """The displacements of some rows of the matrix ``name``."""
         unit = uniform_rows(stream_key(*self.key, name), rows, weights.shape[1], dtype=_wide(weights))
-        return self._scaled(unit, weights)
+        return self._scaled(name, unit, weights)
 
-    def _scaled(self, unit: Tensor, weights: Tensor) -> Tensor:
-        return unit.mul_(neighborhood(weights.to(unit.dtype), gamma=self.gamma, epsilon=self.epsilon))
+    def _scaled(self, name: str, unit: Tensor, weights: Tensor) -> Tensor:
+        return unit.mul_(neighborhood(weights.to(unit.dtype), gamma=self.gamma, epsilon=self.epsilons[name]))
 
 
 class TensorDirection:
@@ -133,7 +135,7 @@ class SavedWeights:
         parameters: by name.
         by_rows: names of matrices whose rows are displaced (and copied) only when :meth:`look_up` says that
             they are about to be read; the whole matrix is copied only if it is displaced as a whole.
-        lazily: whether each of the others is copied when it is first displaced, and read but once for both.
+        lazily: whether the others are copied when they are first displaced.
     """
 
     def __init__(
@@ -142,8 +144,8 @@ class SavedWeights:
         self.parameters, self.by_rows = parameters, frozenset(by_rows)
         eager = () if lazily else parameters.keys() - self.by_rows
         self.copy = {name: p.detach().clone() for name, p in parameters.items() if name in eager}
-        self._displaced: set[str] = set()
-        """Names of parameters that are displaced as a whole."""
+        self._displaced: dict[str, None] = {}
+        """Names of parameters that are displaced as a whole, in the order of ``parameters``."""
         self._rows: dict[str, list[tuple[Tensor, Tensor]]] = {}
         """Displaced rows of the others, with their saved values."""
         self._terms: Terms = ()
@@ -164,13 +166,13 @@ class SavedWeights:
             self._restore_rows()
         self._terms = terms
         *first, (direction, scale) = terms
-        for name, parameter in self.parameters.items():
-            if name in self.by_rows and not whole:
-                continue
-            weights = parameter.detach()
+        due = [name for name in self.parameters if whole or name not in self.by_rows]
+        for name in due:  # all copies before any displacement: two names may share memory
             if name not in self.copy:
-                self.copy[name] = weights.clone()
-            self._displaced.add(name)
+                self.copy[name] = self.parameters[name].detach().clone()
+        for name in due:
+            weights = self.parameters[name].detach()
+            self._displaced[name] = None
             for start, (piece, kept) in chunks(weights, self.copy[name]):
                 for other, factor in first:
                     kept = torch.add(kept, other.piece(name, start, kept), alpha=factor)
@@ -216,9 +218,11 @@ class SavedWeights:
                 self.parameters[name].detach().index_copy_(0, rows, kept)
         self._rows.clear()
         self._terms = ()
-        for name in self._displaced & self.by_rows:  # so that their rows can be displaced from now on
+        for name in [
+            n for n in self._displaced if n in self.by_rows
+        ]:  # so that their rows can be displaced from now on
             self.parameters[name].detach().copy_(self.copy[name])
-            self._displaced.discard(name)
+            del self._displaced[name]
 
 
 def _wide(weights: Tensor) -> torch.dtype:

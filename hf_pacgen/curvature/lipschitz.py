@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import itertools
 import math
+import statistics
+from typing import Any
 
 from hf_pacgen.config import ScoreConfig
 from hf_pacgen.curvature.hvp import HessianProduct
 from hf_pacgen.curvature.operators import HessianDifference, Tick
 from hf_pacgen.curvature.weight_space import WeightSpace
+from hf_pacgen.maths.counter_rng import stream_key
 from hf_pacgen.maths.lanczos import Krylov, Recent, lanczos
-from hf_pacgen.results.lipschitz import LipschitzEstimate
+from hf_pacgen.results.lipschitz import LipschitzEstimate, median_stderr
 
 __all__ = ["LipschitzEstimate", "estimate_lipschitz"]
 
@@ -21,11 +24,12 @@ SHARP = 0.03
 
 
 def estimate_lipschitz(space: WeightSpace, config: ScoreConfig, *, tick: Tick = lambda: None) -> LipschitzEstimate:
-    """max over a few random u in the box of ‖(H(w+u) - H(w)) v‖/‖u‖, v by the Lanczos process.
+    """Median over a few random u in the box of ‖(H(w+u) - H(w)) v‖/‖u‖, v by the Lanczos process.
 
-    The difference of Hessians is symmetric but indefinite, so the largest |eigenvalue| is wanted: Lanczos
-    (without reorthogonalization, which the extreme eigenvalues do not need) finds it in a few steps with
-    three vectors.  Directions are shared out over processes.
+    Every u meets batches of its own, drawn at random, so that the spread of the ratios is that over displacements and
+    data.  The difference of Hessians is symmetric but indefinite, so the largest |eigenvalue| is wanted: Lanczos
+    (without reorthogonalization, which the extreme eigenvalues do not need), begun at the difference of two gradients,
+    finds it in a few steps with three vectors.  Directions are shared out over processes.
 
     Args:
         space: the weights, which are left as found.
@@ -35,31 +39,43 @@ def estimate_lipschitz(space: WeightSpace, config: ScoreConfig, *, tick: Tick = 
     Raises:
         ValueError: a product in the box is not finite.
     """
-    objective = space.objective
-    processes = objective.batches.processes
+    processes = space.objective.batches.processes
+    epsilons = space.half_widths(*config.box)
     found: dict[int, tuple[float, int, bool, int]] = {}
     with processes.together():
-        counted = ((i, b) for i, b in objective.batches.every() if objective.has_units(b))
-        batches = list(itertools.islice(counted, config.lipschitz_batches))
+        chosen = _batches(space, config)
+        each = min(config.lipschitz_batches, len(chosen))
         # a norm within a few percent will do, so longer steps (fewer repeats) than elsewhere
         product = HessianProduct(space, config.hvp, displacement=config.displacement, asymmetry=0.03)
         for number in range(processes.rank, config.lipschitz_directions, processes.size):
-            shift = space.box(config.seed, "box", number, gamma=config.gamma, epsilon=config.epsilon)
+            # data of fewer batches than that are gone through again
+            batches = [chosen[(number * each + i) % len(chosen)] for i in range(each)]
+            shift = space.box(config.seed, "box", number, gamma=config.gamma, epsilons=epsilons)
             difference = HessianDifference(product, batches, shift, tick)
             norm, steps, converged = _norm(difference, config, number)
             space.restore()
             found[number] = (norm / space.length(shift), steps, converged, difference.num_hvps)
     merged = {key: value for part in processes.gather(found) for key, value in part.items()}
     rows = [merged[number] for number in sorted(merged)]
-    best = max(rows, key=lambda row: row[0])
+    ratios = tuple(row[0] for row in rows)
     return LipschitzEstimate(
-        value=best[0],
-        ratios=tuple(row[0] for row in rows),
+        value=statistics.median(ratios),
+        stderr=median_stderr(ratios),
+        largest=max(ratios),
+        ratios=ratios,
         iterations=tuple(row[1] for row in rows),
-        batches=len(batches),
-        converged=best[2],
+        batches=each,
+        converged=2 * sum(row[2] for row in rows) >= len(rows),
         num_hvps=sum(row[3] for row in rows),
     )
+
+
+def _batches(space: WeightSpace, config: ScoreConfig) -> list[tuple[int, Any]]:
+    """Batches with loss units for all displacements, drawn at random; the same in every process."""
+    objective = space.objective
+    order = objective.batches.drawn(stream_key(config.seed, "batches of rho"))
+    counted = ((i, b) for i, b in order if objective.has_units(b))
+    return list(itertools.islice(counted, config.lipschitz_directions * config.lipschitz_batches))
 
 
 def _norm(difference: HessianDifference, config: ScoreConfig, number: int) -> tuple[float, int, bool]:

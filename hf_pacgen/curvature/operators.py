@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Container, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 from hf_pacgen.curvature.displacement import Direction, TensorDirection, Terms
 from hf_pacgen.curvature.hvp import HessianProduct
 from hf_pacgen.curvature.weight_space import Vector, WeightSpace, zeros_like
-from hf_pacgen.data.collation import count_examples
+from hf_pacgen.data.contents import count_examples
 from hf_pacgen.data.losses import require_units
 from hf_pacgen.data.objective import Objective
 from hf_pacgen.model.embeddings import dense
@@ -40,11 +41,11 @@ class MeanLoss:
         with torch.no_grad():
             return self.over_batches(self._loss)
 
-    def over_batches(self, work: Callable[[Any, int], tuple[float, float]]) -> float:
+    def over_batches(self, work: Callable[[Any, int], tuple[float, float]], *, skipped: Container[int] = ()) -> float:
         """Call ``work(batch, index) -> (value, units)`` on every batch that has loss units, on all processes together.
 
         Returns:
-            The sum of all values over the sum of all units.
+            The sum of all values over the sum of all units; NaN where batches were skipped and the others have none.
 
         Raises:
             ValueError: the data has no loss unit.
@@ -52,14 +53,16 @@ class MeanLoss:
         processes = self.objective.batches.processes
         sums = torch.zeros(3, dtype=torch.float64)
         with processes.together():
-            for index, batch in self.objective.batches:
+            for index, batch in self.objective.batches.without(skipped):
                 if self.objective.has_units(batch):
                     sums += torch.tensor([*work(batch, index), count_examples(batch)], dtype=torch.float64)
                     self.batches += 1
                 self.tick()
         value, self.units, examples = processes.sum_(sums).tolist()
-        require_units(self.units)
         self.examples = int(examples)
+        if skipped != () and not self.units:
+            return math.nan
+        require_units(self.units)
         return value / self.units
 
     def batches_of_all(self) -> int:

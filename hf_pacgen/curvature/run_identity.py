@@ -8,20 +8,18 @@ import hashlib
 import json
 import numbers
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from enum import Enum
 from types import CodeType
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from hf_pacgen.config.settings import Config
 from hf_pacgen.data.batches import Batches, length
-from hf_pacgen.data.collation import batch_tensors
+from hf_pacgen.data.checksums import batch_checksum, checksum
 from hf_pacgen.distributed.processes import Processes
-from hf_pacgen.maths.counter_rng import mixed
 from hf_pacgen.model.state import unwrap
 
 __all__ = [
@@ -36,9 +34,6 @@ __all__ = [
     "qualified_name",
 ]
 
-WORDS = 1 << 20
-"""Elements added up at a time."""
-BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 BUFFERS = "the values of the buffer"
 """The group of what DistributedDataParallel lets differ between processes, such as running statistics."""
 SAMPLED = 16
@@ -219,36 +214,3 @@ def _tensors(model: nn.Module) -> dict[str, Tensor]:
 def _form(tensor: Tensor) -> str:
     kind = str(tensor.dtype).removeprefix("torch.")
     return f"{kind} {list(tensor.shape)}{' trainable' if tensor.requires_grad else ''}"
-
-
-def batch_checksum(batch: Any) -> int:
-    """A checksum of the tensors of a batch; what else is in it does not count."""
-    return _wrap(sum((2 * i + 1) * checksum(tensor) for i, tensor in enumerate(batch_tensors(batch))))
-
-
-@torch.no_grad()
-def checksum(tensor: Tensor) -> int:
-    """Σ_i hash(b_i, i) modulo 2⁶⁴, b the bits of the elements as integers, computed where the tensor is.
-
-    >>> checksum(torch.tensor([1, 2])) == checksum(torch.tensor([1, 2])) != checksum(torch.tensor([2, 1]))
-    True
-    """
-    total = 0
-    for start, bits in _bits(tensor.detach()):
-        places = torch.arange(start + 1, start + len(bits) + 1, device=bits.device)
-        # a sum of products would not tell small integers, such as labels, that have changed places
-        total += int(mixed(places.mul_(1 << 32).add_(mixed(bits.to(torch.int64, copy=True)))).sum())
-    return _wrap(total)
-
-
-def _bits(tensor: Tensor) -> Iterator[tuple[int, Tensor]]:
-    flat = tensor.contiguous().view(-1)
-    if flat.is_complex():
-        flat = torch.view_as_real(flat).reshape(-1)
-    kind = BITS[flat.element_size()]
-    for start in range(0, flat.numel(), WORDS):
-        yield start, flat[start : start + WORDS].view(kind)
-
-
-def _wrap(value: int) -> int:
-    return (value + (1 << 63)) % (1 << 64) - (1 << 63)

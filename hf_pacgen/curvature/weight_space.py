@@ -14,6 +14,7 @@ from contextlib import nullcontext
 import torch
 from torch import Tensor
 
+from hf_pacgen.config import HVPMethod
 from hf_pacgen.curvature.displacement import (
     BoxDirection,
     Direction,
@@ -26,6 +27,7 @@ from hf_pacgen.data.objective import Objective
 from hf_pacgen.data.sharded_objective import ShardedObjective
 from hf_pacgen.distributed.shards import local, part_like, shard_like
 from hf_pacgen.maths.counter_rng import stream_key
+from hf_pacgen.maths.score import EpsilonScale, half_width
 from hf_pacgen.model.embeddings import dense, pick_rows
 from hf_pacgen.model.precision import wide
 
@@ -55,6 +57,8 @@ class WeightSpace:
         self.objective = objective
         self._shards = objective.shards if isinstance(objective, ShardedObjective) else None
         self.num_parameters = objective.num_parameters
+        self.resolved: dict[HVPMethod, HVPMethod] = {}
+        """What stands for a method once its products were looked at."""
         self.is_whole = self.has_second_derivatives = self._shards is None
         self._offsets = {} if self._shards is None else self._shards.offsets
         self.weights: Vector = {n: p if self.is_whole else local(p) for n, p in objective.parameters.items()}
@@ -75,6 +79,10 @@ class WeightSpace:
         """The vector 0."""
         return {name: zeros_like(w) for name, w in self.weights.items()}
 
+    def zeros_type(self, name: str) -> torch.dtype:
+        """The dtype of accumulators for a weight: its own, at least float32."""
+        return wide(self.weights[name])
+
     def total(self, tensor: Tensor) -> Tensor:
         """A sum over the elements of this process, added up over all parts of the weights, in place."""
         return tensor if self._shards is None else self._shards.sum_(tensor)
@@ -92,9 +100,19 @@ class WeightSpace:
         """Independent signs ±1, the same on any number of processes."""
         return RademacherDirection(*key, offsets=self._offsets)
 
-    def box(self, *key: str | int, gamma: float, epsilon: float) -> BoxDirection:
-        """A displacement uniform in the box |u_i| ≤ γ|w_i| + ε."""
-        return BoxDirection(*key, gamma=gamma, epsilon=epsilon, offsets=self._offsets)
+    def box(self, *key: str | int, gamma: float, epsilons: Mapping[str, float]) -> BoxDirection:
+        """A displacement uniform in the box |u_i| ≤ γ|w_i| + ε, ε by parameter: see :meth:`half_widths`."""
+        return BoxDirection(*key, gamma=gamma, epsilons=epsilons, offsets=self._offsets)
+
+    def half_widths(self, epsilon: float, scale: EpsilonScale | str) -> dict[str, float]:
+        """ε of every parameter, as a length.  The weights must not be displaced."""
+        squares = [torch.linalg.vector_norm(w.detach(), dtype=wide(w)).double().square() for w in self.weights.values()]
+        totals = self.total(torch.stack([square.cpu() for square in squares])).tolist()
+        sizes = [p.numel() for p in self.objective.parameters.values()]
+        return {
+            name: half_width(epsilon, scale, total / max(size, 1))
+            for name, total, size in zip(self.weights, totals, sizes, strict=True)
+        }
 
     def gaussian(self, *key: str | int) -> Vector:
         """Independent standard normal numbers, the same on every process and device and in every precision."""

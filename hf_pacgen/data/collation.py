@@ -1,104 +1,201 @@
-"""Examples of a dataset as batches, and what a batch holds."""
+"""Examples of a dataset as batches: which columns a model takes, what is padded, and what is not."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
+import numpy
 import torch
 from torch import Tensor, nn
 from transformers import default_data_collator
 
+from hf_pacgen.data.contents import LABEL_NAMES
 from hf_pacgen.model.state import base_model
 
-__all__ = ["LABEL_NAMES", "PADDING", "count_examples", "collate", "batch_tensors"]
+__all__ = ["PADDING", "collate", "has_transform", "model_columns", "model_inputs"]
 
-LABEL_NAMES = ("labels", "label", "label_ids")
-
-
-PADDING = {"labels": -100, "label_ids": -100, "attention_mask": 0, "token_type_ids": 0}
-
-
-def count_examples(batch: Any) -> int:
-    """Number of examples in a batch: the length of its labels, or of its first tensor."""
-    for tensor in batch_tensors(batch):
-        if tensor.ndim:
-            return tensor.shape[0]
-    raise ValueError(
-        f"Cannot tell how many examples a batch of type {type(batch).__name__} has: expected a dict or a sequence "
-        "with at least one tensor that has a batch dimension."
-    )
+PADDING = {
+    "labels": -100,
+    "label_ids": -100,
+    "attention_mask": 0,
+    "decoder_attention_mask": 0,
+    "token_type_ids": 0,
+    "position_ids": 0,
+    "bbox": 0,
+}
+"""What a ragged column is filled up with, where that is not the padding token."""
 
 
 def collate(rows: list[Any], model: nn.Module) -> Any:
-    """Stack the columns of examples; pad ragged integer sequences as the model expects."""
+    """Stack the columns of examples; pad ragged integer columns as the model expects.
+
+    Raises:
+        ValueError: a column of other numbers is ragged; the message names it, its shapes, and what to do.
+    """
     if not isinstance(rows[0], Mapping):
         return torch.utils.data.default_collate(rows)
-    rows = [dict(row) for row in rows]
-    ragged = [
-        key for key, value in rows[0].items() if _length(value) is not None and len({_length(r[key]) for r in rows}) > 1
-    ]
-    if ragged:
-        lengths = [_length(row[ragged[0]]) or 0 for row in rows]
-        for row, length in zip(rows, lengths, strict=True):
-            row.setdefault("attention_mask", [1] * length)
-        keys = ragged if "attention_mask" in ragged else [*ragged, "attention_mask"]
-        config = getattr(model, "config", None)
-        pad_token = getattr(config, "pad_token_id", None) or 0
-        for key in keys:
-            longest = max(_length(row[key]) or 0 for row in rows)
-            fill = PADDING.get(key, pad_token)
-            for row in rows:
-                values = [int(v) for v in row[key]]
-                row[key] = values + [fill] * (longest - len(values))
-    return default_data_collator(rows, return_tensors="pt")
+    rows = [_taken(row, model) for row in rows]
+    # boxes and masks of an image stay with it: one entry of a list for each example, as models for detection take them
+    nested = {key: [row.pop(key) for row in rows] for key, value in list(rows[0].items()) if isinstance(value, Mapping)}
+    shapes = {key: [_shape(row.get(key)) for row in rows] for key in rows[0]}
+    ragged = [k for k, found in shapes.items() if len(set(found)) > 1 or any(_is_ragged(row.get(k)) for row in rows)]
+    for key in ragged:
+        if not _pads(key, [row.get(key) for row in rows], shapes[key]):
+            raise _ragged(key, shapes[key], model)
+    if "input_ids" in ragged and "attention_mask" not in rows[0] and "attention_mask" in model_inputs(model):
+        # which tokens are padding: no other column tells
+        for row in rows:
+            row["attention_mask"] = _ones(row["input_ids"])
+        shapes["attention_mask"] = [_shape(row["attention_mask"]) for row in rows]
+        ragged.append("attention_mask")
+    for key in ragged:
+        largest = [max(sizes) for sizes in zip(*(s for s in shapes[key] if s is not None), strict=True)]
+        fill = PADDING.get(key, -100 if "label" in key else _padding_token(model))
+        for row in rows:
+            row[key] = _padded(row[key], largest, fill)
+    try:
+        lists = {key: [{k: torch.as_tensor(v) for k, v in one.items()} for one in ones] for key, ones in nested.items()}
+        return {**default_data_collator(rows, return_tensors="pt"), **lists}
+    except (ValueError, TypeError, RuntimeError) as error:
+        odd = {key: _in_words(value) for key, value in rows[0].items()}
+        raise ValueError(
+            f"The examples cannot be stacked into a batch ({error}): expected columns of numbers; got {odd}. "
+            "Pass the collate_fn that you train with."
+        ) from error
 
 
-def _length(value: Any) -> int | None:
-    """Length of a one-dimensional integer sequence, None for anything else."""
-    if isinstance(value, Tensor):
-        return len(value) if value.ndim == 1 and not value.is_floating_point() else None
-    if hasattr(value, "ndim"):
-        return len(value) if value.ndim == 1 and value.dtype.kind in "iub" else None
-    if isinstance(value, (list, tuple)):
-        return len(value) if all(isinstance(v, int) for v in value) else None
-    return None
+def model_inputs(model: nn.Module) -> set[str]:
+    """The names of a model's inputs."""
+    parameters = inspect.signature(base_model(model).forward).parameters
+    return {name for name, p in parameters.items() if p.kind is not inspect.Parameter.VAR_KEYWORD}
 
 
-def batch_tensors(batch: Any) -> Iterator[Tensor]:
-    """The tensors in a batch of any nesting, labels first."""
-    if isinstance(batch, Tensor):
-        yield batch
-    elif isinstance(batch, Mapping):
-        for key in (*(k for k in LABEL_NAMES if k in batch), *batch):
-            yield from batch_tensors(batch[key])
-    elif isinstance(batch, (list, tuple)):
-        for item in batch:
-            yield from batch_tensors(item)
+def has_transform(data: Any) -> bool:
+    """Whether rows of a table are made when they are read, so that its columns are not those of the rows."""
+    kind = getattr(data, "format", None)
+    return isinstance(kind, Mapping) and kind.get("type") == "custom"
 
 
-def _truncate(batch: Any, count: int, size: int) -> Any:
-    if isinstance(batch, Tensor):
-        return batch[:count] if batch.ndim and batch.shape[0] == size else batch
-    if isinstance(batch, Mapping):
-        return {key: _truncate(value, count, size) for key, value in batch.items()}
-    if isinstance(batch, (list, tuple)):
-        return type(batch)(_truncate(item, count, size) for item in batch)
-    return batch
+def model_columns(data: Any, model: nn.Module) -> Any:
+    """Drop the columns of a table that are no input of the model, as Trainer does.
 
-
-def _model_columns(data: Any, model: nn.Module) -> Any:
-    """Drop the columns that are no input of the model, as Trainer does."""
-    base = base_model(model)
-    parameters = inspect.signature(base.forward).parameters
-    names = {name for name, p in parameters.items() if p.kind is not inspect.Parameter.VAR_KEYWORD}
-    columns = list(data.column_names or [])
+    Raises:
+        ValueError: none is one.
+    """
+    names = model_inputs(model)
+    columns = list(data[0]) if has_transform(data) and len(data) else list(data.column_names or [])
     inputs = [column for column in columns if column in names and column not in LABEL_NAMES]
     if columns and not inputs:
         raise ValueError(
-            f"None of the dataset's columns {columns} is an input of {type(base).__name__}, which takes "
+            f"None of the dataset's columns {columns} is an input of {type(base_model(model)).__name__}, which takes "
             f"{sorted(names)}. Tokenize or process the dataset first, or pass collate_fn."
         )
+    if has_transform(data):  # which needs the columns that the model does not; those of its rows are dropped later
+        return data
     keep = [column for column in columns if column in names or column in LABEL_NAMES]
     return data.select_columns(keep) if columns and len(keep) < len(columns) else data
+
+
+def _taken(row: Mapping[str, Any], model: nn.Module) -> dict[str, Any]:
+    """What of an example the model takes; all of it where the names tell nothing."""
+    names = model_inputs(model)
+    kept = {key: value for key, value in row.items() if key in names or key in LABEL_NAMES}
+    anything = any(p.kind is p.VAR_KEYWORD for p in inspect.signature(base_model(model).forward).parameters.values())
+    if anything and not any(key not in LABEL_NAMES for key in kept):
+        return dict(row)
+    return kept or dict(row)
+
+
+def _shape(value: Any) -> tuple[int, ...] | None:
+    """The shape of a tensor, an array or nested lists, which may be ragged themselves; None for other values."""
+    if isinstance(value, (Tensor, numpy.ndarray)):
+        return tuple(value.shape)
+    if isinstance(value, (bool, int, float, numpy.number)):
+        return ()
+    if not isinstance(value, (list, tuple)):
+        return None
+    if all(type(item) in (int, float, bool) for item in value):
+        return (len(value),)
+    inner = [_shape(item) for item in value]
+    if any(shape is None for shape in inner) or len({len(shape) for shape in inner if shape is not None}) > 1:
+        return None
+    known = [shape for shape in inner if shape is not None]
+    return (len(value), *(max(sizes) for sizes in zip(*known, strict=True)))
+
+
+def _is_ragged(value: Any) -> bool:
+    """Whether lists inside one example have different lengths, such as answers to choose from."""
+    if not isinstance(value, (list, tuple)) or not any(isinstance(item, (list, tuple)) for item in value):
+        return False
+    return len({_shape(item) for item in value}) > 1 or any(map(_is_ragged, value))
+
+
+def _ones(value: Any) -> Any:
+    if isinstance(value, (list, tuple)) and any(isinstance(item, (list, tuple, Tensor)) for item in value):
+        return [_ones(item) for item in value]
+    return numpy.ones(_shape(value) or (), dtype=numpy.int64)
+
+
+def _pads(key: str, values: list[Any], shapes: list[tuple[int, ...] | None]) -> bool:
+    """Whether a ragged column can be padded: integers of as many dimensions each."""
+    if any(shape is None for shape in shapes) or len({len(shape) for shape in shapes if shape is not None}) > 1:
+        return False
+    # the patches and grids of images are integers too in some processors, and lie one after another in a batch
+    return all(map(_is_integer, values)) and "grid" not in key
+
+
+def _is_integer(value: Any) -> bool:
+    if isinstance(value, Tensor):
+        return not value.is_floating_point()
+    if isinstance(value, numpy.ndarray):
+        return value.dtype.kind in "iub"
+    if isinstance(value, (list, tuple)):
+        return all(map(_is_integer, value))
+    return isinstance(value, (int, numpy.integer))
+
+
+def _padded(value: Any, shape: list[int], fill: int) -> Any:
+    out = numpy.full(shape, fill, dtype=numpy.int64)
+
+    def put(target: Any, part: Any) -> None:
+        if isinstance(part, (list, tuple)) and target.ndim > 1:
+            for i, item in enumerate(part):
+                put(target[i], item)
+        else:
+            array = numpy.asarray(part)
+            target[tuple(slice(n) for n in array.shape)] = array
+
+    put(out, value)
+    return torch.from_numpy(out)
+
+
+def _padding_token(model: nn.Module) -> int:
+    config: Any = getattr(model, "config", None)
+    text = config.get_text_config() if hasattr(config, "get_text_config") else config
+    found = getattr(config, "pad_token_id", None), getattr(text, "pad_token_id", None)
+    return next((token for token in found if isinstance(token, int) and token >= 0), 0)
+
+
+def _ragged(key: str, shapes: list[tuple[int, ...] | None], model: nn.Module) -> ValueError:
+    """The error of a column that has no padding which all models understand."""
+    different = ", ".join(dict.fromkeys(str(list(s)) if s is not None else "no numbers" for s in shapes))
+    if key in ("input_values", "input_features"):
+        remedy = "a collator that calls your processor's pad(), as DataCollatorCTCWithPadding in the recipes for speech"
+    elif "pixel" in key or "grid" in key or "image" in key:
+        remedy = (
+            "the collator of your recipe, which calls your processor on a list of examples (it resizes or pads images, "
+            "or lays their patches one after another)"
+        )
+    else:
+        remedy = "the collator that you train with"
+    return ValueError(
+        f"The column {key!r} has examples of different shapes ({different}), which {type(base_model(model)).__name__} "
+        f"does not say how to pad: expected equal shapes, or integers. Pass collate_fn: {remedy}."
+    )
+
+
+def _in_words(value: Any) -> str:
+    shape = _shape(value)
+    return type(value).__name__ if shape is None else f"{type(value).__name__} {list(shape)}"

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import inspect
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, SupportsFloat
@@ -14,7 +13,6 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from hf_pacgen.data.collation import count_examples
 from hf_pacgen.facts import Choice
 from hf_pacgen.model.state import base_model
 
@@ -23,15 +21,13 @@ __all__ = [
     "BatchLoss",
     "LossFunction",
     "LossKind",
-    "count_units",
+    "NothingLabeled",
+    "aligned",
+    "counted_labels",
     "custom_loss",
-    "get_output",
     "is_causal",
     "known_indices",
-    "loss_of",
-    "needs_labels",
     "no_loss",
-    "one_example",
     "require_units",
     "scored_units",
 ]
@@ -65,53 +61,10 @@ class BatchLoss:
     units: float
 
 
-def one_example(batch: Mapping[str, Any], labels: Tensor) -> Mapping[str, Any]:
-    """The first example that has labels, if all tensors of the batch share their first dimension."""
-    size = len(labels)
-    if any(not isinstance(v, Tensor) or v.ndim == 0 or len(v) != size for v in batch.values()):
-        return batch
-    labeled = (labels != IGNORED).view(size, -1).any(dim=1)
-    first = int(labeled.nonzero()[0])
-    return {key: value[first : first + 1] for key, value in batch.items()}
-
-
-def count_units(model: nn.Module, batch: Any) -> int:
-    """Loss units of a batch by its labels alone: labeled tokens (after the shift of a causal model), or examples."""
-    labels = batch.get("labels") if isinstance(batch, Mapping) else None
-    if not isinstance(labels, Tensor) or labels.is_floating_point() or labels.ndim < 2:
-        return count_examples(batch)
-    return int(((labels[..., 1:] if is_causal(model) else labels) != IGNORED).sum())
-
-
-def needs_labels(model: nn.Module) -> bool:
-    """Whether the forward pass cannot do without labels: an encoder-decoder makes its inputs from them."""
-    if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
-        return True
-    labels = inspect.signature(base_model(model).forward).parameters.get("labels")
-    return labels is not None and labels.default is inspect.Parameter.empty
-
-
 def is_causal(model: nn.Module) -> bool:
     """Whether a model predicts the next token, so that labels are shifted by one."""
     base = base_model(model)
     return type(base).__name__ in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
-
-
-def get_output(outputs: Any, name: str) -> Any:
-    """A field of a model's outputs, a mapping or an object; None where it has none."""
-    return outputs.get(name) if isinstance(outputs, Mapping) else getattr(outputs, name, None)
-
-
-def loss_of(outputs: Any, batch: Mapping[str, Any], index: int) -> Tensor:
-    """The mean loss among a model's outputs.
-
-    Raises:
-        ValueError: there is none; the message names the batch.
-    """
-    loss = get_output(outputs, "loss")
-    if not isinstance(loss, Tensor):
-        raise no_loss(batch, index)
-    return loss.mean()
 
 
 @contextmanager
@@ -188,23 +141,40 @@ def aligned(logits: Tensor, labels: Tensor, shift: int) -> tuple[Tensor, Tensor]
     return (logits, labels) if logits.shape[:-1] == labels.shape else None
 
 
-def scored_units(logits: Tensor, labels: Tensor, kind: LossKind) -> tuple[Tensor, Tensor] | None:
-    """Logits (units, classes) and labels (units,) of the units of a cross-entropy; None if shapes do not fit."""
+def scored_units(
+    logits: Tensor, labels: Tensor, kind: LossKind, ignored: Sequence[int] = ()
+) -> tuple[Tensor, Tensor] | None:
+    """Logits (units, classes), at least float32, and labels (units,) of a cross-entropy; None if shapes do not fit.
+
+    Labels that are -100, or one of ``ignored``, do not count.
+    """
     if kind.facts is None:
         raise ValueError(f"Only a cross-entropy has scored units, and this is {kind.value}. Use a loss with logits.")
     pair = aligned(logits, labels, kind.facts)
     if pair is None:
         return None
-    logits, labels = pair
-    valid = labels != IGNORED
+    logits, labels = pair[0], pair[1].to(logits.device)
+    valid = counted_labels(labels, ignored)
     dtype = torch.promote_types(logits.dtype, torch.float32)
-    return logits[valid].to(dtype), labels[valid].to(logits.device)
+    return logits[valid].to(dtype), labels[valid]
+
+
+def counted_labels(labels: Tensor, ignored: Sequence[int] = ()) -> Tensor:
+    """Which labels count: all but -100, and some others that a model may ignore."""
+    counted = labels != IGNORED
+    for number in ignored:
+        counted &= labels != number
+    return counted
+
+
+class NothingLabeled(ValueError):
+    """No batch has a label."""
 
 
 def require_units(units: float) -> None:
     """Raise if there is nothing to average over."""
     if units == 0:
-        raise ValueError(
+        raise NothingLabeled(
             "The data has no loss unit: expected at least one labeled token or example, got none. "
             "Check the labels, or the number of units that loss_fn returns."
         )

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from hf_pacgen.data.batches import Batches
-from hf_pacgen.data.collation import count_examples
+from hf_pacgen.data.contents import count_examples, take
 from hf_pacgen.data.losses import BatchLoss, LossFunction
 from hf_pacgen.data.objective import Objective
+from hf_pacgen.data.own_loss import OwnLoss
 from hf_pacgen.distributed.processes import send_to_device
 from hf_pacgen.distributed.shards import Shards
 
@@ -26,7 +27,7 @@ class ShardedObjective(Objective):
     """
 
     def __init__(
-        self, model: nn.Module, batches: Batches, shards: Shards, *, loss_fn: LossFunction | None = None
+        self, model: nn.Module, batches: Batches, shards: Shards, *, loss_fn: LossFunction | OwnLoss | None = None
     ) -> None:
         self.shards = shards
         super().__init__(model, batches, loss_fn=loss_fn, finite=shards.all_finite)
@@ -35,7 +36,7 @@ class ShardedObjective(Objective):
         """The summed loss of one batch, over the examples of all processes."""
         rows, weight = self._share(batch)
         self.shards.reshard()
-        mine = super().loss(_take(batch, rows), index)
+        mine = super().loss(take(batch, rows), index)
         result = BatchLoss(*self.shards.whole_loss(mine.total, mine.units, weight))
         super()._require_finite(result, index)
         return result
@@ -44,20 +45,28 @@ class ShardedObjective(Objective):
         """The summed loss on labels drawn from the model's predictions, the same as one process draws."""
         batch = send_to_device(batch, self.device)
         rows, weight = self._share(batch)
-        part = _take(batch, rows)
+        part = take(batch, rows)
         self.shards.reshard()
         scores, labels = self._scores(part, index)
-        true = functional.cross_entropy(scores.detach(), labels, reduction="sum")
-        result = BatchLoss(*self.shards.whole_loss(true, float(labels.numel()), weight))
+        true = self._true(scores, labels, index)
+        result = BatchLoss(*self.shards.whole_loss(true.total, true.units, weight))
         super()._require_finite(result, index)
         generator = torch.Generator(device=scores.device).manual_seed(key)
-        first = self.units(_take(batch, list(range(rows[0])))) if rows[0] else 0
+        first = self._places(take(batch, list(range(rows[0])))) if rows[0] else 0
         with torch.no_grad():
             # what torch.multinomial does for one draw: a race of exponential clocks, here run for the whole batch
-            clocks = scores.new_empty((self.units(batch), scores.shape[-1])).exponential_(generator=generator)
+            clocks = scores.new_empty((self._places(batch), scores.shape[-1])).exponential_(generator=generator)
             drawn = (scores.softmax(-1) / clocks[first : first + len(scores)]).argmax(-1)
-        sampled = functional.cross_entropy(scores, drawn, reduction="sum")
+        sampled = self._sampled(scores, labels, drawn)
         return sampled * (weight * self.shards.processes.size), result
+
+    def _places(self, batch: Any) -> int:
+        """Labels that count, however much each weighs."""
+        bare: Any = self.entropy  # there is one, or no scores were had
+        return int(dataclasses.replace(bare, weights=None).units(self._labels(batch)))
+
+    _compares = False
+    """What one process alone found would leave the others waiting."""
 
     def _share(self, batch: Any) -> tuple[list[int], float]:
         count = count_examples(batch)
@@ -68,15 +77,3 @@ class ShardedObjective(Objective):
 
     def _require_finite(self, result: BatchLoss, index: int) -> None:
         """Nothing: a share that one process alone refused would leave the others waiting."""
-
-
-def _take(batch: Any, rows: list[int], size: int | None = None) -> Any:
-    """Some examples of a batch, of whatever nesting."""
-    size = count_examples(batch) if size is None else size
-    if isinstance(batch, Tensor):
-        return batch[rows] if batch.ndim and len(batch) == size else batch
-    if isinstance(batch, Mapping):
-        return {key: _take(value, rows, size) for key, value in batch.items()}
-    if isinstance(batch, (list, tuple)):
-        return type(batch)(_take(item, rows, size) for item in batch)
-    return batch

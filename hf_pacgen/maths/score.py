@@ -1,4 +1,4 @@
-"""The PACGen score Ψ, its complexity K(η) and their active fractions: pure tensor functions.
+"""The PACGen score Ψ, its complexity K(η) and what they are made of: pure tensor functions.
 
 Source: Wang, Keskar, Xiong, Socher, *Identifying Generalization Properties in Neural
 Networks* (2018, arXiv 1809.07402).  All logarithms are natural, all KL in nats.
@@ -13,8 +13,31 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from hf_pacgen.facts import Choice
+
 Named = Tensor | Mapping[str, Tensor]
-CHUNK = 1 << 20  # elements converted to float64 at a time, so that a large embedding costs no second copy
+CHUNK = 1 << 18  # elements converted to float64 at a time, so that a large embedding costs no second copy
+
+
+GAMMA, EPSILON = 0.1, 0.1
+"""γ and ε of the article."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EpsilonFacts:
+    """What ε is a part of."""
+
+    of_tensor: bool  # of the root mean square of each tensor, and not a length by itself
+
+
+class EpsilonScale(Choice):
+    """What ε of N_i = γ|w_i| + ε is measured in."""
+
+    facts: EpsilonFacts
+
+    ABSOLUTE = "absolute", EpsilonFacts(of_tensor=False)  # the article's
+    # small tensors, such as those of adapters, get a box of their own size; unchanged by rescaling between layers
+    RMS = "rms", EpsilonFacts(of_tensor=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,6 +46,10 @@ class ScoreTerms:
 
     score: float = 0.0  # Ψ, in nats
     kl_complexity: float = 0.0  # K(η), in nats
+    kl_weights: float = 0.0  # of K(η), the saturated part Σ log((|w_i| + N_i)/N_i): the size of the weights
+    kl_hessian: float = 0.0  # of K(η), what the Hessian alone adds
+    kl_lipschitz: float = 0.0  # of K(η), what ρ adds to that
+    kl_curvature: float = 0.0  # ½ Σ log(1 + η max(H_ii, 0) (γ w_i)²/3)
     num_active: int = 0  # coordinates of Ψ in which the curvature branch is the larger
     num_kl_active: int = 0  # the same for K(η)
     num_parameters: int = 0  # coordinates summed
@@ -37,13 +64,24 @@ def neighborhood(weights: Tensor, *, gamma: float, epsilon: float) -> Tensor:
     return weights.abs().mul_(gamma).add_(epsilon)
 
 
+def half_width(epsilon: float, scale: EpsilonScale | str, mean_square: float) -> float:
+    """ε of a tensor, as a length, given the mean of its squares.
+
+    A tensor of zeros has no size of its own; its box is as good as empty, so that it adds nothing to K(η).
+    """
+    if not EpsilonScale(scale).facts.of_tensor:
+        return epsilon
+    return epsilon * max(math.sqrt(mean_square), 1e-12)
+
+
 def pacgen_score(
     weights: Named,
     hessian_diagonal: Named,
     hessian_lipschitz: float,
     *,
-    gamma: float = 0.1,
-    epsilon: float = 0.1,
+    gamma: float = GAMMA,
+    epsilon: float = EPSILON,
+    epsilon_scale: EpsilonScale | str = EpsilonScale.ABSOLUTE,
     eta: float = 1.0,
     num_parameters: int | None = None,
 ) -> ScoreTerms:
@@ -52,12 +90,19 @@ def pacgen_score(
     Ψ = Σ_i log((|w_i| + N_i) · max(sqrt(H_ii + ρ√m N_i), 1/N_i)) and
     K(η) = Σ_i log((|w_i| + N_i) · max(sqrt(η(H_ii/3 + ρ√m N_i/9)), 1/N_i)), N_i = γ|w_i| + ε.
     A negative curvature counts as 0.  Sums are accumulated in float64 whatever the input's dtype.
+
+    K(η) is the sum of three parts: ``kl_weights`` = Σ log((|w_i| + N_i)/N_i), the size of the weights;
+    ``kl_hessian`` = Σ max(0, ½ log(N_i² η max(H_ii, 0)/3)), what the Hessian alone adds; ``kl_lipschitz``, what ρ adds
+    to that.  ``kl_curvature`` = ½ Σ log(1 + η max(H_ii, 0) (γ w_i)²/3) has neither ρ nor ε: it is the KL of a Gaussian
+    posterior to a prior of standard deviation γ|w_i|/√3, log-determinants only.
+
     Where ε = 0 and w_i = 0 the box is empty and the coordinate takes its limit, log((1+γ)/γ).
 
     Args:
         weights, hessian_diagonal: w and H_ii, tensors of one shape or of one set of names.
         hessian_lipschitz: ρ ≥ 0.
         gamma, epsilon, eta: ≥ 0 and not both 0, and η > 0.
+        epsilon_scale: ``"absolute"``, or ``"rms"``: ε is a part of the root mean square of each tensor.
         num_parameters: m of the whole model; by default the number of weights given.
 
     Raises:
@@ -79,10 +124,14 @@ def pacgen_score(
     # m is of the whole model, also where these are a shard or a module of it
     count = num_parameters if num_parameters is not None else sum(w.numel() for _, w, _ in pairs)
     smoothness = hessian_lipschitz * math.sqrt(count)
-    total = ScoreTerms()
+    total, of_tensor = ScoreTerms(), EpsilonScale(epsilon_scale).facts.of_tensor
     for name, w, h in pairs:
+        squares = w.double().square().mean().item() if of_tensor else 0.0
+        width = half_width(epsilon, epsilon_scale, squares)
         for w_part, h_part in zip(w.reshape(-1).split(CHUNK), h.reshape(-1).split(CHUNK), strict=True):
-            total = total + _chunk_terms(name, w_part, h_part, smoothness, gamma, epsilon, eta)
+            _require_finite(name, w_part, h_part)
+            terms = coordinate_terms(w_part, h_part, smoothness, gamma=gamma, epsilon=width, eta=eta)
+            total = total + terms.sum()
     return total
 
 
@@ -102,33 +151,71 @@ def _pairs(weights: Named, curvature: Named) -> Iterator[tuple[str, Tensor, Tens
         yield name, w.detach(), h.detach()
 
 
-def _chunk_terms(
-    name: str, w: Tensor, h: Tensor, smoothness: float, gamma: float, epsilon: float, eta: float
-) -> ScoreTerms:
-    w, h = w.double(), h.double()
+def _require_finite(name: str, w: Tensor, h: Tensor) -> None:
     if not (w.isfinite().all() and h.isfinite().all()):
         which = "weights" if not w.isfinite().all() else "hessian_diagonal"
         raise ValueError(f"{which} must be finite; {name!r} contains NaN or infinity.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CoordinateTerms:
+    """The terms of the score of each weight, in float64."""
+
+    score: Tensor
+    kl_complexity: Tensor
+    kl_weights: Tensor
+    kl_hessian: Tensor
+    kl_curvature: Tensor
+    active: Tensor
+    kl_active: Tensor
+    smoothness: Tensor
+
+    def sum(self) -> ScoreTerms:
+        """The sums over the weights."""
+        sums = {name: getattr(self, name).sum().item() for name in ("score", "kl_complexity", "smoothness")}
+        parts = {name: getattr(self, name).sum().item() for name in ("kl_weights", "kl_hessian", "kl_curvature")}
+        return ScoreTerms(
+            **sums,
+            **parts,
+            kl_lipschitz=(self.kl_complexity - self.kl_weights - self.kl_hessian).sum().item(),
+            num_active=int(self.active.sum()),
+            num_kl_active=int(self.kl_active.sum()),
+            num_parameters=self.score.numel(),
+        )
+
+
+def coordinate_terms(
+    w: Tensor, h: Tensor, smoothness: float, *, gamma: float, epsilon: float, eta: float
+) -> CoordinateTerms:
+    """The terms of the score of each of some weights: see :func:`pacgen_score`.
+
+    Args:
+        w, h: finite tensors that broadcast against each other.
+        smoothness: ρ√m.
+        gamma, epsilon, eta: γ, ε as a length, and η.
+    """
+    w, h = w.double(), h.double()
     box = neighborhood(w, gamma=gamma, epsilon=epsilon)
     # In logarithms: log(|w| + N) + max(log sqrt(curvature), -log N); log 0 = -inf leaves the box branch.
     log_inverse_box = box.log().neg_()
     log_range = w.abs().add_(box).log_()
+    smooth = smoothness * box  # ρ√m N_i: how far the curvature may rise within the box
+    curvature = (h + smooth).clamp_(min=0).log_().mul_(0.5)
+    kl_curvature = (h.div(3).add_(smooth / 9)).mul_(eta).clamp_(min=0).log_().mul_(0.5)
+    kl_hessian = (h * (eta / 3)).clamp_(min=0).log_().mul_(0.5)
     if epsilon == 0:  # N = gamma |w|: the limit w -> 0 of log((|w| + N)/N) is log((1 + gamma)/gamma)
         empty = box == 0
         log_inverse_box[empty] = math.log((1 + gamma) / gamma)
         log_range[empty] = 0.0
-    # ρ√m N_i: how far the curvature may rise within the box
-    smooth = smoothness * box
-    total_smoothness = smooth.sum().item()  # now, as the term is divided in place below
-    curvature = (h + smooth).clamp_(min=0).log_().mul_(0.5)
-    kl_curvature = (h.div(3).add_(smooth.div_(9))).mul_(eta).clamp_(min=0).log_().mul_(0.5)
-    if epsilon == 0:
-        curvature[empty] = kl_curvature[empty] = -math.inf
-    return ScoreTerms(
-        score=(log_range + torch.maximum(curvature, log_inverse_box)).sum().item(),
-        kl_complexity=(log_range + torch.maximum(kl_curvature, log_inverse_box)).sum().item(),
-        num_active=int((curvature > log_inverse_box).sum()),
-        num_kl_active=int((kl_curvature > log_inverse_box).sum()),
-        num_parameters=w.numel(),
-        smoothness=total_smoothness,
+        empty = empty.expand_as(h) if h.ndim > empty.ndim else empty
+        curvature[empty] = kl_curvature[empty] = kl_hessian[empty] = -math.inf
+    return CoordinateTerms(
+        score=log_range + torch.maximum(curvature, log_inverse_box),
+        kl_complexity=log_range + torch.maximum(kl_curvature, log_inverse_box),
+        kl_weights=log_range + log_inverse_box,
+        kl_hessian=(kl_hessian - log_inverse_box).clamp_(min=0),
+        kl_curvature=(h.clamp(min=0) * (w * gamma).square_() * (eta / 3)).log1p_().mul_(0.5),
+        active=curvature > log_inverse_box,
+        kl_active=kl_curvature > log_inverse_box,
+        smoothness=smooth,
     )

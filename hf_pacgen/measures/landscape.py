@@ -25,7 +25,9 @@ OUTLINE = 360  # rays along which the outline of the noise box in a plane is fou
 @measure
 def mean_loss(model: nn.Module, data: Any, *, max_examples: int | None = None, **options: Unpack[DataOptions]) -> float:
     """L̂(w), the mean loss over all loss units of the data, without dropout.  Arguments are those of :func:`pacgen`."""
-    with session(model, data, max_examples=max_examples, stage="loss", passes=1, whole=True, **options) as (
+    with session(
+        model, data, max_examples=max_examples, stage="loss", passes=1, whole=True, weights=False, **options
+    ) as (
         objective,
         tick,
     ):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 import time
 from collections.abc import Mapping
@@ -16,13 +17,16 @@ from typing_extensions import Unpack
 from hf_pacgen.config import ScoreConfig
 from hf_pacgen.config.settings import number
 from hf_pacgen.curvature.checkpoint import Checkpoint
+from hf_pacgen.curvature.checks import require_unchanged, sanity, weights_checksum
 from hf_pacgen.curvature.diagonal import estimate_diagonal
+from hf_pacgen.curvature.examination import examine_for
 from hf_pacgen.curvature.hvp import choose_method
 from hf_pacgen.curvature.lipschitz import estimate_lipschitz
 from hf_pacgen.curvature.run_identity import identity, qualified_name
 from hf_pacgen.curvature.weight_space import WeightSpace
 from hf_pacgen.data.objective import Objective
 from hf_pacgen.maths.score import ScoreTerms, pacgen_score
+from hf_pacgen.maths.score_errors import ScoreErrors
 from hf_pacgen.measures.session import DataOptions, measure, session
 from hf_pacgen.results.diagonal import DiagonalEstimate
 from hf_pacgen.results.lipschitz import LipschitzEstimate
@@ -78,9 +82,11 @@ def pacgen(
     """
     began = time.perf_counter()
     checkpoint_every = number(checkpoint_every, "checkpoint_every", minimum=1, integer=True)
-    with session(model, data, config, **options) as (objective, tick):
+    with session(model, data, config, derivatives=True, **options) as (objective, tick):
         checkpoint = None if checkpoint_dir is None else _opened(objective, config, checkpoint_dir, checkpoint_every)
         with WeightSpace(objective) as space, nullcontext() if checkpoint is None else checkpoint.watching():
+            before = weights_checksum(space)
+            examine_for(space, config)
             smoothness = None
             if checkpoint is not None:
                 smoothness, tick.then = checkpoint.lipschitz, checkpoint.stop_if_asked
@@ -89,8 +95,9 @@ def pacgen(
                 smoothness = estimate_lipschitz(space, config, tick=tick)
             if checkpoint is not None:
                 checkpoint.lipschitz = smoothness
-            tick.stage("Hessian diagonal", passes=config.passes)
+            tick.stage("Hessian diagonal", passes=config.passes or 1)
             diagonal = estimate_diagonal(space, config, tick=tick, checkpoint=checkpoint)
+        require_unchanged(space, before)
         result = _result(space, config, diagonal, smoothness)
     if checkpoint is not None:  # only now: whoever is killed before goes on from the last state
         checkpoint.close()
@@ -100,17 +107,21 @@ def pacgen(
 def _result(
     space: WeightSpace, config: ScoreConfig, diagonal: DiagonalEstimate, smoothness: LipschitzEstimate | None
 ) -> PACGenResult:
-    rho = config.rho if smoothness is None else smoothness.value
+    objective = space.objective
+    rho, rho_stderr = (config.rho, 0.0) if smoothness is None else (smoothness.value, smoothness.stderr)
     eta = config.eta
     if eta == "n":
-        eta = config.num_training_examples or space.objective.batches.num_examples()
+        eta = config.num_training_examples or objective.batches.num_examples()
     eta = float(eta)
-    terms, traces = _terms(space, config, diagonal.values, rho, eta)
+    epsilons = space.half_widths(*config.box)
+    terms, traces = _terms(space, config, diagonal.values, rho, eta, epsilons)
+    errors: dict[str, Any] = _errors(space, config, diagonal, (rho, rho_stderr), eta, epsilons)
     total, method = sum(terms.values(), ScoreTerms()), diagonal.hvp_method
     if method is None and config.lipschitz_directions:  # products were made for ρ alone
         method = choose_method(space, config.hvp)
     return PACGenResult(
         **score_fields(total),
+        **{f"{name}_stderr": error for name, error in errors.items()},
         eta=eta,
         num_examples=diagonal.num_examples,
         num_units=diagonal.num_units,
@@ -118,25 +129,33 @@ def _result(
         hessian_trace=diagonal.trace,
         hessian_trace_stderr=diagonal.trace_stderr,
         hessian_lipschitz=rho,
+        hessian_lipschitz_stderr=rho_stderr,
+        hessian_lipschitz_max=None if smoothness is None else smoothness.largest,
         by_module=by_module(terms, traces),
         estimator=diagonal.estimator.value,
         hvp_method=None if method is None else method.value,
         num_hvps=diagonal.num_hvps + (0 if smoothness is None else smoothness.num_hvps),
         num_gradients=diagonal.num_gradients,
-        status=tuple(findings(total, diagonal, smoothness, eta)),
+        status=(*objective.notes, *findings(total, diagonal, smoothness, eta), *sanity(space, diagonal, smoothness)),
+        checks=dict(objective.checks),
         config=config.to_dict(),
     )
 
 
 def _terms(
-    space: WeightSpace, config: ScoreConfig, curvature: Mapping[str, Tensor], rho: float, eta: float
+    space: WeightSpace,
+    config: ScoreConfig,
+    curvature: Mapping[str, Tensor],
+    rho: float,
+    eta: float,
+    epsilons: Mapping[str, float],
 ) -> tuple[dict[str, ScoreTerms], dict[str, float]]:
     # the terms of the score and the trace of every parameter, over all shards
-    settings: Any = {"gamma": config.gamma, "epsilon": config.epsilon, "eta": eta}
     terms, traces = {}, {}
     # parameter by parameter, so that the share of every module is known; the sums of shards meet as one tensor
     for name, weights in space.weights.items():
         values = curvature[name].to(weights.device)
+        settings: Any = {"gamma": config.gamma, "epsilon": epsilons[name], "eta": eta}
         part = pacgen_score(weights.detach(), values, rho, num_parameters=space.num_parameters, **settings)
         fields = dataclasses.asdict(part)
         trace, *sums = space.total(
@@ -145,6 +164,25 @@ def _terms(
         part = ScoreTerms(**{k: type(old)(value) for (k, old), value in zip(fields.items(), sums, strict=True)})
         terms[name], traces[name] = part, trace
     return terms, traces
+
+
+def _errors(
+    space: WeightSpace,
+    config: ScoreConfig,
+    diagonal: DiagonalEstimate,
+    rho: tuple[float, float | None],
+    eta: float,
+    epsilons: Mapping[str, float],
+) -> dict[str, Any]:
+    # the standard errors of the score, over all shards
+    sample = diagonal.sample
+    if sample is None:
+        raise LookupError("The diagonal has no sample: every estimator must keep one for the errors of the score.")
+    errors = ScoreErrors(sample, *rho, smoothness=math.sqrt(space.num_parameters), gamma=config.gamma, eta=eta)
+    for name, weights in space.weights.items():
+        errors.add(name, weights.detach().reshape(-1)[sample.places[name]], epsilon=epsilons[name])
+    space.total(errors.table)
+    return errors.finish()
 
 
 def _opened(objective: Objective, config: ScoreConfig, folder: str | os.PathLike[str], every: int) -> Checkpoint:

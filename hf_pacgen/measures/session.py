@@ -14,13 +14,18 @@ from accelerate import Accelerator
 from torch import nn
 from tqdm.auto import tqdm
 
+from hf_pacgen.curvature.checks import require_dependence
 from hf_pacgen.curvature.run_identity import BUFFERS, agree, arguments, identity, qualified_name
 from hf_pacgen.data.batches import Batches
 from hf_pacgen.data.objective import LossFunction, Objective
+from hf_pacgen.data.own_loss import OwnLoss
 from hf_pacgen.data.sharded_objective import ShardedObjective
 from hf_pacgen.distributed.processes import Processes, rank_and_size
 from hf_pacgen.distributed.shards import Shards
+from hf_pacgen.model.dequantized import dequantized
+from hf_pacgen.model.embeddings import ReadElsewhere, whole_embeddings
 from hf_pacgen.model.state import preserved, unwrap
+from hf_pacgen.model.storage import tied
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -29,7 +34,7 @@ R = TypeVar("R")
 class DataOptions(TypedDict, total=False):
     """Options of every measure; :func:`hf_pacgen.pacgen` explains them."""
 
-    loss_fn: LossFunction | None
+    loss_fn: LossFunction | OwnLoss | None
     collate_fn: Callable[[list[Any]], Any] | None
     batch_size: int
     accelerator: Accelerator | None
@@ -88,9 +93,12 @@ def session(
     passes: int | None = None,
     whole: bool = False,
     confirm: bool = True,
+    derivatives: bool = False,
+    weights: bool = True,
+    compare: bool = True,
     max_examples: int | None = None,
     seed: int = 0,
-    loss_fn: LossFunction | None = None,
+    loss_fn: LossFunction | OwnLoss | None = None,
     collate_fn: Callable[[list[Any]], Any] | None = None,
     batch_size: int = 8,
     accelerator: Accelerator | None = None,
@@ -103,6 +111,9 @@ def session(
         stage, passes: what the bar shows at first; see :meth:`Tick.stage`.
         whole: whether the measure needs all of the weights in every process.
         confirm: whether the loss is taken twice at once, to see that it is deterministic.
+        derivatives: whether second derivatives are wanted: quantized layers then multiply by dequantized weights.
+        weights: whether the weights are measured, on which the loss must depend then.
+        compare: whether the first batches are taken twice, to see that every pass gives the same.
     """
     if config is not None:
         max_examples, seed = config.max_examples, config.seed
@@ -121,8 +132,11 @@ def session(
         stack.enter_context(sharded.as_found() if sharded.active else nullcontext())
         stack.enter_context(preserved(model))
         with everyone.together():
+            stack.enter_context(tied(model))
+        with everyone.together():
             batches = Batches(data, model=model, batch_size=batch_size, collate_fn=collate_fn, **scope)
             stack.callback(batches.close)
+            found, note = batches.compare_passes() if compare else ("", None)
             # the checksums of a large model take a while, and one process has nobody to compare them with
             mine = identity(model, batches, config, qualified_name(loss_fn)) if everyone.size > 1 else {}
         # before the inspection, whose forward passes are collectives where the model is sharded
@@ -135,11 +149,32 @@ def session(
                 if sharded.active
                 else Objective(model, batches, loss_fn=loss_fn)
             )
-            objective.inspect(confirm=confirm)
+            if found:
+                objective.guard.add("the data over two passes", found)
+            if note is not None:
+                objective.guard.note(note)
+            count = stack.enter_context(dequantized(model)) if derivatives else 0
+            _inspect(objective, batches, count, confirm=confirm, weights=weights)
         if stage:
             tick.stage(stage, passes=passes)
         with objective.rows.watching():
             yield objective, tick
+
+
+def _inspect(objective: Objective, batches: Batches, quantized: int, *, confirm: bool, weights: bool) -> None:
+    """Look at the loss, and say what was made of the model and of the data."""
+    if quantized:
+        objective.guard.note(
+            f"{quantized} quantized layers were computed from their dequantized weights in float32: the kernels of "
+            "bitsandbytes have no second derivative."
+        )
+    objective.inspect(confirm=confirm)
+    if weights:
+        require_dependence(objective)
+    # a loss that depends on the batching is that of the training only in batches like those of the training
+    size = objective.own.batch_size
+    if objective.depends_on_batching and size is not None and batches.recut(size):
+        objective.guard.note(f"The batches were taken as in training: {size} shuffled examples each.")
 
 
 def measure(function: Callable[P, R]) -> Callable[P, R]:
@@ -171,7 +206,13 @@ def measure(function: Callable[P, R]) -> Callable[P, R]:
             remedy = f"{kind.__name__}({'**config' if isinstance(given['config'], Mapping) else '...'})"
             came = type(given["config"]).__name__
             raise TypeError(f"config must be a {kind.__name__}; got {came}. Pass config={remedy}.")
-        return function(*args, **kwargs)
+        try:
+            return function(*args, **kwargs)
+        except ReadElsewhere:
+            if processes.size > 1:  # the others have not seen that batch
+                raise
+        with whole_embeddings():
+            return function(*args, **kwargs)
 
     begin.__signature__ = signature  # type: ignore[attr-defined]
     return begin

@@ -61,6 +61,7 @@ def expected_sharpness(
             noise.restore()
     # a scale by parameter name has no one number to write
     level = None if isinstance(noise_scale, Mapping) else float(noise_scale)
+    found["status"] = (*found["status"], *objective.notes)
     return Sharpness(**found, noise_scale=level, config=config.to_dict())
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 from torch import nn
@@ -9,6 +10,7 @@ from typing_extensions import Unpack
 
 from hf_pacgen.config import SpectrumConfig
 from hf_pacgen.config.settings import number
+from hf_pacgen.curvature.examination import examine
 from hf_pacgen.curvature.spectrum import estimate_spectrum
 from hf_pacgen.curvature.weight_space import WeightSpace
 from hf_pacgen.measures.session import DataOptions, measure, session
@@ -44,6 +46,11 @@ def hessian_spectrum(
     Source: Lanczos 1950; Ghorbani, Krishnan, Xiao 2019, arXiv 1901.10159.
     """
     k = number(k, "k, the number of eigenvalues,", minimum=1, integer=True)
-    with session(model, data, config, stage="Hessian spectrum", whole=True, **options) as (objective, tick):
+    with session(model, data, config, stage="Hessian spectrum", whole=True, derivatives=True, **options) as (
+        objective,
+        tick,
+    ):
         with WeightSpace(objective) as space:
-            return estimate_spectrum(space, config, k=k, tick=tick)
+            examine(space, config.hvp)
+            found = estimate_spectrum(space, config, k=k, tick=tick)
+            return dataclasses.replace(found, status=(*found.status, *objective.notes))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -45,4 +46,5 @@ def worst_case_sharpness(
     with session(model, data, config, stage="worst case", whole=True, **options) as (objective, tick):
         check_scale("box", box, objective.parameters)  # here, where the names of the parameters are known
         with WeightSpace(objective) as space:
-            return ascend(space, box, config, tick=tick)
+            found = ascend(space, box, config, tick=tick)
+            return dataclasses.replace(found, status=(*found.status, *objective.notes))

@@ -4,13 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import numpy
 import torch
 from torch import Tensor, nn
 
-__all__ = ["EmbeddingRows", "dense", "pick_rows"]
+__all__ = ["EmbeddingRows", "ReadElsewhere", "dense", "pick_rows", "whole_embeddings"]
+
+_whole: ContextVar[bool] = ContextVar("whole embeddings", default=False)
+
+
+class ReadElsewhere(ValueError):
+    """A later batch reads an embedding's matrix otherwise than by its layer, which the first one did not."""
+
+
+@contextmanager
+def whole_embeddings() -> Iterator[None]:
+    """Treat every embedding as a whole matrix, while inside."""
+    token = _whole.set(True)
+    try:
+        yield
+    finally:
+        _whole.reset(token)
 
 
 class EmbeddingRows:
@@ -25,11 +42,15 @@ class EmbeddingRows:
     def __init__(self, model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> None:
         # code that torch.compile made has neither hooks nor sparse gradients
         compiled = any(getattr(module, "_compiled_call_impl", None) is not None for module in model.modules())
-        self.alone = {} if compiled else lone_embeddings(model, parameters)
+        self.alone = {} if compiled or _whole.get() else lone_embeddings(model, parameters)
         self.on_read: Callable[[str, Tensor], None] | None = None
         self._lookups: list[Any] = [m for m in model.modules() if _may_be_sparse(m)] if not compiled else []
         self._touched: dict[str, list[Tensor]] = {}
         self._rows: dict[str, Tensor] = {}
+        self._calls: dict[str, int] = {}
+        self.watched = self.hidden = False
+        """Whether lookups are noted and ``alone`` is settled, and whether checkpoints hide them from the graph."""
+        self._confirmed: set[int] = set()
         self._rows_of: int | None = None
         """The batch of the last forward pass, whose rows ``_rows`` are."""
 
@@ -72,7 +93,26 @@ class EmbeddingRows:
         self._rows_of = None
         yield
         self._rows = {name: torch.cat([t.reshape(-1) for t in read]).unique() for name, read in self._touched.items()}
+        self._calls = {name: len(read) for name, read in self._touched.items()}
         self._rows_of = index
+
+    def confirm(self, total: Tensor, index: int) -> None:
+        """Look, once for every batch, whether its loss depends on the embeddings by the lookups alone.
+
+        Raises:
+            ReadElsewhere: it does not.
+        """
+        plain = total.requires_grad and not torch._C._functorch.is_functorch_wrapped_tensor(total)
+        if not self.watched or not plain or self.hidden or index in self._confirmed or index != self._rows_of:
+            return
+        self._confirmed.add(index)
+        for name, module in self.alone.items():
+            if not only_looked_up(module.weight, total, self._calls.get(name, 0)):
+                raise ReadElsewhere(
+                    f"Batch {index} reads the embedding {name!r} otherwise than by its layer, and the first batch did "
+                    "not: its rows cannot be told. Give every process batches that use the model in the same way, or "
+                    "measure it in one process."
+                )
 
     def forget(self) -> None:
         """The last forward pass was of no batch: an example, for instance."""
@@ -89,6 +129,7 @@ class EmbeddingRows:
             total: the loss; it is differentiated if ``by_gradient``.
             by_gradient: look at the gradient, where the autograd graph hides what is inside a checkpoint.
         """
+        self.watched, self.hidden = True, by_gradient
         if by_gradient and total.requires_grad:
             total.backward()
         for name, module in list(self.alone.items()):
@@ -96,7 +137,7 @@ class EmbeddingRows:
             lonely = rows is not None and (
                 (gradient is None or not reaches_beyond(gradient, rows))
                 if by_gradient
-                else only_looked_up(module.weight, total)
+                else only_looked_up(module.weight, total, self._calls.get(name, 0))
             )
             if not lonely:
                 del self.alone[name]
@@ -134,19 +175,24 @@ def _may_be_sparse(module: nn.Module) -> bool:
     return module.weight.requires_grad and not module.scale_grad_by_freq and addable
 
 
-def only_looked_up(weight: Tensor, total: Tensor) -> bool:
-    """Whether all that a scalar depends on of an embedding's matrix went through lookups, by the autograd graph."""
-    nodes, seen = [total.grad_fn], set()
+def only_looked_up(weight: Tensor, total: Tensor, calls: int) -> bool:
+    """Whether all that a scalar depends on of an embedding's matrix went through its layer's ``calls``, by the graph.
+
+    ``functional.embedding`` on the matrix looks the same as the layer in the graph: more lookups than calls tell it.
+    """
+    nodes, seen, lookups = [total.grad_fn], set(), 0
     while nodes:
         node = nodes.pop()
         if node is None or node in seen:
             continue
         seen.add(node)
         for parent, _ in node.next_functions:
-            if getattr(parent, "variable", None) is weight and not type(node).__name__.startswith("EmbeddingBackward"):
-                return False
+            if getattr(parent, "variable", None) is weight:
+                if not type(node).__name__.startswith("EmbeddingBackward"):
+                    return False
+                lookups += 1
             nodes.append(parent)
-    return True
+    return lookups <= calls
 
 
 def reaches_beyond(gradient: Tensor, rows: Tensor) -> bool:

@@ -7,17 +7,20 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from hf_pacgen.model.storage import independent
+
 __all__ = ["is_finite", "trainable_parameters"]
 
 
 def trainable_parameters(model: nn.Module, finite: Callable[[Tensor], bool] | None = None) -> dict[str, nn.Parameter]:
-    """The parameters that require gradients, by name; tied ones once, frozen ones not at all.
+    """The parameters that require gradients, by name; tied ones and those of one memory once, frozen ones not at all.
 
     Args:
         finite: whether all elements of a weight are finite numbers; by default looked at here.
 
     Raises:
-        ValueError: there are none, or one is quantized, not floating-point, on no device, or not finite.
+        ValueError: there are none, or one is quantized, not floating-point, on no device, not finite, or shares a part
+            of its memory with another.
     """
     found = {name: p for name, p in model.named_parameters() if p.requires_grad}
     if not found:
@@ -43,7 +46,7 @@ def trainable_parameters(model: nn.Module, finite: Callable[[Tensor], bool] | No
             raise ValueError(
                 f"The weights {name!r} contain NaN or infinity: expected finite numbers. Score an earlier checkpoint."
             )
-    return found
+    return independent(found)
 
 
 def is_finite(tensor: Tensor) -> bool:

@@ -143,6 +143,8 @@ class CurvatureTracker:
         betas = optimizer.param_groups[0].get("betas")
         states = {name: optimizer.state.get(parameter, {}) for name, parameter in self.noise.parameters.items()}
         kept = {name: state["exp_avg_sq"] for name, state in states.items() if "exp_avg_sq" in state}
+        if kept:
+            self._refuse_parts(optimizer, states)
         self.second_moments = {name: self.noise.part(name, kept[name]) if name in kept else None for name in states}
         if betas is None or (not kept and any(states.values())):
             raise ValueError(
@@ -153,6 +155,29 @@ class CurvatureTracker:
         taken = [float(state["step"]) for state in states.values() if "step" in state]
         self._adam_divisor = (1 - float(betas[1]) ** max(taken, default=max(steps, 1))) / examples_per_step
         return bool(kept)
+
+    def _refuse_parts(self, optimizer: torch.optim.Optimizer, states: Mapping[str, Mapping[str, Any]]) -> None:
+        """Raise where an optimizer keeps second moments of some weights only, or of other shapes than theirs."""
+        # a parameter that never had a gradient has no state at all: its curvature is 0 indeed
+        without = [name for name, state in states.items() if state and "exp_avg_sq" not in state]
+        odd = [
+            f"{name} ({list(moment.shape)} for {list(self.noise.parameters[name].shape)})"
+            for name, state in states.items()
+            if (moment := state.get("exp_avg_sq")) is not None and moment.shape != self.noise.parameters[name].shape
+        ]
+        remedy = "Use an optimizer that keeps them of all weights (such as optim='adamw_torch'), or curvature='price'."
+        kind = type(optimizer).__name__
+        if without:
+            raise ValueError(
+                f"curvature='adam' reads exp_avg_sq, which {kind} keeps of a part of the weights only: not of "
+                f"{', '.join(without[:3])}{' and others' if len(without) > 3 else ''}, which would get the noise of "
+                f"curvature 0. {remedy}"
+            )
+        if odd:
+            raise ValueError(
+                f"curvature='adam' reads exp_avg_sq of every weight, and that of {kind} is of other shapes, as of a "
+                f"projected gradient: {', '.join(odd[:3])}. {remedy}"
+            )
 
     def curvature(self) -> dict[str, Tensor]:
         """h of every parameter, as a copy (of what σ is made of; a mean below 0 is left as it is)."""

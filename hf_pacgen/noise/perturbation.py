@@ -14,6 +14,7 @@ from hf_pacgen.maths.distributions import NoiseDistribution
 from hf_pacgen.maths.score import neighborhood
 from hf_pacgen.model.embeddings import dense
 from hf_pacgen.model.parameters import trainable_parameters
+from hf_pacgen.model.storage import aliases, view_like
 from hf_pacgen.noise.layout import Block, Layout
 
 ScaleFunction = Callable[[Block, Tensor], Tensor]
@@ -65,6 +66,12 @@ class Perturbation:
                     "whole parameters, or shards of FSDP2 (fully_shard) that come with model=model. Train "
                     "with DistributedDataParallel or FSDP2 instead."
                 )
+        # other names of one memory have no noise of their own: they point to the same noisy weights
+        everything = parameters if model is None else {**parameters, **dict(model.named_parameters())}
+        shared = {name: first for name, first in aliases(everything).items() if first in parameters}
+        parameters = {name: parameter for name, parameter in parameters.items() if name not in shared}
+        self._aliases = {name: (first, everything[name]) for name, first in shared.items() if first in parameters}
+        self._axes = {name: view_like(everything[f], everything[name]) or () for name, f in shared.items()}
         self.parameters = dict(parameters)
         self.kind = NoiseDistribution(distribution).facts
         self.gamma, self.epsilon = gamma, epsilon
@@ -120,6 +127,11 @@ class Perturbation:
     def gradient(self, name: str) -> Tensor | None:
         """That of this process's part of a parameter, dense."""
         gradient = self.parameters[name].grad
+        for alias, (first, other) in self._aliases.items():
+            if first == name and other.grad is not None:
+                whole = other.grad.to_dense() if other.grad.is_sparse else other.grad
+                part = whole.permute(_inverse(self._axes[alias]))
+                gradient = part if gradient is None else (dense(gradient) + part)
         if gradient is None:
             return None
         here = gradient.detach() if self._shards is None else local(gradient.detach())
@@ -206,6 +218,8 @@ class Perturbation:
         for name, parameter in self.parameters.items():
             self._versions[name] = parameter._version
             parameter.data = self._twins[name]
+        for name, (first, other) in self._aliases.items():
+            other.data = self._twins[first].permute(self._axes[name])
         # autocast caches casts of the weights and would go on using the old ones
         torch.clear_autocast_cache()
 
@@ -228,6 +242,10 @@ class Perturbation:
                 parameter.data = weights
             elif here.equal(twin):  # copied, as double() and float() together do: no weights of another's making
                 parameter.data = weights
+        for name, (first, other) in self._aliases.items():
+            twin = self._twins[first]
+            if other.data_ptr() == twin.data_ptr() or (other.dtype, other.device) != (twin.dtype, twin.device):
+                other.data = self.parameters[first].data.permute(self._axes[name])
         torch.clear_autocast_cache()
         self.applied = False
 
@@ -286,3 +304,7 @@ class Perturbation:
                 )
             self.weights[name] = here
             self._pieces.clear()
+
+
+def _inverse(order: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(sorted(range(len(order)), key=order.__getitem__))

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from hf_pacgen.maths.distributions import NoiseDistribution
 from hf_pacgen.model.state import unwrap
+from hf_pacgen.model.storage import independent
 from hf_pacgen.noise.perturbation import Perturbation, ScaleFunction
 
 
@@ -29,8 +30,8 @@ def perturbed(
     """The model with noise u on its trainable weights; on the way out they are what they were, bit for bit.
 
     Args:
-        model: on its device; tied weights get one noise, frozen ones none.  Under ``fully_shard`` all processes must
-            be here together.
+        model: on its device; tied weights (and several names of one memory) get one noise, frozen ones none.  Under
+            ``fully_shard`` all processes must be here together.
         noise_scale: σ, for all weights or by parameter name, as a tensor of its shape or one number (then other
             parameters stay as they are): the half-width of "uniform", the standard deviation before truncation of the
             others.
@@ -58,7 +59,7 @@ def perturbed(
             "gamma and epsilon are both 0, so truncated noise has no room; make at least one of them positive."
         )
     bare = unwrap(model)
-    parameters = {name: p for name, p in bare.named_parameters() if p.requires_grad}
+    parameters = independent({name: p for name, p in bare.named_parameters() if p.requires_grad})
     if not parameters:
         raise ValueError(
             f"{type(model).__name__} has no trainable parameters, so there is nothing to perturb: expected at least "

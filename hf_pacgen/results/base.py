@@ -56,8 +56,9 @@ class Result:
 
     @classmethod
     def keyed(cls, values: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
-        """The metrics among ``values``, which are by field name, under the keys of :meth:`metrics`."""
-        metrics = {name: facts.key for name, facts in cls.facts().items() if facts.key and name in values}
+        """The metrics among ``values`` that are known, which are by field name, under the keys of :meth:`metrics`."""
+        known = {name for name, value in values.items() if value is not None}
+        metrics = {name: facts.key for name, facts in cls.facts().items() if facts.key and name in known}
         return {f"{prefix}{key}": values[name] for name, key in metrics.items()}
 
     def metrics(self, prefix: str = "") -> dict[str, float]:

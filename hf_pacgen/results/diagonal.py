@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from hf_pacgen.config import Estimator, HVPMethod
+    from hf_pacgen.maths.score_errors import DiagonalSample
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,13 +26,17 @@ class DiagonalEstimate(Result):
     )
     stderr: dict[str, Tensor] | None = other(
         "standard error of every entry, from the spread between batches and passes, where asked for "
-        "(standard_error=True): of the Hutchinson part times its share for the blend, 0 for the exact one, NaN where "
-        "a single batch shows no spread",
+        "(standard_error=True); for the blend with how far its Gauss-Newton part is from the Hessian, on average over "
+        "a tensor; 0 for the exact one, NaN where a single batch shows no spread",
         default=None,
         written=False,
     )
     trace: float = measured("Hessian trace", says="Σ H_ii")
-    trace_stderr: float | None = other("its standard error; None where a single batch shows no spread", default=None)
+    trace_stderr: float | None = other(
+        "its standard error, such that ± 1.96 of it is a 95 % interval, however few batches there are (Student's t); "
+        "None where a single batch shows no spread, and for 'gauss_newton', whose bias is unknown",
+        default=None,
+    )
     loss: float = measured("training loss", says="L̂(w)")
     num_units: float = other("loss units in the data")
     num_examples: int = other("examples in the data")
@@ -43,3 +48,8 @@ class DiagonalEstimate(Result):
         "share of the Hutchinson estimate in each parameter tensor, for the blend", default=None
     )
     notes: tuple[str, ...] = other("what a user should know, in sentences", default=())
+    sample: DiagonalSample | None = other(
+        "some of the entries by groups of batches, from which the standard errors of a score are made",
+        default=None,
+        written=False,
+    )

@@ -28,6 +28,7 @@ class Facts:
     title: str = ""  # what the hub calls it on a model card
     span: str = ""  # the values it can take
     detail: bool = False  # whether its row in a table belongs to the row above it
+    legacy: bool = False  # whether it is only kept for those who read it by its key, and shown no more
     written: bool = True  # whether it is written as JSON, which has no place for tensors
 
     def __post_init__(self) -> None:
@@ -76,9 +77,10 @@ def other(says: str, *, default: Any = MISSING, written: bool = True) -> Any:
     return _field(Facts(says=says, written=written), default)
 
 
-def like(kind: Any, name: str) -> Any:
-    """A field that means the same as that of another result."""
-    return varied(kind.__dataclass_fields__[name])
+def like(kind: Any, name: str, *, optional: bool = False) -> Any:
+    """A field that means the same as that of another result; ``optional`` where it may be missing here, as None."""
+    field = kind.__dataclass_fields__[name]
+    return _field(field.metadata[FACTS], None) if optional else varied(field)
 
 
 def varied(field: Any, **changes: Any) -> Any:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from hf_pacgen.results.base import Result
 from hf_pacgen.results.fields import like, measured, other
 from hf_pacgen.results.pacgen import PACGenResult
+from hf_pacgen.results.relative_sharpness import RelativeSharpness
 from hf_pacgen.results.sharpness import Sharpness
 
 
@@ -24,15 +25,27 @@ class Measures(Result):
     kl_complexity: float = like(PACGenResult, "kl_complexity")
     kl_complexity_per_parameter: float = like(PACGenResult, "kl_complexity_per_parameter")
     kl_active_fraction: float = like(PACGenResult, "kl_active_fraction")
+    score_stderr: float | None = like(PACGenResult, "score_stderr")
+    kl_complexity_stderr: float | None = like(PACGenResult, "kl_complexity_stderr")
+    # None in files of release 0.1, which did not know them
+    kl_excess: float | None = like(PACGenResult, "kl_excess")
+    kl_excess_stderr: float | None = like(PACGenResult, "kl_excess_stderr")
+    kl_curvature: float | None = like(PACGenResult, "kl_curvature")
+    kl_curvature_stderr: float | None = like(PACGenResult, "kl_curvature_stderr")
     eta: float = like(PACGenResult, "eta")
     hessian_trace: float = like(PACGenResult, "hessian_trace")
     hessian_trace_stderr: float | None = like(PACGenResult, "hessian_trace_stderr")
     largest_eigenvalue: float = measured("λ_max of the Hessian", says="largest eigenvalue of the Hessian")
     largest_eigenvalue_converged: bool = other("whether more Lanczos steps would hardly change it", default=False)
     hessian_lipschitz: float = like(PACGenResult, "hessian_lipschitz")
+    hessian_lipschitz_stderr: float | None = like(PACGenResult, "hessian_lipschitz_stderr")
     expected_sharpness: float = like(Sharpness, "mean")
     expected_sharpness_stderr: float | None = like(Sharpness, "stderr")
     noise_scale: float = other("σ of the noise of the expected sharpness")
+    relative_sharpness: float | None = like(RelativeSharpness, "relative_sharpness", optional=True)
+    relative_sharpness_stderr: float | None = like(RelativeSharpness, "relative_sharpness_stderr")
+    relative_sharpness_by_level: dict[str, float] = other("the same by level of the noise", default=dict)
+    relative_sharpness_by_level_stderr: dict[str, float] = other("standard errors of these, where known", default=dict)
     weight_norm: float = measured("‖w‖", says="Euclidean norm of the trainable weights")
     loss: float = like(PACGenResult, "loss")
     test_loss: float | None = measured(
@@ -47,5 +60,5 @@ class Measures(Result):
     status: tuple[str, ...] = other("what limits the numbers, in sentences", default=())
 
 
-# labels of the measures, in the order of a table
-MEASURES = {name: facts.row for name, facts in Measures.facts().items() if facts.label}
+# labels of the measures, in the order of a table, but for those that are kept for old readers only
+MEASURES = {name: facts.row for name, facts in Measures.facts().items() if facts.label and not facts.legacy}

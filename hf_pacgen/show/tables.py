@@ -8,7 +8,8 @@ from rich.table import Table
 from rich.text import Text
 
 from hf_pacgen.results.pacgen import PACGenResult
-from hf_pacgen.show.wording import SECTIONS, further_metrics, number, percent, shown, spread
+from hf_pacgen.show.advice import consistent
+from hf_pacgen.show.wording import SECTIONS, further_metrics, number, parts, percent, spread, with_error
 
 __all__ = ["PLAIN_WIDTH", "number", "percent", "print_report", "report", "spread"]
 
@@ -44,7 +45,7 @@ def report(result: PACGenResult, *, title: str = "PACGen", top_modules: int = 8)
     parts.append(Text(HOW_TO_READ, style="dim"))
     if result.status:
         parts.append(Text("\nWhat limits these numbers:", style="bold"))
-    for sentence in result.status:
+    for sentence in consistent(result.status):
         line = Table.grid(padding=(0, 1))  # which indents the lines of a long sentence
         line.add_row("•", Text(sentence))
         parts.append(line)
@@ -60,19 +61,18 @@ def _numbers(result: PACGenResult, title: str) -> Table:
     table.add_column("Quantity", no_wrap=True)
     table.add_column("Value", justify="right", no_wrap=True)
     table.add_column("What it says")
-    error = spread(result.hessian_trace_stderr)
-    # the spread between batches does not show the bias of these estimators
-    is_biased = result.estimator in ("blend", "gauss_newton")
-    noise = " (± its noise, not its bias)" if error and is_biased else ""
     is_counted = result.num_units == result.num_examples
     units = "" if is_counted else f", with {result.num_units:,.0f} labeled tokens as the units of the loss"
-    additions = {"hessian_trace": (error, noise), "num_examples": ("", units)}  # to the value, and to what it says
+    additions = {"num_examples": units}
     facts = result.facts()
     for section in SECTIONS:
         for name in section:
-            value, meaning = additions.get(name, ("", ""))
-            meaning = facts[name].meaning.replace("at η", f"at η = {number(result.eta)}") + meaning
-            table.add_row(facts[name].row, shown(facts[name], getattr(result, name)) + value, meaning)
+            if getattr(result, name) is None:  # release 0.1 did not know it
+                continue
+            meaning = facts[name].meaning.replace("at η", f"at η = {number(result.eta)}") + additions.get(name, "")
+            table.add_row(facts[name].row, with_error(result, name), meaning)
+            if name == "kl_complexity_per_parameter" and (made_of := parts(result)):
+                table.add_row("  made of", "", made_of)
         if section is SECTIONS[1]:
             for fact, text in further_metrics(result):
                 table.add_row(fact.row, text, fact.meaning)
@@ -86,7 +86,7 @@ def _modules(result: PACGenResult, count: int) -> Table:
     shown, _ = result.ranked_modules(count)
     table = _table(f"Modules by their share of K(η): {len(shown)} of {len(result.by_module)}")
     table.add_column("Module", overflow="fold")
-    for heading in ("m", "K(η)", "share", "K(η)/m", "Ψ/m", "trace"):
+    for heading in ("m", "K(η)", "share", "K(η)/m", "Hessian", "ρ", "trace"):
         table.add_column(heading, justify="right", no_wrap=True)
     for name, values in shown:
         m, complexity = values["num_parameters"], values["kl_complexity"]
@@ -96,10 +96,16 @@ def _modules(result: PACGenResult, count: int) -> Table:
             number(complexity),
             percent(complexity / result.kl_complexity if result.kl_complexity else 0.0),
             number(complexity / m),
-            number(values["score"] / m),
+            *(_share(values, part) for part in ("kl_hessian", "kl_lipschitz")),
             number(values["hessian_trace"]),
         )
     return table
+
+
+def _share(module: dict[str, float], part: str) -> str:
+    # of K(η); modules of results from release 0.1 do not have it
+    complexity = module["kl_complexity"]
+    return percent(module[part] / complexity) if part in module and complexity > 0 else ""
 
 
 def _cost(result: PACGenResult) -> str:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from hf_pacgen.results.pacgen import PARTS
+
 if TYPE_CHECKING:
     from hf_pacgen.maths.score import ScoreTerms
     from hf_pacgen.results.diagonal import DiagonalEstimate
@@ -12,13 +14,13 @@ if TYPE_CHECKING:
     from hf_pacgen.results.lipschitz import LipschitzEstimate
     from hf_pacgen.results.pacgen import PACGenResult
 
-SATURATED = 0.01  # active fraction below which Ψ hardly depends on the curvature
+SATURATED = 0.01  # share of K(η) beyond the size of the weights below which it hardly depends on anything else
 NOISY = 0.5  # relative standard error of the trace above which the curvature counts as noisy
-ALONE = 10  # ratio of the smoothness term to the trace above which the score is one of ρ alone
+RULES = 0.9  # share of K(η) beyond size from which one of the two others counts as all of it
 
 # fields of a result in the order of a table, with a line between groups. Cards have places for these too
 SECTIONS = (
-    "score score_per_parameter active_fraction kl_complexity kl_complexity_per_parameter kl_active_fraction".split(),
+    "score score_per_parameter kl_complexity kl_complexity_per_parameter kl_excess kl_curvature".split(),
     "loss hessian_trace hessian_lipschitz".split(),
     "num_parameters num_examples".split(),
 )
@@ -27,36 +29,19 @@ SECTIONS = (
 def findings(
     total: ScoreTerms, diagonal: DiagonalEstimate, smoothness: LipschitzEstimate | None, eta: float
 ) -> Iterator[str]:
-    """Sentences on what limits the numbers."""
-    # a saturated score comes first: it makes all that follows about the curvature irrelevant to Ψ
-    active, kl_active = (n / total.num_parameters for n in (total.num_active, total.num_kl_active))
-    if active < SATURATED:
-        saturated = (
-            f"Ψ is saturated: curvature matters for {active:.1%} of the weights, so Ψ is a function of the weights' "
-            "size alone."
-        )
-        if kl_active >= SATURATED:
-            saturated += f" Judge by K(η) at η = {eta:g}, where it matters for {kl_active:.1%}."
-        yield saturated
-    if kl_active < SATURATED:
-        yield (
-            f"K(η) is saturated{' too' * (active < SATURATED)}: curvature matters for {kl_active:.1%} of the weights. "
-            "Raise eta, gamma or epsilon to see the curvature."
-        )
+    """Sentences on what limits the numbers; at most one of them tells what to do about K(η)."""
+    yield from composition(total, eta)
     yield from diagonal.notes
     if diagonal.trace_stderr is None:
-        yield "The standard error of the trace is unknown: one batch in one pass shows no spread. Use smaller batches."
+        if diagonal.sample is None or not diagonal.sample.biased:
+            yield (
+                "The standard error of the trace is unknown: one batch in one pass shows no spread. Leave passes at "
+                "its default, or use smaller batches."
+            )
     elif diagonal.trace_stderr > NOISY * abs(diagonal.trace):
         yield (
-            f"The Hessian diagonal is noisy: its trace is {diagonal.trace:.4g} ± {diagonal.trace_stderr:.2g}. "
+            f"The Hessian's trace is noisy: {diagonal.trace:.4g} ± {diagonal.trace_stderr:.2g}. "
             "Use more passes or more data."
-        )
-    if smoothness is not None and total.smoothness > ALONE * abs(diagonal.trace):
-        yield (
-            f"ρ outweighs the curvature: its term Σ ρ√m N_i is {total.smoothness:.3g}, the Hessian's trace "
-            f"{diagonal.trace:.3g}, so Ψ and K(η) mostly follow ρ, estimated on {smoothness.batches} "
-            f"batch{'es' * (smoothness.batches != 1)}. "
-            "More lipschitz_batches make it steadier; a smaller epsilon weighs it less."
         )
     if smoothness is not None and not smoothness.converged:
         yield (
@@ -65,26 +50,63 @@ def findings(
         )
 
 
+def composition(total: ScoreTerms, eta: float) -> Iterator[str]:
+    """What Ψ and K(η) are made of, where one part is nearly all of them, and which number to read instead."""
+    excess = total.kl_hessian + total.kl_lipschitz
+    share, m = excess / total.kl_complexity if total.kl_complexity > 0 else 0.0, total.num_parameters
+    saturated = "Ψ is saturated: it is a function of the weights' size alone."
+    if share < SATURATED:
+        yield (
+            f"K(η) at η = {eta:g} is saturated: {percent(1 - share)} of it is the size of the weights, and curvature "
+            "hardly matters. Read kl_curvature, in which only the curvature counts."
+        )
+    elif total.kl_lipschitz >= RULES * excess:
+        yield (
+            f"ρ rules K(η): of what K(η) has beyond the size of the weights, {percent(total.kl_lipschitz / excess)} is "
+            f"added by ρ and {percent(total.kl_hessian / excess)} is the Hessian alone. Read kl_curvature for the "
+            "Hessian."
+        )
+        if total.num_active / m < SATURATED:
+            yield saturated
+    elif total.num_active / m < SATURATED:
+        yield saturated + " Read K(η), which has η in it."
+
+
 def limits(result: PACGenResult) -> list[str]:
-    """What limits the numbers, in sentences: the result's own, and that Ψ is saturated if it does not say so."""
-    sentences = list(result.status)
-    if result.active_fraction < SATURATED and not any("saturated" in sentence for sentence in sentences):
-        advice = "Judge by K(η)." if result.kl_active_fraction >= SATURATED else "So is K(η)."
-        share = percent(result.active_fraction)
-        sentences.insert(0, f"Ψ is saturated: curvature matters for {share} of the weights. {advice}")
-    return sentences
+    """What limits the numbers, in sentences."""
+    return list(result.status)
 
 
 def further_metrics(result: PACGenResult) -> Iterator[tuple[Facts, str]]:
     """Metrics without a place of their own in tables and on cards, and their values: those that are declared later."""
     for name, facts in result.facts().items():
-        if facts.key and not any(name in section for section in SECTIONS):
-            yield facts, shown(facts, getattr(result, name))
+        value = getattr(result, name)
+        if facts.key and not facts.legacy and value is not None and not any(name in section for section in SECTIONS):
+            yield facts, shown(facts, value)
 
 
 def shown(facts: Facts, value: float) -> str:
     """A value as its facts ask for."""
     return percent(value) if facts.is_share else f"{value:,}" if isinstance(value, int) else number(value)
+
+
+def parts(result: PACGenResult) -> str:
+    """What K(η) is made of, in a line: "21.0 % size of the weights, < 0.1 % the Hessian alone, 79.0 % added by ρ".
+
+    Nothing where it is unknown, as in results of release 0.1, or where K(η) is 0.
+    """
+    # what ρ adds can come out at -0.000...1
+    found = {key: max(0.0, value) for key, value in result.kl_parts.items()}
+    total = sum(found.values())
+    return ", ".join(f"{percent(found[key] / total)} {says}" for key, says in PARTS.items()) if total else ""
+
+
+def with_error(result: PACGenResult, name: str) -> str:
+    """A value as its facts ask for, with its standard error where there is one."""
+    error = getattr(result, f"{name.removesuffix('_per_parameter')}_stderr", None)
+    if error is not None and name.endswith("_per_parameter"):
+        error /= result.num_parameters
+    return shown(result.facts()[name], getattr(result, name)) + spread(error)
 
 
 def number(value: float) -> str:

@@ -23,6 +23,10 @@ from hf_pacgen.training.hooks import mark, take_over, unmark
 from hf_pacgen.training.run_facts import Run
 
 NOISE_FILE = "pacgen_noise.safetensors"  # the noise state in a checkpoint
+ANOTHER_NOISE = (
+    "Parameters were frozen or unfrozen in the middle of the training: the noise is now on those that are trainable, "
+    "and its running curvature starts anew."
+)
 
 logger = logging.getLogger(__name__)
 
@@ -56,9 +60,10 @@ class NoisyStep:
             )
         self._estimates = needs_batches(config)
         if self._estimates:
-            refuse_used_up(run.dataset)
+            refuse_used_up(run)
         law = {"distribution": config.distribution, "gamma": config.gamma, "epsilon": config.epsilon}
         self.noise = Perturbation.of_model(run.model, **law)
+        self._trainable = self._flags()
         eta = float(run.num_examples or 0) if config.eta == "n" else float(config.eta)
         self.tracker = CurvatureTracker(config, self.noise, eta=eta)
         self._reads_optimizer = self.tracker.source is not None and self.tracker.source.from_optimizer
@@ -83,6 +88,14 @@ class NoisyStep:
             return False
         self.noise.apply()
         return True
+
+    @property
+    def outdated(self) -> bool:
+        """Whether parameters were frozen or unfrozen since: the noise is of those that were trainable then."""
+        return self._trainable != self._flags()
+
+    def _flags(self) -> list[bool]:
+        return [parameter.requires_grad for parameter in self.run.model.parameters()]
 
     def draw(self, step: int, micro_step: int = 0) -> bool:
         """Draw the noise of a micro-batch, for others to put on; False where there is none."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -16,12 +18,19 @@ from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
 from hf_pacgen.config import NoiseConfig, ScoreConfig
 from hf_pacgen.curvature.run_identity import agree
+from hf_pacgen.data.inspection import REFUSALS
+from hf_pacgen.data.losses import NothingLabeled
 from hf_pacgen.data.objective import LossFunction, Objective
+from hf_pacgen.data.own_loss import OwnLoss
 from hf_pacgen.distributed.processes import Processes
 from hf_pacgen.measures.pacgen import pacgen
+from hf_pacgen.measures.ranking import AGREE, REASON
+from hf_pacgen.measures.ranking import agree as agree_on_loss
 from hf_pacgen.measures.session import session
 from hf_pacgen.model.state import unwrap
 from hf_pacgen.results.pacgen import PACGenResult
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +49,7 @@ class Run:
     processes: Processes = field(default_factory=Processes)
     clips: bool = True  # gradients, before ``on_pre_optimizer_step``
     compiled: bool = False
-    loss_fn: LossFunction | None = None  # None for the model's own
+    loss_fn: LossFunction | OwnLoss | None = None  # None for the model's own
 
     def agree_on_noise(self, config: NoiseConfig) -> None:
         """Raise on every process if two of them would draw different noise."""
@@ -52,7 +61,11 @@ class Run:
     def objective(self, config: ScoreConfig) -> Iterator[Objective]:
         """The loss of the training data, for an estimate in the middle of a step."""
         how: Any = {"loss_fn": self.loss_fn, "collate_fn": self.collate_fn, "batch_size": self.batch_size}
-        with torch.enable_grad(), session(self.model, self.dataset, config, progress=False, **how) as made:
+        how |= {"progress": False, "compare": False, "derivatives": True}
+        with (
+            torch.enable_grad(),
+            session(self.model, self.dataset, config, **how) as made,
+        ):
             yield made[0]
 
 
@@ -104,12 +117,40 @@ def agree_on_settings(
 
 def refuse_unknown_metric(args: TrainingArguments) -> None:
     """Raise a ValueError where the best model is to be chosen by a score, and there will be none."""
-    metric = args.metric_for_best_model or ""
-    if "pacgen" in metric or metric.removeprefix("eval_").startswith("hessian_"):
+    metric = args.metric_for_best_model
+    if _is_score(metric):
         raise ValueError(
             f"metric_for_best_model={metric!r} is a score, and this PACGenTrainer computes none. Pass "
             "score=ScoreConfig(max_examples=512), for instance, or choose by another metric."
         )
+
+
+def _is_score(metric: str | None) -> bool:
+    metric = metric or ""
+    return "pacgen" in metric or metric.removeprefix("eval_").startswith("hessian_")
+
+
+class Candidates:
+    """The checkpoints of a training among which a score is to choose: warns, once, where it cannot tell them apart."""
+
+    def __init__(self, args: TrainingArguments) -> None:
+        self.metric = args.metric_for_best_model if _is_score(args.metric_for_best_model) else None
+        self.is_main = args.process_index == 0
+        self.losses: list[float] = []  # on the training data, without dropout
+        self.warned = False
+
+    def add(self, result: PACGenResult) -> None:
+        """Hear of the next one."""
+        self.losses.append(result.loss)
+        if self.metric is None or self.warned or agree_on_loss(self.losses):
+            return
+        self.warned = True
+        if self.is_main:
+            logger.warning(
+                "metric_for_best_model=%r is to choose between checkpoints of different training loss (%.4g to %.4g; "
+                "%s agrees). %s. Choose by a metric on validation data, such as 'eval_loss'.",
+                *(self.metric, min(self.losses), max(self.losses), AGREE, REASON),
+            )
 
 
 def describe_run(
@@ -119,9 +160,15 @@ def describe_run(
     optimizer: Any,
     train_dataloader: Any,
     max_steps: int,
-    loss_fn: LossFunction | None = None,
+    train_batch_size: int | None = None,
+    loss_fn: LossFunction | OwnLoss | None = None,
 ) -> Run:
-    """The facts about a run that is about to begin."""
+    """The facts about a run that is about to begin.
+
+    Args:
+        train_batch_size: that of a process, over its GPUs; ``auto_find_batch_size`` takes another than the arguments.
+    """
+    train_batch_size = train_batch_size or args.train_batch_size
     dataset = getattr(train_dataloader, "dataset", None)
     dataset = getattr(dataset, "dataset", dataset) if type(dataset).__name__ == "IterableDatasetShard" else dataset
     dataset = _of_examples(dataset)
@@ -130,15 +177,56 @@ def describe_run(
         optimizer=optimizer,
         dataset=dataset,
         collate_fn=getattr(train_dataloader, "collate_fn", None),
-        batch_size=args.per_device_train_batch_size,
+        batch_size=max(1, train_batch_size // max(1, args.n_gpu)),
         num_examples=_length(dataset),
-        examples_per_step=args.train_batch_size * args.gradient_accumulation_steps * args.world_size,
+        examples_per_step=train_batch_size * args.gradient_accumulation_steps * args.world_size,
         max_steps=max_steps,
         processes=Processes(_state(args)),
         clips=args.max_grad_norm is not None and args.max_grad_norm > 0,
         compiled=bool(args.torch_compile),
         loss_fn=loss_fn,
     )
+
+
+def rehearse_score(
+    args: TrainingArguments,
+    model: nn.Module,
+    config: ScoreConfig,
+    loader: Any,
+    *,
+    accelerator: Any = None,
+    loss_fn: LossFunction | OwnLoss | None = None,
+) -> None:
+    """Look at the first batch as a score would, before the training begins.
+
+    Raises:
+        ValueError: what would be refused after hours of training.
+    """
+    few = dataclasses.replace(config, max_examples=args.per_device_eval_batch_size)
+    try:
+        with (
+            torch.enable_grad(),
+            session(unwrap(model), _of_examples(loader.dataset), few, **_how(args, loader, accelerator, loss_fn)),
+        ):
+            pass
+    except NothingLabeled:
+        return  # by chance, in a few examples
+    except REFUSALS as error:
+        raise ValueError(
+            f"The training was not begun, because its score could not be computed: {error} If this cannot be helped, "
+            "train without a score (score=None), and call pacgen(model, data, loss_fn=...) afterwards, with the loss "
+            "as loss_fn(model, batch) -> (loss_sum, num_units)."
+        ) from error
+
+
+def _how(args: TrainingArguments, loader: Any, accelerator: Any, loss_fn: Any) -> dict[str, Any]:
+    return {
+        "loss_fn": loss_fn,
+        "collate_fn": loader.collate_fn,
+        "batch_size": args.per_device_eval_batch_size,
+        "accelerator": accelerator or _state(args),
+        "progress": False,
+    }
 
 
 def score_on_training_data(
@@ -148,7 +236,7 @@ def score_on_training_data(
     loader: Any,
     *,
     accelerator: Any = None,
-    loss_fn: LossFunction | None = None,
+    loss_fn: LossFunction | OwnLoss | None = None,
 ) -> PACGenResult:
     """PACGen of a model on the data it is trained on, with the processes of the run."""
     with torch.enable_grad():
@@ -156,11 +244,7 @@ def score_on_training_data(
             unwrap(model),
             _of_examples(loader.dataset),
             config=config,
-            loss_fn=loss_fn,
-            collate_fn=loader.collate_fn,
-            batch_size=args.per_device_eval_batch_size,
-            accelerator=accelerator or _state(args),
-            progress=False,
+            **_how(args, loader, accelerator, loss_fn),
         )
 
 

@@ -14,20 +14,21 @@ from transformers import Trainer, TrainerCallback
 from transformers.trainer_utils import EvalLoopOutput, get_last_checkpoint
 
 from hf_pacgen.config import NoiseConfig, ScoreConfig
-from hf_pacgen.data.losses import count_units
-from hf_pacgen.data.objective import LossFunction
 from hf_pacgen.results.pacgen import PACGenResult
 from hf_pacgen.training.arguments import PACGenTrainingArguments, as_config
 from hf_pacgen.training.callback.callback import PACGenCallback
-from hf_pacgen.training.noisy_step import NoisyStep
+from hf_pacgen.training.noisy_step import ANOTHER_NOISE, NoisyStep
 from hf_pacgen.training.run_facts import (
+    Candidates,
     agree_on_settings,
     describe_run,
     is_on,
     refuse_unknown_metric,
     refuse_unsupported,
+    rehearse_score,
     score_on_training_data,
 )
+from hf_pacgen.training.trainer_loss import loss_of_trainer
 
 logger = logging.getLogger(__name__)
 
@@ -41,9 +42,10 @@ class PACGenTrainer(Trainer):
     Trainer's bit for bit.  What runs inside ``training_step``, such as your ``compute_loss``, sees the noisy weights:
     copy or save them outside of it.
 
-    An evaluation gets ``eval_pacgen``, ``eval_pacgen_kl``, ... in what it returns, logs and reports, so that
-    ``metric_for_best_model="eval_pacgen_kl"`` with ``greater_is_better=False`` works.  Scores are of the *training*
-    data: all of it, or a seeded subset of ``ScoreConfig.max_examples``.
+    An evaluation gets ``eval_pacgen``, ``eval_pacgen_kl``, ... in what it returns, logs and reports.  Scores are of the
+    *training* data: all of it, or a seeded subset of ``ScoreConfig.max_examples``.  Where ``metric_for_best_model`` is
+    a score and the training losses of the checkpoints differ, a warning says, once, that a score cannot choose between
+    them.
 
     Args:
         noise, score: settings; by default those of the arguments, if they are PACGenTrainingArguments.
@@ -69,6 +71,7 @@ class PACGenTrainer(Trainer):
         self._resumed_from: str | None = None
         self._scores_of_evaluation: PACGenResult | None = None
         self._evaluations = 0
+        self._candidates: Candidates | None = None  # while training
         super().__init__(*args, **kwargs)
         if isinstance(self.args, PACGenTrainingArguments):
             self.noise = self.noise or self.args.noise_config
@@ -100,6 +103,7 @@ class PACGenTrainer(Trainer):
         try:
             return super().train(resume_from_checkpoint, *args, **kwargs)
         finally:
+            self._candidates = None
             self._close_noise()
 
     def training_step(
@@ -109,6 +113,10 @@ class PACGenTrainer(Trainer):
         noisy = self._noisy_step
         if noisy is None or noisy.config is not self.noise:  # a step by hand, or settings taken away in the middle
             noisy = (noisy or self._start_noise()) if self._has_noise else None
+        if noisy is not None and self._micro_step == 0 and noisy.outdated:
+            logger.warning(ANOTHER_NOISE)
+            self._close_noise()
+            noisy = self._start_noise()
         if noisy is None:
             return super().training_step(model, inputs, num_items_in_batch)
         try:
@@ -187,6 +195,8 @@ class PACGenTrainer(Trainer):
         if self.score is not None and self._evaluations and output.metrics is not None:
             if self._scores_of_evaluation is None:
                 self._scores_of_evaluation = self.last_score = self.pacgen()
+                if self._candidates is not None:
+                    self._candidates.add(self.last_score)
             output.metrics.update(self._scores_of_evaluation.metrics(f"{metric_key_prefix}_"))
         return output
 
@@ -201,7 +211,7 @@ class PACGenTrainer(Trainer):
             score or self.score or ScoreConfig(),
             loader,
             accelerator=self.accelerator,
-            loss_fn=self._own_loss(),
+            loss_fn=loss_of_trainer(self),
         )
 
     # ------------------------------------------------------------------------------------------------ internals
@@ -209,19 +219,6 @@ class PACGenTrainer(Trainer):
     @property
     def _has_noise(self) -> bool:
         return is_on(self.noise)
-
-    def _own_loss(self) -> LossFunction | None:
-        # None where it is simply that of the model
-        plain = type(self).compute_loss is Trainer.compute_loss
-        if plain and self.compute_loss_func is None and self.label_smoother is None:
-            return None
-
-        def loss(model: nn.Module, batch: Any) -> tuple[Tensor, int]:
-            count = count_units(model, batch)
-            value: Any = self.compute_loss(model, dict(batch))
-            return value * count, count
-
-        return loss
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """The card of transformers, with the last score in it."""
@@ -244,7 +241,8 @@ class PACGenTrainer(Trainer):
             optimizer=self.optimizer,
             train_dataloader=self._train_loader() if train_dataloader is None else train_dataloader,
             max_steps=self.state.max_steps,
-            loss_fn=self._own_loss(),
+            train_batch_size=self._train_batch_size,
+            loss_fn=loss_of_trainer(self),
         )
         self._noisy_step = NoisyStep(cast(NoiseConfig, self.noise), run)
         return self._noisy_step
@@ -264,7 +262,12 @@ class _Steps(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         trainer = self.trainer
         trainer._close_noise()  # that of steps by hand
+        trainer._candidates = Candidates(trainer.args)
         agree_on_settings(trainer.args, trainer.noise, trainer.score)
+        if trainer.score is not None and trainer.eval_dataset is not None:  # else it scores when it is asked
+            loader = kwargs["train_dataloader"]
+            how: Any = {"accelerator": trainer.accelerator, "loss_fn": loss_of_trainer(trainer)}
+            rehearse_score(trainer.args, cast(nn.Module, trainer.model), trainer.score, loader, **how)
         if trainer._has_noise:
             noisy = trainer._start_noise(kwargs["train_dataloader"])
             if trainer._resumed_from is not None:

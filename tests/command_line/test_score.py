@@ -28,11 +28,35 @@ def test_score_prints_and_writes_what_pacgen_returns(run: Run, models: dict[str,
     assert (result.num_examples, result.num_units, result.eta) == (5, 5, 5)
     assert result.loss == pytest.approx(expected.loss, rel=1e-5)
 
-    for phrase in ("Ψ", "K(η)", "active fraction", "Hessian trace", "lower is better", "trainable parameters"):
+    for phrase in (
+        "Ψ",
+        "K(η)",
+        "made of",
+        "K(η) of curvature",
+        "Hessian trace",
+        "lower is better",
+        "trainable parameters",
+    ):
         assert phrase in out
     assert "text -> label; 5 rows" in out and f"{result.num_parameters:,}" in out
     assert f"Written to {tmp_path / 'result.json'}" in out
     assert all(sentence in out for sentence in result.status)
+
+
+@pytest.mark.parametrize("flag", ["--epsilon_scale", "--epsilon-scale"])
+def test_epsilon_as_a_part_of_each_tensor(flag: str, run: Run, models: dict[str, Path], tmp_path: Path) -> None:
+    data, output = write_csv(tmp_path / "train.csv"), tmp_path / "r.json"
+    common = ("score", models["classifier"], "--dataset", data, *QUICK, "--output", output)
+    assert run(*common)[0] == 0
+    absolute = PACGenResult.load(output)
+    assert run(*common, flag, "rms")[0] == 0
+    relative = PACGenResult.load(output)
+    assert (absolute.config["epsilon_scale"], relative.config["epsilon_scale"]) == ("absolute", "rms")
+    # 0.1 is more than a tenth of these weights, so the box is wider, and size counts for less
+    assert absolute.kl_parts["weights"] != pytest.approx(relative.kl_parts["weights"], rel=0.1)
+    assert absolute.kl_curvature == pytest.approx(relative.kl_curvature)  # no ε in it
+    code, _, error = run(*common, flag, "percent")
+    assert code == 2 and "'absolute', 'rms'" in error and "percent" in error
 
 
 def test_regression(run: Run, models: dict[str, Path], tmp_path: Path) -> None:

@@ -35,6 +35,18 @@ def test_sharpness_prints_and_writes_what_the_functions_return(run: Run, runs: l
     assert "worst-case" not in out and "expected" not in out and "trace" not in out
 
 
+def test_relative_sharpness_by_level(run: Run, runs: list[Path], tmp_path: Path) -> None:
+    base = runs[0].parents[1]
+    words = ("sharpness", runs[1], "--dataset", base / "train.csv", "--no-progress", "--relative", "--noise-scale", 0)
+    alone = ("--box", 0, "--eigenvalues", 0, "--output", tmp_path / "s.json")
+    code, out, _ = run(*words, *alone, "--levels", 0.1, 0.4)
+    assert code == 0 and "relative sharpness, 0.1" in out and "relative sharpness, 0.4" in out
+    found = json.loads((tmp_path / "s.json").read_text())["relative"]
+    assert found["levels"] == [0.1, 0.4] and found["means"][1] == found["relative_sharpness"] and " ± " in out
+    code, out, _ = run(*words, *alone)
+    assert code == 0 and json.loads((tmp_path / "s.json").read_text())["relative"]["levels"] == [0.03, 0.1, 0.3, 1.0]
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -43,6 +55,8 @@ def test_sharpness_prints_and_writes_what_the_functions_return(run: Run, runs: l
         (["{0}", "--dataset", "{train}", "--noise-scale", "1e30"], "With the noise on the weights: The"),
         (["{0}", "--dataset", "{train}", "--eigenvalues", "-1"], "eigenvalues must be an integer of at l"),
         (["{0}", "--dataset", "{train}", "--distribution", "cauchy"], "invalid choice: 'cauchy'"),
+        (["{0}", "--dataset", "{train}", "--levels", "0.1"], "which is not asked for. Add --relative"),
+        (["{0}", "--dataset", "{train}", "--relative", "--levels", "0"], "levels must be a list of positive"),
         (["{0}", "--dataset", "{train}", "--output", "."], "--output '.' is a folder"),
         (
             ["{0}", "--dataset", "{train}", "--noise-scale", "0", "--box", "0", "--eigenvalues", "0"],

@@ -9,6 +9,7 @@ import pytest
 
 from hf_pacgen import ScoreConfig
 from hf_pacgen.config import Estimator
+from hf_pacgen.maths.score import EpsilonScale
 
 BAD: list[tuple[dict[str, Any], str]] = [
     ({"gamma": -0.1}, "gamma must be a finite number of at least 0; got -0.1"),
@@ -16,6 +17,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"gamma": math.nan}, "gamma must be a finite number"),
     ({"gamma": "0.1"}, "gamma must be a finite number"),
     ({"gamma": 0, "epsilon": 0}, "gamma and epsilon are both 0"),
+    ({"epsilon_scale": "percent"}, "epsilon_scale must be one of 'absolute', 'rms'; got 'percent'"),
     ({"eta": 0}, "eta must be a positive number, or 'n'"),
     ({"eta": "many"}, "eta must be a positive number"),
     ({"eta": True}, "eta must be a positive number"),
@@ -32,7 +34,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"displacement": 0}, "displacement must be a finite number greater than 0"),
     ({"standard_error": 1}, "standard_error must be True or False; got 1"),
     ({"seed": -1}, "seed must be an integer of at least 0"),
-    ({"rho": 1.0}, "rho=1.0 was given together with lipschitz_directions=2"),
+    ({"rho": 1.0}, "rho=1.0 was given together with lipschitz_directions=4"),
 ]
 
 
@@ -47,3 +49,35 @@ def test_settings_survive_a_dictionary() -> None:
     assert ScoreConfig.from_dict(config.to_dict()) == config and config.estimator is Estimator.EXACT
     with pytest.raises(ValueError, match="ScoreConfig has no setting 'etta'; it has displacement, epsilon"):
         ScoreConfig.from_dict({"etta": 1})
+
+
+def test_the_settings_of_the_article_are_one_word_away() -> None:
+    article = ScoreConfig.article()
+    assert (article.gamma, article.epsilon, article.epsilon_scale) == (0.1, 0.1, EpsilonScale.ABSOLUTE)
+    # all else is as in this release, and may be given, ε too
+    changed = ScoreConfig.article(max_examples=5, epsilon=0.03)
+    assert changed == ScoreConfig(gamma=0.1, epsilon=0.03, epsilon_scale="absolute", max_examples=5)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="unexpected keyword argument 'etta'"):
+        ScoreConfig.article(etta=1)
+
+
+def test_the_article_does_not_follow_the_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Later(ScoreConfig):
+        def __init__(self, *, gamma: float = 0.2, epsilon: float = 0.3, epsilon_scale: str = "rms") -> None:
+            super().__init__(gamma=gamma, epsilon=epsilon, epsilon_scale=epsilon_scale)
+
+    later = Later.article()
+    assert (later.gamma, later.epsilon, later.epsilon_scale) == (0.1, 0.1, "absolute") != (Later().gamma, 0.3, "rms")
+
+
+def test_what_epsilon_is_measured_in_is_a_word() -> None:
+    config = ScoreConfig(epsilon_scale="rms")
+    assert config.epsilon_scale is EpsilonScale.RMS and config.to_dict()["epsilon_scale"] == "rms"
+    assert ScoreConfig.from_dict(config.to_dict()) == config
+    # settings of release 0.1 do not have it, and were absolute
+    assert ScoreConfig.from_dict({"gamma": 0.1, "epsilon": 0.1}).epsilon_scale is EpsilonScale.ABSOLUTE
+
+
+def test_passes_are_as_many_as_it_takes_unless_given() -> None:
+    assert ScoreConfig().passes is None and ScoreConfig(passes=3).passes == 3
+    assert ScoreConfig.from_dict(ScoreConfig().to_dict()).passes is None

@@ -145,7 +145,7 @@ def test_killed_while_saving(
 @pytest.mark.parametrize("settings", [{"estimator": "exact"}, {"standard_error": True, "passes": 3}, {"rho": 0.3}])
 def test_every_estimator_goes_on(settings: dict[str, Any], tmp_path: Path) -> None:
     config = ScoreConfig(**settings, lipschitz_directions=0)
-    interrupted(tmp_path, 6, config=config, every=1, data=PARTS[:4])
+    interrupted(tmp_path, 16, config=config, every=1, data=PARTS[:4])
     assert batches_done(tmp_path) > 0
     assert score(tmp_path, config=config, data=PARTS[:4]) == score(None, config=config, data=PARTS[:4])
 
@@ -278,7 +278,7 @@ def test_another_format_is_refused(tmp_path: Path) -> None:
     interrupted(tmp_path)
     (path,) = tmp_path.iterdir()
     write_tensors(path, load_file(path), {"format": 99})
-    with pytest.raises(ValueError, match="another version of hf_pacgen: expected format 2, got 99"):
+    with pytest.raises(ValueError, match="another version of hf_pacgen: expected format 3, got 99"):
         score(tmp_path)
 
 

@@ -20,7 +20,11 @@ W = torch.randn(9, 64)
 
 @pytest.mark.parametrize(
     "direction",
-    [RademacherDirection(3), BoxDirection(3, gamma=0.5, epsilon=0.1), TensorDirection({"w": torch.randn(9, 64)})],
+    [
+        RademacherDirection(3),
+        BoxDirection(3, gamma=0.5, epsilons={"w": 0.1}),
+        TensorDirection({"w": torch.randn(9, 64)}),
+    ],
     ids=["signs", "box", "stored"],
 )
 def test_pieces_and_rows_are_parts_of_the_whole(direction: Direction) -> None:

@@ -30,10 +30,11 @@ def test_a_cubic_has_the_rho_of_its_largest_coefficient(dtype: torch.dtype) -> N
     result = hessian_lipschitz(model, [torch.zeros(4)], config=config, loss_fn=loss, progress=False)
     expected = []
     for direction in range(3):
-        u = BoxDirection(0, "box", direction, gamma=0.1, epsilon=0.1).piece("w", 0, model.w.detach())
+        u = BoxDirection(0, "box", direction, gamma=0.1, epsilons={"w": 0.1}).piece("w", 0, model.w.detach())
         expected.append(((coefficients * u).abs().max() / u.norm()).item())
     assert result.ratios == pytest.approx(expected, rel=3e-2 if dtype == torch.float32 else 1e-6)
-    assert result.value == max(result.ratios) <= 5 and result.converged
+    assert result.largest == max(result.ratios) <= 5 and result.converged
+    assert result.value == sorted(result.ratios)[1]
 
 
 def test_a_quadratic_has_none() -> None:
@@ -54,7 +55,7 @@ def test_lanczos_finds_the_norm_of_the_difference_of_dense_hessians(name: str) -
     at_w = tiny.dense_hessian(model, tiny.examples(name, 5))
     kept = {n: p.detach().clone() for n, p in model.named_parameters()}
     for direction, ratio in enumerate(result.ratios):
-        box = BoxDirection(0, "box", direction, gamma=0.1, epsilon=0.1)
+        box = BoxDirection(0, "box", direction, gamma=0.1, epsilons=dict.fromkeys(kept, 0.1))
         u = {n: box.piece(n, 0, w) for n, w in kept.items()}
         with torch.no_grad():
             for n, p in model.named_parameters():

@@ -42,9 +42,15 @@ def test_directions_are_what_they_say(space: WeightSpace) -> None:
     signs = space.signs(0, "probe")
     assert set(tiny.flat(space.stored(signs)).tolist()) == {-1.0, 1.0}
     assert space.length(signs) == pytest.approx(math.sqrt(space.num_parameters))
-    box = tiny.flat(space.stored(space.box(0, "box", gamma=0.1, epsilon=0.2)))
+    box = tiny.flat(space.stored(space.box(0, "box", gamma=0.1, epsilons=dict.fromkeys(space.weights, 0.2))))
     edge = 0.1 * tiny.flat(space.weights).abs() + 0.2
     assert bool((box.abs() <= edge).all()) and (box / edge).abs().max() > 0.9
+
+
+def test_half_widths_are_lengths_or_parts_of_each_tensor(space: WeightSpace) -> None:
+    assert set(space.half_widths(0.3, "absolute").values()) == {0.3}
+    sizes = {name: w.detach().double().square().mean().sqrt().item() for name, w in space.weights.items()}
+    assert space.half_widths(0.3, "rms") == pytest.approx({name: 0.3 * max(s, 1e-12) for name, s in sizes.items()})
 
 
 def test_the_gradient_of_a_batch_is_that_of_its_summed_loss(space: WeightSpace) -> None:

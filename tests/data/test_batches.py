@@ -265,3 +265,98 @@ def test_loaders_that_accelerate_has_cut_are_refused_on_several_processes() -> N
     assert seen(batches(Prepared(Rows(3)))) == {0: [0], 1: [1], 2: [2]}
     with pytest.raises(ValueError, match=r"DataLoader prepared by accelerate, which repeats .* Pass the unprepared"):
         batches(Prepared(Rows(3)), processes=together(0, 2))
+
+
+class Augmented(Rows):
+    """With a generator of its own, as libraries for augmentation have."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__(count)
+        self.generator = torch.Generator().manual_seed(0)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return {"x": torch.randn((), generator=self.generator)}
+
+
+class Once(IterableDataset[dict[str, Any]]):
+    """A stream that goes on where it was left, although its ``__iter__`` gives a new generator."""
+
+    def __init__(self, count: int) -> None:
+        self.stored = iter(Stream(count))
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        yield from self.stored
+
+
+class Endless(IterableDataset[dict[str, Any]]):
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        index = 0
+        while True:
+            yield {"x": torch.tensor(float(index))}
+            index += 1
+
+
+def test_steady_data_are_found_to_be_so() -> None:
+    for data in (Rows(5), Stream(5), DataLoader(Rows(5), shuffle=True)):
+        found, note = batches(data).compare_passes()
+        assert found == f"the first {2} batches have the same checksums in two passes" and note is None
+    assert "are a list" in batches([{"x": torch.zeros(2)}]).compare_passes()[0]
+
+
+@pytest.mark.parametrize("loader", [False, True])
+def test_data_that_change_are_kept(loader: bool) -> None:
+    """Every pass is then the one that was drawn."""
+    data: Any = DataLoader(Augmented(5), batch_size=2) if loader else Augmented(5)
+    unsteady = batches(data)
+    found, note = unsteady.compare_passes()
+    assert "one pass was kept in memory" in found and note is not None and "The data differ from one pass" in note
+    first, second = ([batch["x"].tolist() for _, batch in unsteady.every()] for _ in range(2))
+    assert first == second and len(first) == 3
+
+
+def test_data_that_change_and_are_too_large_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hf_pacgen.data.batches.MOST_KEPT", 10)
+    with pytest.raises(ValueError, match=r"differ from one pass to the next .* more than the 0 MB that would be kept"):
+        batches(Augmented(5)).compare_passes()
+    with pytest.raises(ValueError, match="so the processes would measure different data"):
+        batches(Augmented(5), processes=together(0, 2)).compare_passes()
+
+
+def test_a_stream_that_goes_on_where_it_was_left_is_refused() -> None:
+    with pytest.raises(ValueError, match="The data had 1 batches in one pass and 0 in another"):
+        batches(Once(1)).compare_passes()
+    for data in (Once(8), DataLoader(Once(8), batch_size=2)):
+        with pytest.raises(ValueError, match=r"The data \(Once\) gave other batches in a second pass: it can be gone"):
+            batches(data).compare_passes()
+
+
+def test_a_pass_that_ends_elsewhere_is_refused() -> None:
+    class Shrinking:
+        def __init__(self) -> None:
+            self.left = 4
+
+        def __iter__(self) -> Iterator[Any]:
+            self.left -= 1
+            return iter([{"x": torch.zeros(2)}] * self.left)
+
+    shrinking = batches(Shrinking())
+    list(shrinking.every())
+    with pytest.raises(ValueError, match="had 2 batches in one pass and 1 in another: every pass must give the same"):
+        list(shrinking.every())
+
+
+def test_an_endless_stream_is_not_counted() -> None:
+    part = batches(Endless(), max_examples=3)
+    assert [numbers(batch) for _, batch in part.every()] == [[0, 1], [2]]
+    with pytest.raises(ValueError, match=r"a stream of more than 10,000 examples, .* Set num_training_examples"):
+        part.num_examples()
+    assert batches(Stream(30), max_examples=3).num_examples() == 30
+
+
+def test_batches_are_cut_anew_and_shuffled() -> None:
+    rows = batches(Rows(7))
+    assert rows.recut(3)
+    found = list(seen(rows.every()).values())
+    order = [number for part in found for number in part]
+    assert [len(part) for part in found] == [3, 3, 1] and sorted(order) == list(range(7)) != order
+    assert not batches(Stream(3)).recut(2)

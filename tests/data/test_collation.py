@@ -11,43 +11,13 @@ import tiny
 import torch
 from peft import LoraConfig, get_peft_model
 from torch import Tensor
-from transformers import BatchEncoding
-from transformers.modeling_outputs import SequenceClassifierOutput
+from transformers import BertForMultipleChoice, T5Config, T5ForConditionalGeneration
 
-from hf_pacgen.data.collation import _model_columns, _truncate, batch_tensors, collate, count_examples
+from hf_pacgen.data.collation import collate, model_columns
+from hf_pacgen.measures.landscape import mean_loss
 
 MODEL = tiny.make("bert")
 T = torch.tensor
-
-
-@pytest.mark.parametrize(
-    ("batch", "count"),
-    [
-        (torch.zeros(3, 2), 3),
-        ({"x": torch.zeros(7, 5), "labels": torch.zeros(4)}, 4),  # labels come first
-        ({"x": torch.zeros(7), "label_ids": torch.zeros(5)}, 5),
-        ({"scale": torch.tensor(2.0), "x": torch.zeros(6, 1)}, 6),  # a number is no example
-        ((torch.tensor(1.0), [torch.zeros(2, 9)]), 2),
-        ({"outer": {"inner": torch.zeros(8)}, "name": "text"}, 8),
-        (BatchEncoding({"input_ids": torch.zeros(3, 4)}), 3),
-        (SequenceClassifierOutput(logits=torch.zeros(2, 3)), 2),
-    ],
-)
-def test_examples_are_counted_by_labels_or_the_first_tensor(batch: Any, count: int) -> None:
-    assert count_examples(batch) == count
-
-
-@pytest.mark.parametrize("batch", [[], {}, {"x": torch.tensor(1.0)}, "text", None])
-def test_a_batch_that_does_not_tell_its_size(batch: Any) -> None:
-    kind = type(batch).__name__
-    with pytest.raises(ValueError, match=f"how many examples a batch of type {kind} has: expected a dict or a seq"):
-        count_examples(batch)
-
-
-def test_tensors_come_labels_first_and_all_of_them() -> None:
-    x, y, z = torch.zeros(1), torch.ones(1), torch.full((1,), 2.0)
-    found = list(batch_tensors({"x": x, "more": [z, ("text", 3)], "labels": y}))
-    assert [tensor.item() for tensor in found] == [1, 0, 2, 1]  # labels once more in their place
 
 
 def test_ragged_sequences_are_padded_as_the_model_expects() -> None:
@@ -87,18 +57,115 @@ def test_equal_lengths_need_no_mask_and_other_examples_are_stacked() -> None:
     assert floats["x"].dtype == torch.float32 and floats["labels"].tolist() == [1, 0]
 
 
-def test_ragged_floats_are_not_padded() -> None:
-    with pytest.raises(ValueError, match="expected sequence of length 2"):  # in torch's own words
-        collate([{"x": [0.5, 1.5]}, {"x": [2.5]}], MODEL)
+def test_labels_make_no_mask() -> None:
+    """Only ragged tokens do, and only where the model takes a mask."""
+    rows = [{"labels": [1, 2, 3], "input_ids": [5, 6]}, {"labels": [1], "input_ids": [7, 8]}]
+    batch = collate(rows, MODEL)
+    assert "attention_mask" not in batch and batch["labels"].tolist() == [[1, 2, 3], [1, -100, -100]]
+    first = collate([{"labels": [1, 2, 3], "input_ids": [5]}, {"labels": [1], "input_ids": [7, 8]}], MODEL)
+    assert first["attention_mask"].tolist() == [[1, 0], [1, 1]]
+    images = [{"pixel_values": torch.zeros(1, 4, 4), "labels": [1] * n} for n in (1, 2)]
+    assert collate(images, tiny.make("vit")).keys() == {"pixel_values", "labels"}
 
 
-def test_a_cut_batch_keeps_its_form() -> None:
-    mask = torch.arange(9).view(3, 3)
-    batch = {"x": mask, "y": (torch.arange(3), [torch.arange(2)]), "temperature": torch.tensor(0.5), "name": "text"}
-    cut = _truncate(batch, 2, 3)
-    assert cut["x"].equal(mask[:2]) and cut["y"][0].tolist() == [0, 1] and isinstance(cut["y"], tuple)
-    assert cut["y"][1][0].tolist() == [0, 1]  # of another length than the batch: no example's
-    assert cut["temperature"].item() == 0.5 and cut["name"] == "text"
+@pytest.mark.parametrize("labels_first", [True, False])
+def test_ragged_texts_have_the_same_loss_in_any_batches(labels_first: bool) -> None:
+    """An encoder-decoder, whose labels have other lengths than its tokens."""
+    sizes: Any = {"vocab_size": 12, "d_model": 4, "d_kv": 2, "d_ff": 6, "num_layers": 1, "num_heads": 2}
+    sizes["decoder_start_token_id"] = 0
+    torch.manual_seed(0)
+    model = T5ForConditionalGeneration(T5Config(**sizes)).double().eval()
+    rows = []
+    for i in range(8):
+        row = {"input_ids": [1 + (i + k) % 10 for k in range(3 + (i * 3) % 5)], "labels": [2 + i] * (1 + i % 4)}
+        rows.append({key: row[key] for key in sorted(row, reverse=labels_first)})
+    for data in (rows, [row | {"input_ids": row["input_ids"][:3]} for row in rows]):
+        data = datasets.Dataset.from_list(data)
+        one, eight = (mean_loss(model, data, batch_size=size, progress=False) for size in (1, 8))
+        assert eight == pytest.approx(one, rel=1e-6)
+
+
+def test_choices_of_several_lengths_are_padded() -> None:
+    rows = [
+        {"input_ids": [[1, 2, 3], [4, 5]], "label": 0},
+        {"input_ids": [[6], [7]], "label": 1},
+    ]
+    torch.manual_seed(0)
+    model = BertForMultipleChoice(MODEL.config).double().eval()  # type: ignore[arg-type]
+    batch = collate(rows, model)
+    assert batch["input_ids"].tolist() == [[[1, 2, 3], [4, 5, 0]], [[6, 0, 0], [7, 0, 0]]]
+    assert batch["labels"].tolist() == [0, 1]
+    masked = [row | {"attention_mask": [[1] * len(c) for c in row["input_ids"]]} for row in rows]  # type: ignore
+    assert collate(masked, model)["attention_mask"].tolist() == [[[1, 1, 1], [1, 1, 0]], [[1, 0, 0], [1, 0, 0]]]
+
+
+def test_choices_of_an_example_may_differ_while_examples_do_not() -> None:
+    rows = [{"input_ids": [[1, 2], [3]], "label": 0}, {"input_ids": [[4], [5, 6]], "label": 1}]
+    batch = collate(rows, BertForMultipleChoice(MODEL.config))  # type: ignore[arg-type]
+    assert batch["input_ids"].tolist() == [[[1, 2], [3, 0]], [[4, 0], [5, 6]]]
+    assert batch["attention_mask"].tolist() == [[[1, 1], [1, 0]], [[1, 0], [1, 1]]]
+
+
+def test_a_mask_of_choices_is_made_of_their_lengths() -> None:
+    """Each choice has its own: the longest of an example says nothing of the others."""
+    rows = [{"input_ids": [[1, 2, 3], [4, 5]], "label": 0}, {"input_ids": [[6], [7]], "label": 1}]
+    model = BertForMultipleChoice(MODEL.config)  # type: ignore[arg-type]
+    assert collate(rows, model)["attention_mask"].tolist() == [[[1, 1, 1], [1, 1, 0]], [[1, 0, 0], [1, 0, 0]]]
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        (
+            [{"input_values": [0.5, 1.5]}, {"input_values": [2.5]}],
+            r"The column 'input_values' has examples of different shapes \(\[2\], \[1\]\).*DataCollatorCTCWithPadding",
+        ),
+        (
+            [{"pixel_values": torch.zeros(4, 6)}, {"pixel_values": torch.zeros(8, 6)}],
+            r"'pixel_values' has .* \(\[4, 6\], \[8, 6\]\).*calls your processor on a list of examples",
+        ),
+        ([{"x": [0.5, 1.5]}, {"x": [2.5]}], "equal shapes, or integers. Pass collate_fn: the collator that you train"),
+        ([{"x": [[1], 2]}, {"x": [3]}], r"\(no numbers, \[1\]\)"),
+        ([{"x": ["a"]}, {"x": ["b"]}], r"cannot be stacked into a batch \(.*got \{'x': 'list'\}. Pass the collate_fn"),
+    ],
+)
+def test_what_cannot_be_padded_is_refused_in_words(rows: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        collate(rows, torch.nn.Identity())
+
+
+def test_boxes_stay_with_their_images() -> None:
+    rows = [
+        {"pixel_values": torch.zeros(3, 4, 4), "labels": {"class_labels": [1] * n, "boxes": torch.zeros(n, 4)}}
+        for n in (0, 2)
+    ]
+
+    class Detector(torch.nn.Module):
+        def forward(self, pixel_values: Tensor, labels: Any = None) -> Tensor:
+            return pixel_values
+
+    batch = collate(rows, Detector())
+    assert batch["pixel_values"].shape == (2, 3, 4, 4) and [len(x["boxes"]) for x in batch["labels"]] == [0, 2]
+    assert batch["labels"][1]["class_labels"].tolist() == [1, 1]
+
+
+def test_columns_of_a_transform_are_those_that_it_gives() -> None:
+    """As in the official recipes for images, whose table has other columns."""
+
+    def transform(examples: dict[str, list[Any]]) -> dict[str, list[Any]]:
+        images = [torch.full((1, 4, 4), float(x)) for x in examples["image"]]
+        return {"pixel_values": images, "labels": examples["class"], "name": ["x"] * len(images)}
+
+    table = datasets.Dataset.from_dict({"image": [0, 1, 2, 3, 4], "class": [0, 1, 2, 0, 1], "x": [1] * 5})
+    model = tiny.make("vit", dtype=torch.float32)
+    batch = {"pixel_values": torch.arange(5.0).view(5, 1, 1, 1).expand(5, 1, 4, 4), "labels": T([0, 1, 2, 0, 1])}
+    truth = model(**batch).loss.item()
+    table.set_transform(transform)
+    for data in (table, datasets.Dataset.from_dict(table.to_dict()).with_transform(transform)):
+        assert mean_loss(model, data, batch_size=2, progress=False) == pytest.approx(truth, rel=1e-6)
+    other = table.with_transform(lambda examples: {"text": ["a"] * len(examples["image"])})
+    with pytest.raises(ValueError, match=r"None of the dataset's columns \['text'\] is an input of ViT"):
+        mean_loss(model, other, progress=False)
 
 
 def columns(*names: str) -> datasets.Dataset:
@@ -114,14 +181,14 @@ def columns(*names: str) -> datasets.Dataset:
     ],
 )
 def test_columns_that_are_no_inputs_are_left_out(given: tuple[str, ...], kept: list[str]) -> None:
-    assert _model_columns(columns(*given), MODEL).column_names == kept
-    streamed = _model_columns(columns(*given).to_iterable_dataset(), MODEL)
+    assert model_columns(columns(*given), MODEL).column_names == kept
+    streamed = model_columns(columns(*given).to_iterable_dataset(), MODEL)
     assert list(next(iter(streamed))) == kept
 
 
 def test_an_adapter_has_the_columns_of_its_model() -> None:
     adapted = get_peft_model(tiny.make("bert"), LoraConfig(r=2, target_modules=["query"]))  # type: ignore[arg-type]
-    assert _model_columns(columns("input_ids", "text", "labels"), adapted).column_names == ["input_ids", "labels"]
+    assert model_columns(columns("input_ids", "text", "labels"), adapted).column_names == ["input_ids", "labels"]
 
 
 def test_a_model_that_takes_anything_is_refused_what_it_does_not_name() -> None:
@@ -129,6 +196,6 @@ def test_a_model_that_takes_anything_is_refused_what_it_does_not_name() -> None:
         def forward(self, x: Tensor, **others: Tensor) -> Tensor:
             return x
 
-    assert _model_columns(columns("x", "others"), Anything()).column_names == ["x"]
+    assert model_columns(columns("x", "others"), Anything()).column_names == ["x"]
     with pytest.raises(ValueError, match=r"None of the dataset's columns \['text', 'label'\] is an input of Anything"):
-        _model_columns(columns("text", "label"), Anything())
+        model_columns(columns("text", "label"), Anything())

@@ -8,25 +8,21 @@ import numpy
 import pytest
 import tiny
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn import functional
-from transformers import T5Config, T5ForConditionalGeneration
 
+from hf_pacgen.data.contents import LABEL_NAMES
 from hf_pacgen.data.losses import (
     IGNORED,
     BatchLoss,
     LossKind,
-    count_units,
     custom_loss,
-    get_output,
     is_causal,
     known_indices,
-    loss_of,
-    needs_labels,
-    one_example,
     require_units,
     scored_units,
 )
+from hf_pacgen.data.units import rules
 
 T = torch.tensor
 
@@ -42,18 +38,12 @@ def test_units_are_what_the_models_own_mean_divides_by(name: str) -> None:
     batch = tiny.examples(name, 5, ignore=0.4)
     outputs = model(**batch)
     kind = LossKind.CAUSAL if is_causal(model) else LossKind.ALIGNED
+    count = rules(LABEL_NAMES, causal=is_causal(model))[0].count(batch)
     scored = scored_units(outputs.logits, batch["labels"], kind)
-    assert scored is not None and len(scored[1]) == count_units(model, batch)
+    assert scored is not None and len(scored[1]) == count
     total = functional.cross_entropy(*scored, reduction="sum")
-    assert (total / count_units(model, batch)).item() == pytest.approx(outputs.loss.item(), rel=1e-6)
+    assert (total / count).item() == pytest.approx(outputs.loss.item(), rel=1e-6)
     assert is_causal(model) == (name in tiny.CAUSAL)
-
-
-def test_examples_count_where_labels_are_not_of_tokens() -> None:
-    model = tiny.make("bert")
-    assert count_units(model, {"labels": torch.rand(4, 3), "x": torch.zeros(4)}) == 4  # a regression of three targets
-    assert count_units(model, {"x": torch.zeros(3, 2)}) == count_units(model, torch.zeros(3, 2)) == 3
-    assert count_units(model, {"labels": T([0, IGNORED])}) == 2  # of a whole example; no token
 
 
 def test_virtual_tokens_before_the_labels_are_predicted_from() -> None:
@@ -75,37 +65,6 @@ def test_shapes_that_do_not_fit_and_kinds_without_scores() -> None:
     for kind in (LossKind.OTHER, LossKind.CUSTOM):
         with pytest.raises(ValueError, match="Only a cross-entropy has scored units, and this is a loss"):
             scored_units(torch.zeros(2, 3), T([0, 1]), kind)
-
-
-def test_the_first_example_with_labels_is_cut_out() -> None:
-    labels = T([[IGNORED, IGNORED], [IGNORED, 3], [1, 2]])
-    batch = {"x": T([10, 11, 12]), "labels": labels}
-    assert {k: v.tolist() for k, v in one_example(batch, labels).items()} == {"x": [11], "labels": [[IGNORED, 3]]}
-    mixed: Any
-    for mixed in (batch | {"mask": torch.zeros(2)}, batch | {"name": "text"}, batch | {"scale": torch.tensor(1.0)}):
-        assert one_example(mixed, labels) is mixed  # which cannot be told apart from the others
-
-
-class Given(nn.Module):
-    def forward(self, x: Tensor, labels: Tensor) -> Tensor:
-        return x
-
-
-def test_models_that_cannot_do_without_labels() -> None:
-    sizes: Any = {"vocab_size": 12, "d_model": 4, "d_kv": 2, "d_ff": 6, "num_layers": 1, "num_heads": 2}
-    assert needs_labels(T5ForConditionalGeneration(T5Config(**sizes))) and needs_labels(Given())
-    assert not needs_labels(tiny.make("bert")) and not needs_labels(nn.Linear(1, 1))
-
-
-def test_a_loss_among_the_outputs() -> None:
-    class Outputs:
-        loss = torch.tensor([1.0, 3.0])  # one a device, under DataParallel
-
-    assert loss_of(Outputs(), {}, 0).item() == 2 and loss_of({"loss": torch.tensor(4.0)}, {}, 0).item() == 4
-    assert get_output(Outputs(), "logits") is None and get_output({}, "logits") is None
-    for outputs in ({}, {"loss": None}, {"loss": 1.0}):
-        with pytest.raises(ValueError, match=r"Batch 7 gave no loss: .* the batch has \['a', 'b'\]\. Add labels, or"):
-            loss_of(outputs, {"b": 1, "a": 2}, 7)
 
 
 @pytest.mark.parametrize("units", [3, 2.5, torch.tensor(3), torch.tensor([2.5]), numpy.float32(2.5), 0])

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard
 
 from hf_pacgen.data.batches import Batches
+from hf_pacgen.data.contents import take
 from hf_pacgen.data.objective import Objective
-from hf_pacgen.data.sharded_objective import ShardedObjective, _take
+from hf_pacgen.data.sharded_objective import ShardedObjective
 from hf_pacgen.distributed.shards import Shards
 
 
@@ -96,7 +97,7 @@ def test_a_share_that_is_not_finite_is_refused_by_all() -> None:
 def test_some_examples_of_any_batch() -> None:
     x = torch.arange(8).view(4, 2)
     batch = {"x": x, "pair": (torch.arange(4), [torch.arange(3)]), "scale": torch.tensor(2.0), "name": "text"}
-    taken = _take(batch, [1, 3])
+    taken = take(batch, [1, 3])
     assert taken["x"].equal(x[[1, 3]]) and isinstance(taken["pair"], tuple) and taken["pair"][0].tolist() == [1, 3]
     assert taken["pair"][1][0].tolist() == [0, 1, 2]  # of another length: no example's
     assert taken["scale"].item() == 2 and taken["name"] == "text"

@@ -37,7 +37,7 @@ FLAGS = [
     "--disable-component-update",
     "--disable-sync",
 ]
-RESULT = sample_result(active_fraction=0.0, status=("Ψ is saturated: <b>judge</b> by K(η).",))
+RESULT = sample_result(status=("Ψ is saturated: <b>judge</b> by K(η).",))
 
 
 @pytest.fixture(scope="module")
@@ -58,12 +58,33 @@ def upload(result: Any = RESULT) -> bytes:
 
 def test_an_uploaded_result(app: ModuleType) -> None:
     page, chart = app.show_upload(upload())
-    for text in ("<b>60</b>", "<b>240</b>", "0.6 per parameter", "K(η) at η = 1,000", "<b>0.0 %</b>", "<b>100</b>"):
-        assert text in page
+    for label, value, note in (
+        ("Ψ, the published score", "60 ± 1.5", "0.6 ± 0.015 per parameter"),
+        (
+            "K(η) at η = 1,000",
+            "240 ± 12",
+            "2.4 ± 0.12 per parameter; 50.0 % size of the weights, 10.0 % the Hessian alone, 40.0 % added by ρ",
+        ),
+        ("K(η) beyond size", "120 ± 12", "K(η) less its part from the size of the weights"),
+        ("K(η) of curvature", "12 ± 1", "½ Σ log(1 + η max(H_ii, 0)"),
+        ("Trace of the Hessian", "4.5 ± 0.5", "Σ H_ii, how sharp"),
+        ("ρ", "3.25 ± 0.5", "how fast the Hessian of a batch changes nearby"),
+        ("Parameters", "100", "scored on 1,000 training examples"),
+    ):
+        assert f"<small>{label}</small><b>{value}</b><small>{note}" in page
+    assert page.count("pacgen-tile'") == 7 and "active" not in page
     assert "Ψ is saturated: &lt;b&gt;judge&lt;/b&gt; by K(η)." in page, "what is uploaded is shown as text"
     assert chart.visible and chart.value is not None
     page, chart = app.show_upload(None)
     assert "Upload the" in page and not chart.visible
+
+
+def test_a_result_of_release_0_1(app: ModuleType) -> None:
+    old = Path(__file__).parents[1] / "results" / "fixtures" / "pacgen-0.1.json"
+    page, chart = app.show_upload(old.read_bytes())
+    assert "pacgen-tile'" in page and chart.visible and "K(η) at η" in page and "active" not in page
+    for unknown in ("beyond size", "of curvature", "added by", "None"):  # what it did not measure is not 0
+        assert unknown not in page
 
 
 def test_a_result_without_modules_or_limits(app: ModuleType) -> None:
@@ -112,7 +133,7 @@ def test_a_model_that_carries_its_result(app: ModuleType, tmp_path: Path, monkey
     monkeypatch.setattr(app, "_look_up", found(files={"pacgen.json": 9}))
     monkeypatch.setattr(app, "hf_hub_download", lambda model, name, token: tmp_path / name)
     page, chart = app.show_model("owner/name", "", "", 8)
-    assert "<b>60</b>" in page and chart.visible
+    assert "<b>60 ± 1.5</b>" in page and chart.visible
 
 
 @pytest.mark.parametrize(
@@ -217,7 +238,7 @@ def test_what_was_uploaded_can_be_read_and_no_other_file(server: str, tmp_path: 
     RESULT.save(tmp_path / "result.json")
     form = b'--x\r\nContent-Disposition: form-data; name="files"; filename="a.json"\r\n\r\n' + upload()
     answer = post(f"{server}/gradio_api/upload", form + b"\r\n--x--\r\n", "multipart/form-data; boundary=x")
-    assert "<b>60</b>" in read_result(server, json.loads(answer)[0])
+    assert "<b>60 \\u00b1 1.5</b>" in read_result(server, json.loads(answer)[0])
     for path in (tmp_path / "result.json", APP.with_name("README.md")):
         assert "event: error" in read_result(server, str(path))
         with pytest.raises(urllib.error.HTTPError, match="403"):
@@ -265,7 +286,7 @@ def test_a_result_is_uploaded_and_its_chart_is_there(page: Any, tmp_path: Path) 
     chart.wait_for()
     assert chart.evaluate("image => image.complete && image.naturalWidth > 500")
     tiles = page.locator(".pacgen-tile").all_inner_texts()
-    assert len(tiles) == 6 and "60" in tiles[0] and "0.0 %" in tiles[2]
+    assert len(tiles) == 7 and "60 ± 1.5" in tiles[0] and "40.0 % added by ρ" in tiles[1]
     assert "Ψ is saturated: <b>judge</b> by K(η)." in page.locator(".pacgen-warning").inner_text()
     ARTIFACTS.mkdir(exist_ok=True)
     (ARTIFACTS / ".gitignore").write_text("*\n")

@@ -20,8 +20,9 @@ import torch
 from transformers import AutoModelForSequenceClassification, Trainer, TrainingArguments, set_seed
 
 import hf_pacgen
-from hf_pacgen import PACGenResult, ScoreConfig, pacgen
+from hf_pacgen import PACGenResult, RelativeSharpnessConfig, ScoreConfig, pacgen, relative_sharpness
 from hf_pacgen.data.batches import Batches
+from hf_pacgen.results.relative_sharpness import RelativeSharpness
 
 README = Path(hf_pacgen.metric_path()) / "README.md"
 KEYS = {
@@ -29,6 +30,8 @@ KEYS = {
     "pacgen_per_parameter",
     "pacgen_kl",
     "pacgen_kl_per_parameter",
+    "pacgen_kl_excess",
+    "pacgen_kl_curvature",
     "pacgen_active_fraction",
     "pacgen_kl_active_fraction",
     "hessian_trace",
@@ -107,6 +110,18 @@ def test_results(case: dict[str, Any], metric: Any) -> None:
     assert {key: results[key] for key in case["result"]} == pytest.approx(case["result"], abs=1e-12)
 
 
+def test_without_the_number_of_examples_the_score_comes_without_its_complexity(
+    metric: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    numbers: dict[str, Any] = {"weights": [0.5, -1.0], "hessian_diagonal": [400.0, 100.0], "hessian_lipschitz": 3.0}
+    fresh = evaluate.load("pacgen")
+    bare, full = fresh.compute(**numbers), metric.compute(**numbers, num_training_examples=1000)
+    left_out = {key for key in full if key.startswith("pacgen_kl")}
+    assert bare == {key: value for key, value in full.items() if key not in left_out} and "pacgen" in bare
+    assert "pacgen_kl" in left_out
+    assert any("K(η) is left out: eta='n'" in record.getMessage() for record in caplog.records)
+
+
 def test_arrays_of_any_kind_give_the_same(metric: Any) -> None:
     w, h = [[0.5, -1.0], [2.0, 0.0]], [[400.0, 0.0], [-3.0, 900.0]]
     kinds = [
@@ -174,18 +189,19 @@ def test_the_settings_are_those_of_the_score_with_their_defaults(metric: Any) ->
 def test_card_and_description_say_of_every_key_what_its_field_says(metric: Any) -> None:
     card = README.read_text(encoding="utf-8")
     known = [fact for fact in PACGenResult.facts().values() if fact.key]
-    rows = [f"| `{fact.key}` | {fact.span} | {fact.label}: {fact.meaning} |" for fact in known]
+    rise = RelativeSharpness.facts()["relative_sharpness"]
+    rows = [f"| `{fact.key}` | {fact.span} | {fact.label}: {fact.meaning} |" for fact in (*known, rise)]
     assert re.findall(r"^\| `.*\|$", card, re.MULTILINE) == rows
-    assert [(fact.unit, fact.better) for fact in known] == 4 * [("nats", "lower")] + 4 * [("", None)]
-    assert all(f"    {fact.key}: {fact.meaning}" in metric.inputs_description for fact in known)
+    assert [(fact.unit, fact.better) for fact in known] == 6 * [("nats", "lower")] + 4 * [("", None)]
+    assert all(f"    {fact.key}: {fact.meaning}" in metric.inputs_description for fact in (*known, rise))
 
 
-def test_saturation_is_told_once(metric: Any, caplog: pytest.LogCaptureFixture) -> None:
+def test_what_limits_the_numbers_is_told_once(metric: Any, caplog: pytest.LogCaptureFixture) -> None:
     fresh = evaluate.load("pacgen")
     for _ in range(3):
         fresh.compute(weights=[1.0], hessian_diagonal=[1.0], hessian_lipschitz=0.0, eta=1.0)
     told = [r for r in caplog.records if "saturated" in r.getMessage() and r.levelno >= logging.WARNING]
-    assert len(told) == 1 and "pacgen_kl" in told[0].getMessage()
+    assert len(told) == 1 and "Read kl_curvature" in told[0].getMessage()  # no second step to take beside it
 
 
 NUMBERS: dict[str, Any] = {"weights": [1.0, 2.0], "hessian_diagonal": [1.0, 2.0], "hessian_lipschitz": 1.0, "eta": 9}
@@ -207,7 +223,8 @@ NUMBERS: dict[str, Any] = {"weights": [1.0, 2.0], "hessian_diagonal": [1.0, 2.0]
         ({"hessian_lipschitz": torch.ones(2)}, "hessian_lipschitz must be a finite number; got tensor"),
         ({"hessian_lipschitz": None}, r"Not given: hessian_lipschitz\. A score needs model= and data=, or all of"),
         ({"hessian_diagonal": None, "hessian_lipschitz": None}, "Not given: hessian_diagonal, hessian_lipschitz"),
-        ({"eta": "n"}, "not known without a model and data: give num_training_examples=, or eta= a number"),
+        ({"relative_sharpness": True}, "relative_sharpness=True is measured on a model: give model= and data="),
+        ({"relative_sharpness": 1}, "relative_sharpness must be True or False; got 1"),
         ({"eta": 0}, "eta must be a positive number"),
         ({"gamma": -1}, "gamma must be a finite number"),
         ({"passes": 2, "seed": 1}, "passes, seed cannot be heeded without a model"),
@@ -219,6 +236,42 @@ NUMBERS: dict[str, Any] = {"weights": [1.0, 2.0], "hessian_diagonal": [1.0, 2.0]
 def test_bad_numbers(changes: dict[str, Any], message: str, metric: Any) -> None:
     with pytest.raises(ValueError, match=message):
         metric.compute(**{**NUMBERS, **changes})
+
+
+def test_without_the_number_of_examples_there_is_the_score_and_no_complexity(
+    metric: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    bare = {name: value for name, value in NUMBERS.items() if name != "eta"}
+    with_it = metric.compute(**bare, num_training_examples=50)
+    without = metric.compute(**bare)
+    assert without == {key: value for key, value in with_it.items() if "kl" not in key}
+    assert without.keys() < with_it.keys() == KEYS
+    fresh = evaluate.load(hf_pacgen.metric_path())
+    fresh.compute(weights=[1.0], hessian_diagonal=[1.0], hessian_lipschitz=0.0)
+    assert "Give num_training_examples=, or eta= a number" in caplog.text
+
+
+def test_relative_sharpness_joins_the_numbers_when_asked(model: Any, folder: Path, examples: datasets.Dataset) -> None:
+    metric: Any = evaluate.load(hf_pacgen.metric_path())
+    plain = metric.compute(model=model, data=examples, batch_size=2, seed=3, max_examples=8, **QUICK)
+    assert plain.keys() == KEYS and metric.relative_sharpness is None
+    config = RelativeSharpnessConfig(max_examples=8, seed=3)
+    expected = relative_sharpness(model, examples, config=config, batch_size=2, progress=False)
+    asked: dict[str, Any] = {"data": examples, "batch_size": 2, "seed": 3, "max_examples": 8, **QUICK}
+    found = metric.compute(model=model, relative_sharpness=True, **asked)
+    assert found == plain | {"pacgen_relative_sharpness": expected.relative_sharpness}
+    kept: Any = metric.relative_sharpness
+    assert kept.means == expected.means
+    by_name = metric.compute(model=folder, relative_sharpness=True, **asked)
+    assert by_name["pacgen_relative_sharpness"] == pytest.approx(expected.relative_sharpness, rel=1e-3)
+
+
+def test_the_name_is_pacgen_however_it_is_loaded(metric: Any) -> None:
+    path = hf_pacgen.metric_path()
+    for loaded in (metric, *(evaluate.load(p) for p in (path, f"{path}/pacgen.py", "pacgen"))):
+        assert loaded.name == loaded.info.module_name == "pacgen"
+    both = evaluate.combine([metric, evaluate.load(path)])
+    assert set(both.evaluation_module_names) == {"pacgen"}
 
 
 def test_an_unknown_keyword(metric: Any) -> None:
@@ -274,7 +327,7 @@ def test_the_code_of_the_card_runs(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """From top to bottom, with the names that it takes for granted; the Trainer must keep the best checkpoint."""
+    """From top to bottom, with the names that it takes for granted."""
     monkeypatch.chdir(tmp_path)
     model.save_pretrained("path/to/model")
     saved_models.tokenizer().save_pretrained("path/to/model")
@@ -303,7 +356,7 @@ def test_the_code_of_the_card_runs(
 
 
 def test_metric_for_best_model(metric: Any, model: Any, examples: datasets.Dataset, tmp_path: Path) -> None:
-    """As the card shows it: the checkpoint with the lowest K(η) is loaded at the end."""
+    """Though it is not advised: the checkpoint with the lowest K(η) is loaded at the end."""
     set_seed(0)
     settings = {**QUICK, "num_training_examples": len(examples)}
 

@@ -89,7 +89,7 @@ def test_the_result_says_what_was_chosen() -> None:
     model, parts = tiny.make("bert", dtype=torch.float32), tiny.split(tiny.examples("bert", 6), 4, 2)
     assert pacgen(model, parts, progress=False).hvp_method == "finite_difference"
     assert pacgen(model.bfloat16(), parts, progress=False).hvp_method == "reverse_over_reverse"
-    quiet = ScoreConfig(estimator="gauss_newton", lipschitz_directions=0)
+    quiet = ScoreConfig(estimator="gauss_newton", lipschitz_directions=0, passes=1)
     result = pacgen(model, parts, config=quiet, progress=False)
     assert result.hvp_method is None and result.num_hvps == 0 and result.num_gradients == 2
 
@@ -108,20 +108,29 @@ def test_status_sentences() -> None:
     def status(data: Any = parts, **settings: Any) -> str:
         return "\n".join(pacgen(model, data, config=ScoreConfig(**settings), progress=False).status)
 
-    assert "Ψ is saturated" in status(lipschitz_directions=0, eta=1e6)
-    assert "Judge by K(η) at η = 1e+06" in status(lipschitz_directions=0, eta=1e6)
-    assert "K(η) is saturated too" in (both := status(lipschitz_directions=0, eta=1e-6)) and "Judge by" not in both
-    alone = status(lipschitz_directions=0, estimator="exact", gamma=3.0, epsilon=3.0, eta=1e-6)
-    assert "K(η) is saturated: " in alone and "Ψ is saturated" not in alone
-    assert "estimated on 1 batch. " in status() and "estimated on 3 batches. " in status(lipschitz_batches=3)
-    assert "Hessian diagonal is noisy" in status(estimator="hutchinson")
+    assert "Ψ is saturated: it is a function of the weights' size alone. Read K(η)" in status(
+        lipschitz_directions=0, eta=1e9
+    )
+    both = status(lipschitz_directions=0, eta=1e-6)
+    assert "K(η) at η = 1e-06 is saturated" in both and "Read K(η)" not in both and "Read kl_curvature" in both
+    assert "The Hessian's trace is noisy" in status(estimator="hutchinson", passes=1)
     assert "ρ did not converge in 1 iterations" in status(lipschitz_iterations=1)
-    assert "ρ outweighs the curvature" in status()
-    assert "standard error of the trace is unknown" in status([tiny.examples("bert", 3)])
+    assert "ρ rules K(η)" in status(eta=1e6)
+    once = status([tiny.examples("bert", 3)], passes=1)
+    assert "standard error of the trace is unknown" in once
     clean = pacgen(
-        model, parts * 4, config=ScoreConfig(estimator="exact", lipschitz_directions=0, rho=0.05, epsilon=1.0)
+        model, parts * 4, config=ScoreConfig(estimator="exact", lipschitz_directions=0, epsilon=10.0, eta=1e6)
     )
     assert clean.status == ()
+
+
+@pytest.mark.parametrize("eta", [1e-6, 1.0, 1e3, 1e6, 1e9])
+@pytest.mark.parametrize("rho", [0.0, 1.0])
+def test_at_most_one_sentence_says_which_number_to_read(eta: float, rho: float) -> None:
+    model, parts = tiny.make("bert"), tiny.split(tiny.examples("bert", 6), 2, 2, 2)
+    config = ScoreConfig(lipschitz_directions=0, rho=rho, eta=eta)
+    told = [s for s in pacgen(model, parts, config=config, progress=False).status if "Read " in s]
+    assert len({s.partition("Read ")[2].split(",")[0].split(" ")[0] for s in told}) <= 1, told
 
 
 # ------------------------------------------------------------------------------------------ two processes

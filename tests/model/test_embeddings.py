@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from hf_pacgen.model.embeddings import EmbeddingRows, dense, lone_embeddings, pick_rows, reaches_beyond
+from hf_pacgen import ScoreConfig, hessian_diagonal
+from hf_pacgen.model.embeddings import (
+    EmbeddingRows,
+    dense,
+    lone_embeddings,
+    pick_rows,
+    reaches_beyond,
+    whole_embeddings,
+)
 
 
 class Words(nn.Module):
@@ -87,3 +97,37 @@ def test_sparse_gradients_are_the_dense_ones() -> None:
     torch.testing.assert_close(pick_rows(expected, rows), expected[rows])
     assert not reaches_beyond(weight.grad, torch.tensor([4]))
     assert reaches_beyond(expected, torch.tensor([4])) and not reaches_beyond(expected, torch.tensor([1, 4]))
+
+
+class _ReadTwice(nn.Module):
+    """A table that is read by its layer, and a second time (of other rows) by a function."""
+
+    def __init__(self, when: str) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.table, self.head = nn.Embedding(12, 64).double(), nn.Linear(64, 3).double()
+        self.when = when
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        hidden = self.table(tokens)
+        if self.when == "always" or (self.when == "later" and bool((tokens == 5).any())):
+            hidden = hidden + nn.functional.embedding((tokens + 1) % 12, self.table.weight)
+        return self.head(hidden.mean(1).tanh())  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("when", ["always", "later", "never"])
+def test_a_second_reading_of_a_table_counts(when: str) -> None:
+    def loss(model: Any, batch: Any) -> Any:
+        return nn.functional.cross_entropy(model(batch[0]), batch[1], reduction="sum"), len(batch[1])
+
+    data = [
+        (torch.tensor([[1, 2], [3, 4]]), torch.tensor([0, 1])),
+        (torch.tensor([[5, 6], [7, 8]]), torch.tensor([2, 0])),
+    ]
+    config = ScoreConfig(estimator="hutchinson")
+    options: Any = {"config": config, "loss_fn": loss, "progress": False}
+    found = hessian_diagonal(_ReadTwice(when), data, **options).values["table.weight"]
+    with whole_embeddings():
+        right = hessian_diagonal(_ReadTwice(when), data, **options).values["table.weight"]
+    assert torch.allclose(found, right, rtol=1e-9, atol=1e-12)
+    assert int((found.abs().sum(1) > 0).sum()) == {"always": 9, "later": 9, "never": 8}[when]

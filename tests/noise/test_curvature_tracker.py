@@ -147,6 +147,30 @@ def test_adam_notices_an_optimizer_of_another_kind_after_its_first_step() -> Non
         tracker.read_optimizer(optimizer, steps=1, examples_per_step=1)
 
 
+@pytest.mark.parametrize(
+    ("state", "message"),
+    [
+        ({"momentum_buffer": torch.zeros(1)}, "which AdamW keeps of a part of the weights only: not of {}, which"),
+        (
+            {"exp_avg_sq": torch.zeros(1)},
+            r"of AdamW is of other shapes, as of a projected gradient: {} ",
+        ),
+    ],
+)
+def test_adam_needs_second_moments_of_all_weights(state: dict[str, Tensor], message: str) -> None:
+    """Muon keeps them of vectors only, and GaLore of projections."""
+    weights = tensors()
+    optimizer = torch.optim.AdamW([*weights.values()])
+    *others, (name, last) = weights.items()
+    for _, weight in others:
+        optimizer.state[weight] = {"exp_avg_sq": torch.zeros_like(weight)}
+    tracker = tracked(NoiseConfig(curvature="adam"), weights)  # type: ignore[arg-type]
+    assert tracker.read_optimizer(optimizer, steps=1, examples_per_step=1)  # the other never had a gradient
+    optimizer.state[last] = state
+    with pytest.raises(ValueError, match=message.format(name)):
+        tracker.read_optimizer(optimizer, steps=1, examples_per_step=1)
+
+
 def test_memory_is_two_buffers_of_the_trainable_parameters() -> None:
     weights = {"large": torch.zeros(1000, 700), "small": torch.zeros(30)}
     tracker = CurvatureTracker(NoiseConfig(), Perturbation(weights), eta=1.0)

@@ -79,9 +79,7 @@ def test_a_new_metric_is_computed_and_shown_without_touching_anything_else(monke
     assert "μ 1,234 least distance, in px; higher is better" in rows and "filling 25.0 % share of it" in rows
 
     section = card_section(result)
-    assert (
-        "| μ, least distance, in px; higher is better | 1,234 | | |\n| filling, share of it | 25.0 % | | |" in section
-    )
+    assert "| μ, least distance, in px; higher is better | 1,234 | |\n| filling, share of it | 25.0 % | |" in section
     entries = {entry.metric_type: (entry.metric_name, entry.metric_value) for entry in evaluation_results(result)}
     assert entries["margin"] == ("Margin (μ, px; higher is better)", 1234.5) and entries["filled"] == ("Filling", 0.25)
 
@@ -92,15 +90,21 @@ def test_a_direction_that_there_is_not() -> None:
 
 
 def test_measures_are_in_the_order_of_a_table() -> None:
-    assert MEASURES["kl_complexity"] == "K(η)" and MEASURES["active_fraction"] == "  active fraction of Ψ"
+    assert MEASURES["kl_complexity"] == "K(η)" and MEASURES["score_per_parameter"] == "  Ψ/m"
     assert list(MEASURES)[-3:] == ["loss", "test_loss", "gap"]
     assert Measures.facts()["score"] is PACGenResult.facts()["score"]
 
 
 def test_metrics_have_all_facts_and_one_key_each() -> None:
     metrics = [facts for facts in PACGenResult.facts().values() if facts.key]
-    assert len({facts.key for facts in metrics}) == len(metrics) == 8
+    assert len({facts.key for facts in metrics}) == len(metrics) == 10
     assert all(facts.label and facts.title and facts.span and facts.says for facts in metrics)
+    assert [facts.key for facts in metrics if facts.legacy] == ["pacgen_active_fraction", "pacgen_kl_active_fraction"]
+
+
+def test_a_metric_that_is_unknown_is_left_out() -> None:
+    known, unknown = sample_result().metrics(), sample_result(kl_excess=None).metrics()
+    assert unknown == {key: value for key, value in known.items() if key != "pacgen_kl_excess"} != known
 
 
 def test_every_result_is_on_the_page_of_the_api() -> None:

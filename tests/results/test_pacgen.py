@@ -61,25 +61,41 @@ def test_modules_own_what_their_parameters_add_up_to() -> None:
     terms, traces = terms_of(SIZES), {name: float(i + 1) for i, name in enumerate(SIZES)}
     found = by_module(terms, traces)
     assert list(found) == ["a", "b.c", "temperature"]  # a parameter of the model itself stands for its own
-    assert all(tuple(numbers) == MODULE_FIELDS for numbers in found.values())
+    parts = ("kl_weights", "kl_hessian", "kl_lipschitz")
+    assert all(set(numbers) == {*MODULE_FIELDS, *parts, "kl_curvature"} for numbers in found.values())
     assert found["a"]["hessian_trace"] == 3 and found["a"]["num_parameters"] == 25
     total = score_fields(sum(terms.values(), ScoreTerms()))
-    for name in ("score", "kl_complexity", "num_parameters"):
-        assert math.fsum(numbers[name] for numbers in found.values()) == pytest.approx(total[name], rel=1e-12)
-    for name in ("active_fraction", "kl_active_fraction"):  # shares weigh by the number of parameters
-        weighed = sum(numbers[name] * numbers["num_parameters"] for numbers in found.values())
-        assert 0 < weighed == pytest.approx(total[name] * 38)
+    total |= {f"kl_{part}": value for part, value in total["kl_parts"].items()}
+    for name in ("score", "kl_complexity", "num_parameters", "kl_curvature", *parts):
+        assert 0 < math.fsum(numbers[name] for numbers in found.values()) == pytest.approx(total[name], rel=1e-12)
+    for numbers in (total, *found.values()):
+        assert math.fsum(numbers[part] for part in parts) == pytest.approx(numbers["kl_complexity"], rel=1e-12)
+    assert total["kl_excess"] == pytest.approx(total["kl_complexity"] - total["kl_weights"], rel=1e-12)
 
 
 def test_values_per_parameter_are_the_sums_divided_by_m() -> None:
     fields = score_fields(
-        ScoreTerms(score=6.0, kl_complexity=-3.0, num_active=1, num_kl_active=3, num_parameters=4, smoothness=9.0)
+        ScoreTerms(
+            score=6.0,
+            kl_complexity=8.0,
+            kl_weights=5.0,
+            kl_hessian=1.0,
+            kl_lipschitz=2.0,
+            kl_curvature=0.5,
+            num_active=1,
+            num_kl_active=3,
+            num_parameters=4,
+            smoothness=9.0,
+        )
     )
     assert fields == {
         "score": 6.0,
         "score_per_parameter": 1.5,
-        "kl_complexity": -3.0,
-        "kl_complexity_per_parameter": -0.75,
+        "kl_complexity": 8.0,
+        "kl_complexity_per_parameter": 2.0,
+        "kl_parts": {"weights": 5.0, "hessian": 1.0, "lipschitz": 2.0},
+        "kl_excess": 3.0,
+        "kl_curvature": 0.5,
         "active_fraction": 0.25,
         "kl_active_fraction": 0.75,
         "num_parameters": 4,
@@ -100,7 +116,7 @@ def test_modules_are_ranked_by_their_complexity() -> None:
         *(
             (
                 {"by_module": {"head": {k: v for k, v in module(1, 1, 1).items() if k != name}}},
-                r"the module 'head' must have active_fraction, .*Write the file with PACGenResult\.save\(\)",
+                r"the module 'head' must have hessian_trace, .*Write the file with PACGenResult\.save\(\)",
             )
             for name in MODULE_FIELDS
         ),

@@ -10,10 +10,12 @@ from typing import Any
 import pytest
 import tiny
 import torch
+import training_runs
 from torch import Tensor, nn
 from torch.utils.data import Dataset, IterableDataset
 from transformers import Trainer, TrainingArguments
 
+from hf_pacgen.config import ScoreConfig
 from hf_pacgen.noise.perturbation import Perturbation
 from hf_pacgen.training import run_facts as setup
 from hf_pacgen.training.callback.callback import PACGenCallback
@@ -200,3 +202,45 @@ def test_a_model_that_is_cast_during_training_is_refused() -> None:
     layer.to(torch.bfloat16)
     with pytest.raises(RuntimeError, match=r"'weight' was \(2, 2\) torch.float32 .* Move and cast the model before"):
         noise.draw(lambda block, weights: torch.full_like(weights, 0.1), 0)
+
+
+@pytest.mark.parametrize("kind", ["callback", "trainer"])
+@pytest.mark.parametrize(
+    ("metric", "learning_rate", "warns"),
+    [
+        ("eval_pacgen_kl", 0.01, True),
+        ("hessian_trace", 0.01, True),
+        ("eval_loss", 0.01, False),
+        ("pacgen", 1e-6, False),
+    ],
+)
+def test_choosing_the_best_model_by_a_score_warns_once_where_training_losses_differ(
+    kind: str, metric: str, learning_rate: float, warns: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    score = ScoreConfig(estimator="gauss_newton", lipschitz_directions=0)  # type: ignore[arg-type]
+    args = arguments(
+        tmp_path,
+        metric_for_best_model=metric,
+        greater_is_better=False,
+        load_best_model_at_end=True,
+        eval_strategy="steps",
+        save_strategy="steps",
+        eval_steps=5,
+        save_steps=5,
+        max_steps=25,
+        lr_scheduler_type="constant",
+        learning_rate=learning_rate,
+    )
+    data: Any = {"train_dataset": training_runs.Sentences(16), "eval_dataset": training_runs.Sentences(8)}
+    model = training_runs.bert(dropout=0.0)
+    trainer = (
+        Trainer(model, args, callbacks=[PACGenCallback(score=score)], **data)
+        if kind == "callback"
+        else PACGenTrainer(model, args, score=score, **data)
+    )
+    trainer.train()
+    told = [r.getMessage() for r in caplog.records if "is to choose between checkpoints" in r.getMessage()]
+    assert len(told) == warns
+    if warns:
+        assert f"metric_for_best_model='{metric}' is to choose between checkpoints of different training" in told[0]
+        assert "A score ranks solutions of equal training loss only" in told[0] and "'eval_loss'" in told[0]

@@ -19,8 +19,8 @@ from hf_pacgen.training.trainer import PACGenTrainer
 
 SCORE = ScoreConfig(max_examples=8, lipschitz_directions=0)
 KEYS = (
-    "pacgen pacgen_per_parameter pacgen_kl pacgen_kl_per_parameter pacgen_active_fraction pacgen_kl_active_fraction "
-    "hessian_trace"
+    "pacgen pacgen_per_parameter pacgen_kl pacgen_kl_per_parameter pacgen_kl_excess pacgen_kl_curvature "
+    "pacgen_active_fraction pacgen_kl_active_fraction hessian_trace"
 ).split()
 
 

@@ -15,20 +15,23 @@ CAUTION = 2.0
 """By how many standard deviations of chance a Hutchinson estimate must differ before it counts in a blend."""
 
 
-def blend_(probes: DiagonalSums, gradients: DiagonalSums, share: Tensor) -> tuple[Vector, Vector | None]:
+def blend_(
+    probes: DiagonalSums, gradients: DiagonalSums, share: Tensor, excess: Tensor
+) -> tuple[Vector, Vector | None]:
     """The blend of two means, in the buffers of the second, and the standard error of its entries.
 
-    The error is that of the Hutchinson part times its share: the Gauss-Newton part is taken for exact.
+    The error is that of the Hutchinson part times its share, and of the Gauss-Newton part how far it is from the
+    Hessian: ``excess``, the mean over a tensor of what (h - g)² has beyond the noise of h.
     """
     stderr = probes.elementwise_stderr_()
-    for name, alpha in zip(probes.names, share.tolist(), strict=True):
+    for name, alpha, beyond in zip(probes.names, share.tolist(), excess.tolist(), strict=True):
         gradients.total[name].lerp_(probes.total[name], alpha)
         if stderr is not None:
-            stderr[name].mul_(alpha)
+            stderr[name].mul_(alpha).square_().add_((1 - alpha) ** 2 * beyond).sqrt_()
     return gradients.total, stderr
 
 
-def blend_share(probes: DiagonalSums, gradients: DiagonalSums) -> Tensor:
+def blend_share(probes: DiagonalSums, gradients: DiagonalSums) -> tuple[Tensor, Tensor]:
     """α of D̂ = g + α(h - g) for every tensor: max(0, 1 - q Σ var(h)/Σ (h - g)²), g and h becoming means.
 
     E‖h - g‖² = ‖H - GGN‖² + var h + var g, so q = 1 would be the α of least expected squared error.  Where
@@ -36,6 +39,9 @@ def blend_share(probes: DiagonalSums, gradients: DiagonalSums) -> Tensor:
     how wild single probes are cancels, as it is in both sums.  q = 1 + CAUTION sqrt(2/r) keeps chance from letting
     the noise in; r = 3 (Σ (h - g)²)²/Σ (h - g)⁴, since Gaussian noise has fourth moments of 3 squares.
     α → 1 as passes grow, whatever q.
+
+    Returns:
+        α, and the mean of (H - GGN)² over each tensor as far as it shows beyond the noise.
     """
     noisy, quiet = probes.mean_(), gradients.mean_()
     moments = []
@@ -51,7 +57,9 @@ def blend_share(probes: DiagonalSums, gradients: DiagonalSums) -> Tensor:
     norms, distances, fourths = probes.space.total(torch.stack(moments)).unbind(1)
     variance = probes.mean_variance(norms)
     if variance is None:
-        return torch.zeros(len(norms), dtype=torch.float64)  # one batch shows no spread: trust the quiet one
+        # one batch shows no spread: trust the quiet one, and do not say by how much it is wrong
+        return torch.zeros_like(norms), torch.full_like(norms, torch.nan)
+    excess = (distances - variance).clamp_(min=0) / probes.sizes
     distances = distances.clamp_min(1e-300)
     caution = 1 + CAUTION * (2 * fourths / (3 * distances.square()).clamp_min(1e-300)).sqrt()
-    return (1 - caution * variance / distances).clamp_(0, 1)
+    return (1 - caution * variance / distances).clamp_(0, 1), excess

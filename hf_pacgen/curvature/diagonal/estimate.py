@@ -16,13 +16,21 @@ from hf_pacgen.curvature.diagonal.exact import Exact
 from hf_pacgen.curvature.diagonal.gauss_newton import GaussNewton
 from hf_pacgen.curvature.diagonal.hutchinson import Hutchinson
 from hf_pacgen.curvature.diagonal.sums import DiagonalSums, pooled_trace
+from hf_pacgen.curvature.diagonal.through_outputs import EXACT, find_outputs
 from hf_pacgen.curvature.operators import Tick
 from hf_pacgen.curvature.weight_space import Vector, WeightSpace
-from hf_pacgen.data.collation import count_examples
-from hf_pacgen.data.losses import BatchLoss, require_units
+from hf_pacgen.data.contents import count_examples
+from hf_pacgen.data.losses import BatchLoss, LossKind, require_units
+from hf_pacgen.data.objective import LossChanged
+from hf_pacgen.maths.score_errors import DiagonalSample, Part
 from hf_pacgen.results.diagonal import DiagonalEstimate
 
 __all__ = ["estimate_diagonal"]
+
+ENOUGH = 8
+"""Batches and passes, at least, whose spread is known well enough to give a standard error."""
+MISSED, SURE = 0.5, 3.0
+"""Part of the trace that the Gauss-Newton part may miss before it is left out, and standard errors that show it."""
 
 
 @dataclass
@@ -31,14 +39,15 @@ class _Parts:
 
     Attributes:
         gradient_passes: passes in which labels are sampled.
-        counts: Σ loss, units and examples of the first pass, then the numbers of HVPs and of gradients.
+        counts: Σ loss, units and examples of the first pass, then the numbers of HVPs and of gradients, and of the
+            batches with units in the first pass.
     """
 
     exact: Exact | None = None
     probes: Hutchinson | None = None
     gradients: GaussNewton | None = None
     gradient_passes: int = 0
-    counts: Tensor = field(default_factory=lambda: torch.zeros(5, dtype=torch.float64))
+    counts: Tensor = field(default_factory=lambda: torch.zeros(6, dtype=torch.float64))
 
     @classmethod
     def of(cls, estimator: Estimator, space: WeightSpace, config: ScoreConfig) -> _Parts:
@@ -49,9 +58,10 @@ class _Parts:
             return cls(probes=Hutchinson(space, config))
         if estimator is Estimator.GAUSS_NEWTON:
             quiet = GaussNewton(space, config, elementwise=config.standard_error)
-            return cls(gradients=quiet, gradient_passes=config.passes)
-        if estimator is Estimator.BLEND:  # quiet as it is, one pass of gradients will do
-            return cls(probes=Hutchinson(space, config), gradients=GaussNewton(space, config), gradient_passes=1)
+            return cls(gradients=quiet, gradient_passes=config.passes or ENOUGH)
+        if estimator is Estimator.BLEND:  # quiet as it is, one pass of gradients will do, unless there are few batches
+            passes = 1 if config.passes else ENOUGH
+            return cls(probes=Hutchinson(space, config), gradients=GaussNewton(space, config), gradient_passes=passes)
         raise ValueError(f"The estimator {estimator!r} has no parts: say in _Parts.of what it sums.")
 
     def tensors(self) -> dict[str, Tensor]:
@@ -75,29 +85,50 @@ def estimate_diagonal(
     Raises:
         ValueError: ``exact`` on a model with too many parameters, or a batch whose gradient is not finite, or data
             without a single loss unit.
+        LossChanged: the loss of a later batch is another, and the work cannot begin anew.
     """
-    estimator, notes = _supported(space, Estimator(config.estimator))
+    try:
+        return _estimated(space, config, tick, checkpoint)
+    except LossChanged:
+        # what one process found the others do not know, and a checkpoint holds sums of the other kind
+        if space.objective.batches.processes.size > 1 or checkpoint is not None:
+            raise
+        space.restore()
+        space.objective.kind = LossKind.OTHER
+        return _estimated(space, config, tick, checkpoint)
+
+
+def _estimated(space: WeightSpace, config: ScoreConfig, tick: Tick, checkpoint: Checkpoint | None) -> DiagonalEstimate:
     processes = space.objective.batches.processes
     with processes.together():
+        estimator, notes, outputs = _supported(space, Estimator(config.estimator))
         parts = _Parts.of(estimator, space, config)
+        if parts.gradients is not None:
+            parts.gradients.outputs = outputs
     if checkpoint is not None:
         checkpoint.start(parts.tensors())
-    with processes.together():
-        for sweep in range(1 if parts.exact is not None else config.passes):
+    sweep, sweeps = 0, 1 if parts.exact is not None else config.passes or 1
+    while sweep < sweeps:
+        with processes.together():
             for index, batch in _recorded(space, parts, sweep, tick, checkpoint):
                 _add(space, parts, batch, index, sweep)
+        sweep += 1
+        if sweep == 1 and parts.exact is None and config.passes is None:
+            batches = int(processes.sum_(parts.counts[5:].clone()))
+            sweeps = -(-ENOUGH // max(1, batches))
+    with processes.together():
         if checkpoint is not None:
             checkpoint.save(parts.tensors())
     for tensor in parts.tensors().values():
         processes.sum_(tensor)
-    loss, units, examples, num_hvps, num_gradients = parts.counts.tolist()
+    loss, units, examples, num_hvps, num_gradients, _ = parts.counts.tolist()
     require_units(units)
-    values, stderr, trace, trace_stderr, blend = _finish(parts, units)
+    found = _finish(parts, whole=not space.objective.batches.is_subset)
     return DiagonalEstimate(
-        values=values,
-        stderr=stderr if config.standard_error else None,
-        trace=trace,
-        trace_stderr=trace_stderr,
+        values=found.values,
+        stderr=found.stderr if config.standard_error else None,
+        trace=found.trace,
+        trace_stderr=found.trace_stderr,
         loss=loss / units,
         num_units=units,
         num_examples=int(examples),
@@ -105,21 +136,33 @@ def estimate_diagonal(
         hvp_method=parts.probes.product.method if parts.probes is not None else None,
         num_hvps=int(num_hvps),
         num_gradients=int(num_gradients),
-        blend=blend,
-        notes=tuple(notes),
+        blend=found.share,
+        notes=(*notes, *found.notes),
+        sample=found.sample,
     )
 
 
-def _supported(space: WeightSpace, estimator: Estimator) -> tuple[Estimator, list[str]]:
-    """The estimator that the loss allows, and what to say of it."""
+def _supported(space: WeightSpace, estimator: Estimator) -> tuple[Estimator, list[str], tuple[str, ...] | None]:
+    """The estimator that the loss allows, what to say of it, and the outputs that a Gauss-Newton part goes through."""
     kind = space.objective.kind
-    if estimator.facts.needs_labels and kind.facts is None:
+    if not estimator.facts.needs_labels or kind.facts is not None:
+        return estimator, [], None
+    found = find_outputs(space)
+    if found is None:
         note = (
-            f"The estimator is hutchinson instead of {estimator.value}: Gauss-Newton with sampled labels needs a "
-            f"cross-entropy on the model's logits, and this is {kind.value}."
+            f"The estimator is hutchinson instead of {estimator.value}: Gauss-Newton needs a cross-entropy on the "
+            f"model's logits, or a loss of its outputs with a second derivative, and this is {kind.value}."
         )
-        return Estimator.HUTCHINSON, [note]
-    return estimator, []
+        return Estimator.HUTCHINSON, [note], None
+    outputs, beside = found
+    space.objective.guard.add("Gauss-Newton", f"through the outputs {', '.join(outputs)}")
+    if beside <= EXACT:
+        return estimator, [], outputs
+    note = (
+        f"A part of the loss ({beside:.0%} of its gradient, such as a router's auxiliary loss) does not come through "
+        f"the outputs {', '.join(outputs)}, and is missing in the Gauss-Newton part of the diagonal."
+    )
+    return estimator, [note], outputs
 
 
 def _add(space: WeightSpace, parts: _Parts, batch: Any, index: int, sweep: int) -> None:
@@ -133,13 +176,14 @@ def _add(space: WeightSpace, parts: _Parts, batch: Any, index: int, sweep: int) 
     if parts.gradients is not None and sweep < parts.gradient_passes:
         finite, true = parts.gradients.add(batch, index, sweep)
         _check_gradient(finite, index)
-        parts.counts[4] += 1
+        parts.counts[4] += 1 if parts.gradients.outputs is None else 2
     if sweep == 0:
         if true is None:
             space.restore()
             with torch.no_grad():
                 true = space.objective.loss(batch, index)
         parts.counts[:3] += torch.tensor([true.total.item(), true.units, count_examples(batch)], dtype=torch.float64)
+        parts.counts[5] += 1
     if parts.probes is not None:
         before = parts.probes.num_hvps
         _check_gradient(parts.probes.add(batch, index, sweep), index)
@@ -162,21 +206,69 @@ def _recorded(
         tick()
 
 
-def _finish(parts: _Parts, units: float) -> tuple[Vector, Vector | None, float, float | None, dict[str, float] | None]:
-    """Divide sums into means, and blend: values, entry errors, trace, its error, shares of Hutchinson."""
+@dataclass
+class _Found:
+    """Means made of the sums."""
+
+    values: Vector
+    stderr: Vector | None
+    trace: float
+    trace_stderr: float | None
+    sample: DiagonalSample
+    share: dict[str, float] | None = None
+    notes: tuple[str, ...] = ()
+
+
+def _finish(parts: _Parts, *, whole: bool) -> _Found:
+    """Divide sums into means, and blend; ``whole`` says that the data is all there is, and no subset."""
     if parts.exact is not None:
-        values = {name: total.div_(units) for name, total in parts.exact.total.items()}
+        sums = parts.exact.sums
+        trace, error = pooled_trace(sums)
+        sample = _sample([sums], [torch.ones(len(sums.names))], exact=whole)
+        values = sums.mean_()
         nothing = {name: torch.zeros_like(value) for name, value in values.items()}
-        return values, nothing, sum(v.double().sum().item() for v in values.values()), 0.0, None
+        return _Found(values, nothing, trace, 0.0 if whole else error, sample)
     if parts.probes is not None and parts.gradients is not None:
         probes, gradients = parts.probes.sums, parts.gradients.sums
-        share = blend_share(probes, gradients)
-        trace, error = pooled_trace([(probes, share), (gradients, 1 - share)])
-        values, stderr = blend_(probes, gradients, share)
-        return values, stderr, trace, error, dict(zip(probes.names, share.tolist(), strict=True))
-    only: DiagonalSums = (parts.probes or parts.gradients).sums  # type: ignore[union-attr]
-    trace, error = pooled_trace([(only, torch.ones(len(only.names), dtype=torch.float64))])
-    return only.mean_(), only.elementwise_stderr_(), trace, error, None
+        # the blend's own trace would keep a part of the Gauss-Newton matrix's bias
+        (trace, error), (quiet, _) = pooled_trace(probes), pooled_trace(gradients)
+        share, excess = blend_share(probes, gradients)
+        notes: tuple[str, ...] = ()
+        if error is not None and abs(trace - quiet) > max(SURE * error, MISSED * abs(trace)):
+            share = torch.ones_like(share)
+            notes = (
+                f"The Gauss–Newton part misses most of the curvature: its trace is {quiet:.4g}, that of the Hessian "
+                f"{trace:.4g} ± {error:.2g}. The diagonal is Hutchinson's alone, unbiased and noisy; more passes make "
+                "it steadier.",
+            )
+        sample = _sample([probes, gradients], [share, 1 - share])
+        values, stderr = blend_(probes, gradients, share, excess)
+        return _Found(values, stderr, trace, error, sample, dict(zip(probes.names, share.tolist(), strict=True)), notes)
+    if parts.probes is not None:
+        sums = parts.probes.sums
+        trace, error = pooled_trace(sums)
+        sample = _sample([sums], [torch.ones(len(sums.names))])
+        return _Found(sums.mean_(), sums.elementwise_stderr_(), trace, error, sample)
+    if parts.gradients is not None:
+        sums = parts.gradients.sums
+        trace, _ = pooled_trace(sums)
+        sample = _sample([sums], [torch.ones(len(sums.names))], biased=True)
+        note = (
+            "The diagonal and its trace are those of the Gauss-Newton matrix. How far that is from the Hessian is "
+            "unknown, so the trace has no standard error; estimator='blend' or 'hutchinson' gives one."
+        )
+        return _Found(sums.mean_(), sums.elementwise_stderr_(), trace, None, sample, notes=(note,))
+    raise ValueError("There are no sums to finish: say in _Parts.of what the estimator sums.")
+
+
+def _sample(sums: list[DiagonalSums], shares: list[Tensor], **known: bool) -> DiagonalSample:
+    """The weights that are looked at, by groups of batches."""
+    first = sums[0].replicates
+    parts = [
+        Part(dict(zip(s.names, share.tolist(), strict=True)), s.replicates.sums, s.replicate_units)
+        for s, share in zip(sums, shares, strict=True)
+    ]
+    return DiagonalSample(first.places, first.scales, parts, **known)
 
 
 def _check_gradient(finite: bool, index: int) -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 
 from hf_pacgen.config import Estimator
+from hf_pacgen.curvature.diagonal.sums import DiagonalSums
 from hf_pacgen.curvature.weight_space import Vector, WeightSpace
 from hf_pacgen.data.losses import BatchLoss
 from hf_pacgen.model.state import double_backward_attention, evaluation_mode
@@ -36,21 +39,21 @@ class Exact:
                 f"{limit} trainable parameters, got {space.num_parameters}. Use 'blend' or 'hutchinson', or "
                 "freeze weights."
             )
-        self.space, self.total, self.num_hvps = space, space.zeros(), 0
+        self.space, self.sums, self.num_hvps = space, DiagonalSums(space), 0
         evaluation_mode(space.objective.model, checkpointing=False)
 
     def tensors(self) -> Vector:
         """All sums by name."""
-        return self.total
+        return self.sums.tensors()
 
     def add(self, batch: Any, index: int) -> tuple[bool, BatchLoss]:
         """Add a batch; returns whether its numbers were finite, and its loss."""
-        objective, finite = self.space.objective, True
+        objective, found = self.space.objective, self.space.zeros()
         parameters = list(objective.parameters.values())
-        with double_backward_attention(objective.model):
+        with double_backward_attention(objective.model), _second_derivatives():
             result = objective.loss(batch, index)
             gradients = torch.autograd.grad(result.total, parameters, create_graph=True, allow_unused=True)
-            for total, parameter, gradient in zip(self.total.values(), parameters, gradients, strict=True):
+            for total, parameter, gradient in zip(found.values(), parameters, gradients, strict=True):
                 if gradient is None or not gradient.requires_grad:
                     continue
                 flat, out = gradient.reshape(-1), total.view(-1)
@@ -59,5 +62,20 @@ class Exact:
                     self.num_hvps += 1
                     if row is not None:
                         out[i] += row.reshape(-1)[i]
-                finite = finite and bool(out.isfinite().all())
+        finite = self.sums.add_diagonal(index, found, result.units)
         return finite, BatchLoss(result.total.detach(), result.units)
+
+
+@contextmanager
+def _second_derivatives() -> Iterator[None]:
+    """Says in words that an operation has no second derivative, which torch says of its backward function."""
+    try:
+        yield
+    except RuntimeError as error:  # NotImplementedError is one
+        if "not implemented" not in str(error):
+            raise
+        raise ValueError(
+            f"estimator='exact' differentiates the gradient, and an operation of the model or its loss has no second "
+            f"derivative ({str(error).splitlines()[0]}): CTC and fused kernels have none. Use estimator='hutchinson' "
+            "with hvp='finite_difference', or 'auto' in float32."
+        ) from error

@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from hf_pacgen.config import ScoreConfig
-from hf_pacgen.curvature.diagonal.sums import DiagonalSums
-from hf_pacgen.curvature.weight_space import Vector, WeightSpace
+from hf_pacgen.curvature.diagonal.sums import SHIFT, DiagonalSums
+from hf_pacgen.curvature.diagonal.through_outputs import output_gradients
+from hf_pacgen.curvature.displacement import TensorDirection
+from hf_pacgen.curvature.weight_space import Vector, WeightSpace, zeros_like
 from hf_pacgen.data.losses import BatchLoss
 from hf_pacgen.maths.counter_rng import stream_key
 
@@ -23,6 +25,8 @@ class GaussNewton:
 
     def __init__(self, space: WeightSpace, config: ScoreConfig, *, elementwise: bool = False) -> None:
         self.space, self.seed = space, config.seed
+        self.outputs: tuple[str, ...] | None = None
+        """Of the model, through which the loss is differentiated twice; None where labels are drawn instead."""
         self.sums = DiagonalSums(space, elementwise=elementwise)
         self.num_gradients = 0
 
@@ -32,6 +36,8 @@ class GaussNewton:
 
     def add(self, batch: Any, index: int, sweep: int) -> tuple[bool, BatchLoss]:
         """Add a batch; returns whether its numbers were finite, and its loss on the true labels."""
+        if self.outputs is not None:
+            return self._add_through(self.outputs, batch, index, sweep)
         objective = self.space.objective
         self.space.restore()
         with objective.rows.sparse_gradients():
@@ -41,5 +47,16 @@ class GaussNewton:
         del sampled  # or its graph would be there beside the gradient
         gradient = self.space.take_gradient()
         self.num_gradients += 1
-        finite = self.sums.add_gradient(index + 31 * sweep, gradient, true.units, objective.rows.of(index))
+        finite = self.sums.add_gradient(index + SHIFT * sweep, gradient, true.units, objective.rows.of(index))
         return finite, true
+
+    def _add_through(self, outputs: tuple[str, ...], batch: Any, index: int, sweep: int) -> tuple[bool, BatchLoss]:
+        key = stream_key(self.seed, "outputs", sweep, index)
+        curved, plain, true = output_gradients(self.space, outputs, batch, index, key)
+        if not true.units:
+            return True, true
+        self.num_gradients += 2
+        names = self.space.weights
+        whole = {name: plain[name] if name in plain else zeros_like(names[name]) for name in names}
+        direction = TensorDirection(whole)
+        return self.sums.add_probe(index + SHIFT * sweep, curved, direction, true.units, {}), true

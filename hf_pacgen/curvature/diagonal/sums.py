@@ -6,19 +6,23 @@ size does not depend on the number of batches.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import torch
 from torch import Tensor
 
+from hf_pacgen.curvature.diagonal.replicates import NUM_REPLICATES, Replicates
 from hf_pacgen.curvature.displacement import Direction, Rows, chunks
 from hf_pacgen.curvature.weight_space import Vector, WeightSpace
+from hf_pacgen.maths.student import interval_stderr
 from hf_pacgen.model.embeddings import dense, pick_rows
 
-__all__ = ["NUM_GROUPS", "DiagonalSums", "pooled_trace"]
+__all__ = ["NUM_GROUPS", "SHIFT", "DiagonalSums", "pooled_trace"]
 
 NUM_GROUPS = 64
 """Batches are dealt to this many groups, whose spread gives the standard error of a trace."""
+SHIFT = 29
+"""Groups that a pass is shifted by, or a batch would always meet the same others; few batches fill many groups."""
 
 
 class DiagonalSums:
@@ -30,6 +34,8 @@ class DiagonalSums:
         elementwise: Σ n_b d_b² by parameter name, where standard errors of entries are wanted.
         traces: Σ n_b Σ_i d_b,i for every group of batches and tensor, shape (groups, tensors).
         units, units_squared: Σ n_b for every group, and Σ n_b².
+        replicates: Σ n_b d_b of some weights, for every one of fewer groups.
+        sizes: entries of every tensor, over all shards.
     """
 
     def __init__(self, space: WeightSpace, *, elementwise: bool = False) -> None:
@@ -40,34 +46,48 @@ class DiagonalSums:
         self.traces = torch.zeros(NUM_GROUPS, len(self.names), dtype=torch.float64)
         self.units = torch.zeros(NUM_GROUPS, dtype=torch.float64)
         self.units_squared = torch.zeros(1, dtype=torch.float64)
+        self.replicates = Replicates(space)
+        counts = (p.numel() for p in space.objective.parameters.values())
+        self.sizes = torch.tensor([max(1, count) for count in counts], dtype=torch.float64)
 
     def add_probe(self, group: int, product: Mapping[str, Tensor], probe: Direction, units: float, rows: Rows) -> bool:
         """Add n_b d_b = z ⊙ H_b z of a batch's summed loss; returns whether all numbers were finite.
 
         ``rows`` are the only rows of some matrices in which the product is not 0.
         """
+
+        def along(name: str, place: int | Tensor, part: Tensor) -> Tensor:
+            return part.mul_(
+                probe.rows(name, place, part) if isinstance(place, Tensor) else probe.piece(name, place, part)
+            )
+
+        return self._add(group, product, units, rows, along)
+
+    def add_gradient(self, group: int, gradient: Mapping[str, Tensor], units: float, rows: Rows) -> bool:
+        """Add n_b d_b = G_b ⊙ G_b, with G_b the gradient of a batch's loss summed over sampled labels."""
+        return self._add(group, gradient, units, rows, lambda name, place, part: part.square_())
+
+    def add_diagonal(self, group: int, diagonal: Mapping[str, Tensor], units: float) -> bool:
+        """Add n_b d_b, the diagonal of H_b of a batch's summed loss."""
+        return self._add(group, diagonal, units, {}, lambda name, place, part: part)
+
+    def _add(
+        self,
+        group: int,
+        given: Mapping[str, Tensor],
+        units: float,
+        rows: Rows,
+        made: Callable[[str, int | Tensor, Tensor], Tensor],
+    ) -> bool:
+        """Add what ``made`` makes of each piece, in its place."""
         found: dict[str, Tensor] = {}
-        for name, place, part, total, second in self._pieces(product, rows):
-            part.mul_(probe.rows(name, place, part) if isinstance(place, Tensor) else probe.piece(name, place, part))
+        for name, place, part, total, second in self._pieces(given, rows):
+            part = made(name, place, part)
             total.add_(part)
+            self.replicates.add(group, name, place, part)
             if second is not None:
                 second.addcmul_(part, part, value=1 / units)
             here = torch.stack([part.sum(), torch.linalg.vector_norm(part).square()])
-            found[name] = found[name] + here if name in found else here
-        return self._count(group, found, units)
-
-    def add_gradient(self, group: int, gradient: Mapping[str, Tensor], units: float, rows: Rows) -> bool:
-        """Add n_b d_b = G_b ⊙ G_b, with G_b the gradient of a batch's loss summed over sampled labels.
-
-        ``squares`` stays 0: nothing needs the spread of these by tensor.
-        """
-        found: dict[str, Tensor] = {}
-        for name, _, part, total, second in self._pieces(gradient, rows):
-            total.addcmul_(part, part)
-            if second is not None:
-                second.addcmul_(part.square(), part.square(), value=1 / units)
-            trace = torch.linalg.vector_norm(part).square()
-            here = torch.stack([trace, torch.zeros_like(trace)])
             found[name] = found[name] + here if name in found else here
         return self._count(group, found, units)
 
@@ -107,6 +127,7 @@ class DiagonalSums:
         named = {f"total.{name}": tensor for name, tensor in self.total.items()}
         if self.elementwise is not None:
             named |= {f"elementwise.{name}": tensor for name, tensor in self.elementwise.items()}
+        named |= {f"sampled.{name}": tensor for name, tensor in self.replicates.sums.items()}
         statistics = ("squares", "traces", "units", "units_squared")
         return named | {name: getattr(self, name) for name in statistics}
 
@@ -114,6 +135,11 @@ class DiagonalSums:
     def num_units(self) -> float:
         """Σ n_b, over batches and passes."""
         return float(self.units.sum())
+
+    @property
+    def replicate_units(self) -> Tensor:
+        """Σ n_b for every group of ``replicates``."""
+        return self.units.view(-1, NUM_REPLICATES).sum(0)
 
     @property
     def effective_number(self) -> float:
@@ -156,16 +182,17 @@ class DiagonalSums:
         return self.elementwise
 
 
-def pooled_trace(parts: list[tuple[DiagonalSums, Tensor]]) -> tuple[float, float | None]:
-    """Σ_t share_t · trace_t over parameter tensors t and parts, and its standard error between groups of batches."""
-    means = [(sums.traces @ share, sums.units, sums.num_units) for sums, share in parts]
-    value = sum(float(traces.sum()) / total for traces, _, total in means)
-    occupied = means[0][1] > 0
+def pooled_trace(sums: DiagonalSums) -> tuple[float, float | None]:
+    """The trace, and its standard error from the spread between groups of batches, widened where these are few.
+
+    Returns:
+        None for the error where a single group shows no spread.
+    """
+    traces, total = sums.traces.sum(1), sums.num_units
+    value = float(traces.sum()) / total
+    occupied = sums.units > 0
     groups = int(occupied.sum())
     if groups < 2:
         return value, None
-    residual = torch.zeros(groups, dtype=torch.float64)
-    for traces, units, total in means:
-        mean = traces.sum() / total
-        residual += (traces[occupied] - units[occupied] * mean) / total
-    return value, float((residual.square().sum() * groups / (groups - 1)).sqrt())
+    residual = (traces[occupied] - sums.units[occupied] * value) / total
+    return value, interval_stderr(float((residual.square().sum() * groups / (groups - 1)).sqrt()), groups - 1)

@@ -28,7 +28,7 @@ from hf_pacgen.results.base import MAX_BYTES
 from hf_pacgen.results.pacgen import PACGenResult
 from hf_pacgen.show.cards.update import NUMBERS
 from hf_pacgen.show.plots import plot_by_module
-from hf_pacgen.show.wording import further_metrics, limits, number, percent
+from hf_pacgen.show.wording import further_metrics, limits, number, parts, with_error
 
 logger = logging.getLogger("hf_pacgen.app")
 
@@ -143,20 +143,17 @@ def _look_up(model):
 
 def summary(result):
     """The numbers as tiles, and what limits them."""
-    facts, value = result.facts(), lambda name: number(getattr(result, name))
-    kl_active = percent(result.kl_active_fraction)
+    facts, value, made_of = result.facts(), lambda name: with_error(result, name), parts(result)
+    # release 0.1 did not know these
+    further = [name for name in ("kl_excess", "kl_curvature") if getattr(result, name) is not None]
     tiles = (
         ("Ψ, the published score", value("score"), f"{value('score_per_parameter')} per parameter"),
         (
-            f"K(η) at η = {value('eta')}",
+            f"K(η) at η = {number(result.eta)}",
             value("kl_complexity"),
-            f"{value('kl_complexity_per_parameter')} per parameter",
+            f"{value('kl_complexity_per_parameter')} per parameter" + f"; {made_of}" * bool(made_of),
         ),
-        (
-            "Active fraction",
-            percent(result.active_fraction),
-            f"curvature matters for these weights in Ψ; for {kl_active} in K(η)",
-        ),
+        *((facts[name].label, value(name), facts[name].says) for name in further),
         ("Trace of the Hessian", value("hessian_trace"), facts["hessian_trace"].says),
         ("ρ", value("hessian_lipschitz"), facts["hessian_lipschitz"].says),
         *((fact.label, text, fact.meaning) for fact, text in further_metrics(result)),

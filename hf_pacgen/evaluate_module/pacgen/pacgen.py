@@ -14,14 +14,17 @@ import os
 import datasets
 import evaluate
 
-from hf_pacgen.config import ScoreConfig
+from hf_pacgen.config import RelativeSharpnessConfig, ScoreConfig
+from hf_pacgen.config.settings import flag
 from hf_pacgen.errors import InputError
 from hf_pacgen.maths.arrays import to_number, to_tensors
 from hf_pacgen.maths.score import pacgen_score
 from hf_pacgen.measures.pacgen import pacgen
+from hf_pacgen.measures.relative_sharpness import relative_sharpness as relative_rise
 from hf_pacgen.measures.session import DataOptions
 from hf_pacgen.results.pacgen import PACGenResult, score_fields
-from hf_pacgen.show.wording import SATURATED
+from hf_pacgen.results.relative_sharpness import RelativeSharpness
+from hf_pacgen.show.wording import composition
 
 logger = logging.getLogger("hf_pacgen.evaluate_module")
 
@@ -55,16 +58,17 @@ Either from a model and its training data:
     collate_fn, batch_size: how a dataset becomes batches (by default padded batches of 8).
     accelerator: an `accelerate.Accelerator`, which shares the batches out over its processes.
     progress: whether to show a progress bar (True).
+    relative_sharpness: whether to measure the rise of the loss under noise in proportion to the weights too (False).
 or from numbers, without a model:
     weights: a tensor, an array or a list; or these by parameter name.
     hessian_diagonal: H_ii, shaped and named like `weights`.
     hessian_lipschitz: rho, at least 0 (0 leaves the smoothness of the Hessian out).
 
-Settings, the fields of `hf_pacgen.ScoreConfig`; of these only `gamma`, `epsilon`, `eta` and `num_training_examples`
-apply without a model:
+Settings, the fields of `hf_pacgen.ScoreConfig`; of these only `gamma`, `epsilon`, `epsilon_scale`, `eta` and
+`num_training_examples` apply without a model:
 SETTINGS
 
-Returns a dictionary of floats; where `pacgen_active_fraction` is near 0, judge by `pacgen_kl`:
+Returns a dictionary of floats; those of K(eta) are left out where neither `eta` nor the number of examples is known:
 RETURNS
 
 Examples:
@@ -76,18 +80,22 @@ Examples:
     ... )
     >>> {name: round(value, 4) for name, value in results.items()}  # doctest: +NORMALIZE_WHITESPACE
     {'pacgen': 7.0929, 'pacgen_per_parameter': 2.3643, 'pacgen_kl': 12.8979, 'pacgen_kl_per_parameter': 4.2993,
-     'pacgen_active_fraction': 0.6667, 'pacgen_kl_active_fraction': 0.6667, 'hessian_trace': 495.0,
-     'hessian_lipschitz': 3.0}
+     'pacgen_kl_excess': 7.603, 'pacgen_kl_curvature': 5.8121, 'pacgen_active_fraction': 0.6667,
+     'pacgen_kl_active_fraction': 0.6667, 'hessian_trace': 495.0, 'hessian_lipschitz': 3.0}
 """
 for _place, _lines in {  # settings and numbers are described where they are declared, and only there
     "SETTINGS": [f"    {f.name}: {f.metadata['help'].replace('--', '')}" for f in dataclasses.fields(ScoreConfig)],
-    "RETURNS": [f"    {facts.key}: {facts.meaning}" for facts in PACGenResult.facts().values() if facts.key],
+    "RETURNS": [
+        f"    {facts.key}: {facts.meaning}"
+        for facts in (*PACGenResult.facts().values(), *RelativeSharpness.facts().values())
+        if facts.key
+    ],
 }.items():
     _KWARGS_DESCRIPTION = _KWARGS_DESCRIPTION.replace(_place, "\n".join(_lines))
 
 _SETTINGS = {field.name: getattr(ScoreConfig(), field.name) for field in dataclasses.fields(ScoreConfig)}
 # the settings that mean something without a model
-_NUMBER_SETTINGS = ("gamma", "epsilon", "eta", "num_training_examples")
+_NUMBER_SETTINGS = ("gamma", "epsilon", "epsilon_scale", "eta", "num_training_examples")
 _OPTIONS = [inspect.signature(pacgen).parameters[name] for name in DataOptions.__annotations__]
 _NUMBERS = ("weights", "hessian_diagonal", "hessian_lipschitz")
 
@@ -107,10 +115,17 @@ class PACGen(evaluate.Metric):
 
     Attributes:
         result: of the last computation on a model, the ``hf_pacgen.PACGenResult`` with all that is known about it.
+        relative_sharpness: of the last one with ``relative_sharpness=True``, its result, with all levels and errors.
     """
 
     result = None
+    relative_sharpness: RelativeSharpness | None = None
+    name = "pacgen"  # evaluate would make pac_gen of the class's name
     _has_warned = False  # by instance, not by process: another metric tells again
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self._module_info.module_name = self.name
 
     def _info(self):
         return evaluate.MetricInfo(
@@ -135,12 +150,25 @@ class PACGen(evaluate.Metric):
         # The base class would write predictions to a file and read them back; there are none.
         return self._compute(**kwargs)
 
-    def _compute(self, *, model=None, data=None, weights=None, hessian_diagonal=None, hessian_lipschitz=None, **more):
+    def _compute(
+        self,
+        *,
+        model=None,
+        data=None,
+        weights=None,
+        hessian_diagonal=None,
+        hessian_lipschitz=None,
+        relative_sharpness=False,
+        **more,
+    ):
         options = {option.name: more.pop(option.name) for option in _OPTIONS if option.name in more}
         config = ScoreConfig(**more)
         given = dict(zip(_NUMBERS, (weights, hessian_diagonal, hessian_lipschitz), strict=True))
         numbers = {name: value for name, value in given.items() if value is not None}
+        with_sharpness = flag(relative_sharpness, "relative_sharpness")
         if model is None and data is None:
+            if with_sharpness:
+                raise InputError("relative_sharpness=True is measured on a model: give model= and data=.")
             return self._from_numbers(numbers, config)
         if numbers:
             raise InputError(
@@ -157,7 +185,13 @@ class PACGen(evaluate.Metric):
             model, data, notes = load_named(model, data, seed=config.seed)
         self.result = pacgen(model, data, config=config, **options)
         self._tell(*notes, *self.result.status)
-        return self.result.metrics()
+        found = self.result.metrics()
+        if with_sharpness:
+            same = RelativeSharpnessConfig(max_examples=config.max_examples, seed=config.seed)
+            self.relative_sharpness = measured = relative_rise(model, data, config=same, **options)
+            self._tell(*measured.status)
+            found |= measured.metrics()
+        return found
 
     # Options and settings are declared once, elsewhere; tools see them one by one.
     _compute.__signature__ = _with_keywords(_compute)
@@ -177,28 +211,28 @@ class PACGen(evaluate.Metric):
                 f"{', '.join(useless)} cannot be heeded without a model: with weights= and hessian_diagonal= there is "
                 f"nothing left to estimate. Leave it out; the settings are {', '.join(_NUMBER_SETTINGS)}."
             )
-        if config.eta == "n" and config.num_training_examples is None:
-            raise InputError(
-                "eta='n' is the number of training examples, which is not known without a model and data: "
-                "give num_training_examples=, or eta= a number."
-            )
-        eta = float(config.num_training_examples if config.eta == "n" else config.eta)
+        # K(η) at η = n needs n; Ψ and the trace do not, and are what is left then
+        eta = config.num_training_examples if config.eta == "n" else config.eta
         rho = to_number(numbers["hessian_lipschitz"], "hessian_lipschitz")
         w, h = (to_tensors(numbers[name], name) for name in ("weights", "hessian_diagonal"))
         # the two may come from different places; names that do not match are refused by the score
         h = {name: value.to(w[name].device) if name in w else value for name, value in h.items()}
-        terms = pacgen_score(w, h, rho, gamma=config.gamma, epsilon=config.epsilon, eta=eta)
+        epsilon, scale = config.box
+        settings = {"gamma": config.gamma, "epsilon": epsilon, "epsilon_scale": scale, "eta": float(eta or 1)}
+        terms = pacgen_score(w, h, rho, **settings)
         found = {
             **score_fields(terms),
             "hessian_trace": sum(value.double().sum().item() for value in h.values()),
             "hessian_lipschitz": rho,
         }
-        if found["active_fraction"] < SATURATED:
+        if eta is None:
+            found = {name: value for name, value in found.items() if not name.startswith("kl_")}
             self._tell(
-                f"PACGen is saturated: curvature matters for {found['active_fraction']:.1%} of the weights, so it is a "
-                "function of their size alone. "
-                f"{'Judge by pacgen_kl.' if found['kl_active_fraction'] >= SATURATED else 'So is pacgen_kl.'}"
+                "K(η) is left out: eta='n' is the number of training examples, which is not known without a model and "
+                "data. Give num_training_examples=, or eta= a number, to have it."
             )
+        else:
+            self._tell(*composition(terms, float(eta)))
         return PACGenResult.keyed(found)
 
     def _tell(self, *sentences):

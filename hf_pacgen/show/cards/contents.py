@@ -17,7 +17,7 @@ from huggingface_hub.repocard_data import eval_results_to_model_index
 from hf_pacgen.maths.certified_bound import Bound
 from hf_pacgen.results.certificate import certificate_fields, rounded_up, sentence
 from hf_pacgen.results.pacgen import PACGenResult
-from hf_pacgen.show.wording import further_metrics, limits, number, percent
+from hf_pacgen.show.wording import further_metrics, limits, number, parts, percent, with_error
 
 CERTIFICATE = "pacgen_certificate"
 BOUND_NAMES = {bound.value: bound.facts.label for bound in Bound}
@@ -96,6 +96,8 @@ def card_section(result: PACGenResult, *, chart: str | None = None, numbers: str
     ]
     return TEMPLATES.get_template("pacgen_section.md.jinja").render(
         result=result,
+        with_error=functools.partial(with_error, result),
+        parts=parts(result),
         further=list(further_metrics(result)),
         chart=chart,
         numbers=numbers,

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from hf_pacgen.results.diagonal import DiagonalEstimate
-from hf_pacgen.results.pacgen import PACGenResult
-from hf_pacgen.show.plots.style import BLUE, ORANGE, compact, finish, new_axes
+from hf_pacgen.results.pacgen import PARTS, PACGenResult
+from hf_pacgen.show.plots.style import BLUE, GRAY, ORANGE, compact, finish, new_axes
 from hf_pacgen.show.wording import number, percent
 
 if TYPE_CHECKING:
@@ -22,16 +22,17 @@ CHUNK = 1 << 22
 
 
 def plot_by_module(
-    result: PACGenResult, *, top_modules: int = 12, per_parameter: bool = False, ax: Axes | None = None
+    result: PACGenResult, *, top_modules: int = 12, per_parameter: bool = True, ax: Axes | None = None
 ) -> Axes:
-    """Horizontal bars of Ψ and K(η), in nats, of the modules with the largest share of K(η).
+    """Horizontal bars of K(η), in nats, of the modules with the largest share of it, stacked from its three parts.
 
-    What the other modules have together is the last pair of bars, so that the bars add up to the score.
+    What the other modules have together is the last bar.
 
     Args:
         result: of :func:`hf_pacgen.pacgen`.
         top_modules: how many modules have bars of their own, at least 1.
-        per_parameter: over the number of parameters of each module, in nats a parameter.
+        per_parameter: over the number of parameters of each module, so that its size does not rule the picture; False
+            for bars that add up to K(η).
 
     Raises:
         ValueError: ``top_modules`` is not positive, or the result has no modules.
@@ -40,40 +41,44 @@ def plot_by_module(
         raise ValueError(f"top_modules must be at least 1; got {top_modules}.")
     if not result.by_module:
         raise ValueError("The result lists no modules: expected one that pacgen() returned. Score the model again.")
-    names, rows = zip(*_ranked(result, top_modules, per_parameter), strict=True)
-    ax = ax or new_axes(1.5 + 0.4 * len(names))
-    psi, complexity = (result.facts()[name] for name in ("score", "kl_complexity"))
-    series = (
-        (f"{psi.label}, the published score", BLUE, -0.2),
-        (f"{complexity.label} at η = {number(result.eta)}", ORANGE, 0.2),
-    )
-    longest = max(map(max, rows))
-    for (label, color, shift), values in zip(series, zip(*rows, strict=True), strict=True):
-        bars = ax.barh([i + shift for i in range(len(names))], values, height=0.36, color=color, label=label)
-        ax.bar_label(bars, [compact(value) for value in values], padding=3, fontsize=8, color="#333333")
-    ax.set_xlim(0, 1.14 * longest or 1.0)  # leaves room for the numbers beside the bars
-    ax.set_yticks(range(len(names)), [_shorten(name) for name in names], fontsize=8.5)
+    known = all(f"kl_{part}" in module for part in PARTS for module in result.by_module.values())
+    # release 0.1 did not write the parts
+    parts = {f"kl_{part}": says for part, says in PARTS.items()} if known else {"kl_complexity": "K(η), in one"}
+    names, rows = zip(*_ranked(result, list(parts), top_modules, per_parameter), strict=True)
+    ax = ax or new_axes(1.5 + 0.3 * len(names))
+    complexity, places = result.facts()["kl_complexity"], range(len(names))
+    left = [0.0] * len(names)
+    for index, (says, color) in enumerate(zip(parts.values(), (GRAY, BLUE, ORANGE), strict=False)):
+        widths = [row[index] for row in rows]
+        ax.barh(places, widths, left=left, height=0.62, color=color, label=says)
+        left = [start + width for start, width in zip(left, widths, strict=True)]
+    for place, total in zip(places, left, strict=True):
+        ax.text(total, place, f" {compact(total)}", va="center", fontsize=8, color="#333333")
+    ax.set_xlim(0, 1.14 * max(left) or 1.0)  # leaves room for the numbers beside the bars
+    ax.set_yticks(places, [_shorten(name) for name in names], fontsize=8.5)
     ax.set_ylim(len(names) - 0.4, -0.6)  # the largest on top
     finish(
         ax,
-        f"PACGen by module\ncurvature matters for {percent(result.active_fraction)} of the weights in Ψ, "
-        f"for {percent(result.kl_active_fraction)} in K(η)",
-        x=f"{psi.unit}{' per parameter' * per_parameter} ({psi.better} is better)",
+        f"What K(η) at η = {number(result.eta)} is made of, by module",
+        x=f"{complexity.unit}{' per parameter' * per_parameter} ({complexity.better} is better)",
         grid="x",
     )
     return ax
 
 
-def _ranked(result: PACGenResult, count: int, per_parameter: bool) -> Iterator[tuple[str, tuple[float, float]]]:
-    def heights(modules: list[dict[str, float]]) -> tuple[float, float]:
+def _ranked(
+    result: PACGenResult, parts: list[str], count: int, per_parameter: bool
+) -> Iterator[tuple[str, tuple[float, ...]]]:
+    def widths(modules: list[dict[str, float]]) -> tuple[float, ...]:
         by = sum(module["num_parameters"] for module in modules) if per_parameter else 1
-        return sum(m["score"] for m in modules) / by, sum(m["kl_complexity"] for m in modules) / by
+        # what ρ adds can come out at -0.000...1
+        return tuple(max(0.0, sum(m[part] for m in modules) / by) for part in parts)
 
     ranked, rest = result.ranked_modules(count)
     for name, values in ranked:
-        yield name, heights([values])
+        yield name, widths([values])
     if rest:
-        yield f"{len(rest)} other module{'s' if len(rest) > 1 else ''}", heights(rest)
+        yield f"{len(rest)} other module{'s' if len(rest) > 1 else ''}", widths(rest)
 
 
 def plot_hessian_diagonal(

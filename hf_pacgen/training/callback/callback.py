@@ -2,28 +2,33 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
 import sys
-from typing import Any
+from typing import Any, cast
 
 from torch import nn
 from transformers import TrainerCallback, TrainingArguments
 
 from hf_pacgen.config import NoiseConfig, ScoreConfig
 from hf_pacgen.config.settings import choice
+from hf_pacgen.data.own_loss import OwnLoss
 from hf_pacgen.facts import Choice
 from hf_pacgen.results.pacgen import PACGenResult
 from hf_pacgen.training.arguments import as_config
 from hf_pacgen.training.callback.guard import Guard
-from hf_pacgen.training.noisy_step import NOISE_FILE, NoisyStep
+from hf_pacgen.training.noisy_step import ANOTHER_NOISE, NOISE_FILE, NoisyStep
 from hf_pacgen.training.run_facts import (
+    Candidates,
     agree_on_settings,
     describe_run,
     is_on,
     refuse_unsupported,
+    rehearse_score,
     score_on_training_data,
 )
+from hf_pacgen.training.trainer_loss import find_trainer, loss_of_trainer
 
 logger = logging.getLogger(__name__)
 
@@ -47,8 +52,9 @@ class PACGenCallback(TrainerCallback):
     the parameters themselves first has to use :class:`~hf_pacgen.training.trainer.PACGenTrainer`.
 
     Scores are of the *training* data.  On an evaluation they join its metrics (``eval_pacgen``, ...), so they reach
-    what ``evaluate()`` returns and ``metric_for_best_model``; the Trainer has logged by then, so they get a line of
-    their own in ``log_history``, and no reporter sees them.  The PACGenTrainer's reach reporters too.
+    what ``evaluate()`` returns; the Trainer has logged by then, so they get a line of their own in ``log_history``, and
+    no reporter sees them.  The PACGenTrainer's reach reporters too.  Where ``metric_for_best_model`` is a score and the
+    training losses of the checkpoints differ, a warning says, once, that a score cannot choose between them.
 
     Args:
         noise, score: settings, or None.
@@ -81,6 +87,7 @@ class PACGenCallback(TrainerCallback):
             )
         self.noisy_step: NoisyStep | None = None
         self._guard: Guard | None = None
+        self._candidates: Candidates | None = None  # while training
         self.last_score: PACGenResult | None = None
 
     def on_init_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -91,28 +98,41 @@ class PACGenCallback(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Set the noise up, and take over the state of a checkpoint."""
         self._close()
+        self._candidates = Candidates(args)
         agree_on_settings(args, self.noise, self.score, score_on=self.score_on.value)
+        loader, model = kwargs.get("train_dataloader"), kwargs.get("model")
+        if self.score is not None and loader is not None and model is not None:
+            rehearse_score(args, model, self.score, loader, loss_fn=_loss_of(model))
         if self.noise is None or not is_on(self.noise):
             return
         refuse_unsupported(args)
+        self._start(args, state, **kwargs)
+        if state.global_step and self.noisy_step is not None:
+            self.noisy_step.load(_resumed_from(args, state.global_step))
+
+    def _start(self, args: Any, state: Any, **kwargs: Any) -> None:
         run = describe_run(
             args,
             kwargs["model"],
             optimizer=kwargs["optimizer"],
             train_dataloader=kwargs["train_dataloader"],
             max_steps=state.max_steps,
+            train_batch_size=getattr(state, "train_batch_size", None),
+            loss_fn=_loss_of(kwargs["model"]),
         )
-        self.noisy_step = NoisyStep(self.noise, run)
+        self.noisy_step = NoisyStep(cast(NoiseConfig, self.noise), run)
         # compiled models run no hooks
         self._guard = Guard(run.model, self.noisy_step.noise, watch_forward=not run.compiled)
         self.noisy_step.closing.append(self._guard.close)
-        if state.global_step:
-            self.noisy_step.load(_resumed_from(args, state.global_step))
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Put the step's noise on the weights."""
         if self.noisy_step is not None and self._guard is not None:
             self._guard.leave()  # a step that was broken off has left its noise
+            if self.noisy_step.outdated:
+                logger.warning(ANOTHER_NOISE)
+                self._close()
+                self._start(args, state, **kwargs)
             if self.noisy_step.draw(state.global_step):
                 self._guard.enter()
 
@@ -136,6 +156,8 @@ class PACGenCallback(TrainerCallback):
             # one dataset of several has its name in the prefix, which no argument tells
             prefixes = [key.removesuffix("_runtime") for key in metrics if key.endswith("_runtime")]
             metrics.update(self._scores(args, state, prefixes[0] if prefixes else "eval", **kwargs))
+            if self._candidates is not None and self.last_score is not None:
+                self._candidates.add(self.last_score)
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Score at the end of an epoch."""
@@ -146,6 +168,7 @@ class PACGenCallback(TrainerCallback):
         """Score at the end of the training, and take everything out of the model."""
         if self.score_on.facts == "on_train_end":
             self._scores(args, state, "train", **kwargs)
+        self._candidates = None
         self._close()
 
     def _scores(self, args: Any, state: Any, prefix: str, **kwargs: Any) -> dict[str, float]:
@@ -156,7 +179,11 @@ class PACGenCallback(TrainerCallback):
         if loader is None:
             logger.warning("No PACGen score: the callback knows the training data only once training has begun.")
             return {}
-        self.last_score = score_on_training_data(args, model, self.score, loader)
+        loss = _loss_of(model)
+        result = score_on_training_data(args, model, self.score, loader, loss_fn=loss)
+        if loss is None:
+            result = dataclasses.replace(result, status=(*result.status, UNKNOWN_LOSS))
+        self.last_score = result
         scores = self.last_score.metrics(f"{prefix}_")
         # the Trainer has logged by now, and logs nothing at the end of an epoch
         entry = {"epoch": state.epoch, **scores, "step": state.global_step}
@@ -167,6 +194,20 @@ class PACGenCallback(TrainerCallback):
         if self.noisy_step is not None:
             self.noisy_step.close()
         self.noisy_step = self._guard = None
+
+
+UNKNOWN_LOSS = (
+    "The loss is the model's own: this PACGenCallback could not find the Trainer, whose loss may be another (class "
+    "weights, label smoothing, a compute_loss of its own). Let a transformers Trainer call it, or use pacgen(loss_fn=)."
+)
+
+
+def _loss_of(model: nn.Module) -> OwnLoss | None:
+    """The loss of the Trainer whose event this is; None, with a warning, where there is no such Trainer."""
+    trainer = find_trainer(model)
+    if trainer is None:
+        logger.warning(UNKNOWN_LOSS)
+    return None if trainer is None else loss_of_trainer(trainer)
 
 
 def _checkpoint(args: TrainingArguments, step: int) -> str:

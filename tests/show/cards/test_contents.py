@@ -14,8 +14,8 @@ from sample_results import sample_result
 from hf_pacgen.certify.certify import Certificate
 from hf_pacgen.config import CertificateConfig
 from hf_pacgen.errors import InputError
-from hf_pacgen.show.cards.update import card_section, certificate_section, update_model_card
-from hf_pacgen.show.wording import limits
+from hf_pacgen.show.cards.update import card_section, certificate_section, evaluation_results, update_model_card
+from hf_pacgen.show.wording import number
 
 RESULT = sample_result()
 
@@ -37,14 +37,39 @@ def test_names_and_sentences_are_shown_as_they_are() -> None:
     assert r"&lt;script&gt; a\|b \[x\](y) &lt;!-- hf\_pacgen score: end --&gt;" in text
 
 
-def test_a_saturated_result_says_so_in_words() -> None:
-    quiet = sample_result(active_fraction=0.0, status=())
-    assert "Ψ is saturated: curvature matters for 0.0 % of the weights. Judge by K(η)." in card_section(quiet)
-    assert limits(sample_result(active_fraction=0.0, status=("Ψ is saturated: ...",))) == ["Ψ is saturated: ..."]
-    assert limits(sample_result(status=())) == []
-    said = "Ψ is saturated: curvature matters for 0.0 % of the weights."
-    assert limits(sample_result(active_fraction=0.0, status=())) == [f"{said} Judge by K(η)."]
-    assert limits(sample_result(active_fraction=0.0, kl_active_fraction=0.0, status=())) == [f"{said} So is K(η)."]
+def test_what_limits_a_result_stands_on_its_card() -> None:
+    text = card_section(sample_result(status=("Ψ is saturated: so.", "ρ rules K(η).")))
+    assert "> **What limits these numbers**\n>\n> - Ψ is saturated: so.\n> - ρ rules K(η).\n" in text
+    assert "What limits" not in card_section(sample_result(status=()))
+
+
+ROWS = """\
+| Quantity | Value | Per parameter |
+|:--|--:|--:|
+| Ψ, the published score, in nats | 60 ± 1.5 | 0.6 |
+| K(η), the complexity in the PAC-Bayes bound at η = 1000, in nats | 240 ± 12 | 2.4 ± 0.12 |
+| What K(η) is made of: 50.0 % size of the weights, 10.0 % the Hessian alone, 40.0 % added by ρ | | |
+| K(η) beyond the size of the weights, in nats | 120 ± 12 | |
+| K(η) of the curvature alone (no ρ, no ε), in nats | 12 ± 1 | |
+| Trace of the Hessian of the training loss | 4.5 ± 0.5 | |
+| ρ, how fast the Hessian changes nearby (typical value) | 3.25 ± 0.5 | |
+| Training loss | 0.125 | |
+"""
+
+
+def test_the_table_has_a_value_its_error_and_what_it_is_made_of() -> None:
+    assert ROWS.replace("η = 1000", f"η = {number(1000.0)}") in card_section(RESULT)
+
+
+def test_a_result_of_release_0_1_has_no_zeros_for_what_it_did_not_measure() -> None:
+    unknown = [name for name in vars(RESULT) if name.startswith(("kl_excess", "kl_curvature")) or "stderr" in name]
+    old = sample_result(kl_parts={}, **dict.fromkeys(unknown, None))
+    text = card_section(old)
+    assert "made of" not in text and "beyond the size" not in text and "curvature alone" not in text
+    assert "±" not in text and "None" not in text and "| 240 | 2.4 |" in text
+    assert {entry.metric_type for entry in evaluation_results(RESULT)} - {
+        entry.metric_type for entry in evaluation_results(old)
+    } == {"pacgen_kl_excess", "pacgen_kl_curvature"}
 
 
 @dataclasses.dataclass

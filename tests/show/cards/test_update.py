@@ -106,7 +106,7 @@ def test_a_new_result_replaces_the_old_one_and_leaves_the_certificate(folder: Pa
     found = metrics(folder)
     assert (found["pacgen"]["value"], found["pacgen_certificate"]["value"]) == (77.0, 0.264)
     text = (folder / "README.md").read_text(encoding="utf-8")
-    assert text.count("## Generalization: PACGen") == 1 and "| 77 |" in text and "| 60 |" not in text
+    assert text.count("## Generalization: PACGen") == 1 and "| 77 ± 1.5 |" in text and "| 60 ±" not in text
     assert SENTENCE in text
 
 

@@ -18,6 +18,7 @@ from hf_pacgen.results.diagonal import DiagonalEstimate
 from hf_pacgen.show.plots import plot_by_module, plot_hessian_diagonal, save_figure
 
 RESULT = sample_result()
+OLD = ("score", "kl_complexity", "hessian_trace", "num_parameters")
 
 
 def bars(ax: Axes) -> dict[str, list[float]]:
@@ -25,29 +26,41 @@ def bars(ax: Axes) -> dict[str, list[float]]:
     return {str(c.get_label()): [bar.get_width() for bar in c] for c in ax.containers}  # type: ignore[union-attr]
 
 
-def test_bars_by_module() -> None:
-    ax = plot_by_module(RESULT)
+def test_the_bars_stack_what_the_complexity_is_made_of() -> None:
+    ax = plot_by_module(RESULT, per_parameter=False)
     assert [label.get_text() for label in ax.get_yticklabels()] == ["layer.0", "layer.1", "head"]
-    assert bars(ax) == {"Ψ, the published score": [30, 20, 10], "K(η) at η = 1,000": [120, 90, 30]}
+    assert {name: pytest.approx(lengths) for name, lengths in bars(ax).items()} == {
+        "size of the weights": [60, 45, 15],
+        "the Hessian alone": [12, 9, 3],
+        "added by ρ": [48, 36, 12],
+    }
+    starts = [[bar.get_x() for bar in c] for c in ax.containers]  # type: ignore[union-attr]
+    assert starts == [[0, 0, 0], pytest.approx([60, 45, 15]), pytest.approx([72, 54, 18])]
     assert ax.get_xlabel() == "nats (lower is better)"
-    assert "curvature matters for 25.0 % of the weights in Ψ, for 75.0 % in K(η)" in ax.get_title(loc="left")
+    assert ax.get_title(loc="left") == "What K(η) at η = 1,000 is made of, by module"
     low, high = ax.get_xlim()
     assert low == 0 and high > 120
     assert ax.get_ylim()[0] > ax.get_ylim()[1], "the largest is on top"
-    assert {text.get_text() for text in ax.texts} == {"30", "20", "10", "120", "90"}
+    assert {text.get_text().strip() for text in ax.texts} == {"120", "90", "30"}
 
 
 def test_the_other_modules_are_pooled() -> None:
-    ax = plot_by_module(RESULT, top_modules=1)
+    ax = plot_by_module(RESULT, top_modules=1, per_parameter=False)
     assert [label.get_text() for label in ax.get_yticklabels()] == ["layer.0", "2 other modules"]
-    assert [sum(lengths) for lengths in bars(ax).values()] == [60, 240]
+    assert [sum(lengths) for lengths in bars(ax).values()] == pytest.approx([120, 24, 96])
     assert plot_by_module(RESULT, top_modules=2).get_yticklabels()[-1].get_text() == "1 other module"
 
 
-def test_bars_per_parameter() -> None:
-    ax = plot_by_module(RESULT, top_modules=1, per_parameter=True)
-    assert list(bars(ax).values()) == [pytest.approx([30 / 50, 30 / 50]), pytest.approx([120 / 50, 120 / 50])]
+def test_by_default_the_size_of_a_module_does_not_rule() -> None:
+    ax = plot_by_module(RESULT, top_modules=1)
+    assert next(iter(bars(ax).values())) == pytest.approx([60 / 50, 60 / 50])
     assert ax.get_xlabel() == "nats per parameter (lower is better)"
+
+
+def test_a_result_of_release_0_1_has_one_bar_a_module() -> None:
+    old = {name: {k: v for k, v in m.items() if k in OLD} for name, m in RESULT.by_module.items()}
+    ax = plot_by_module(sample_result(by_module=old), per_parameter=False)
+    assert bars(ax) == {"K(η), in one": [120, 90, 30]}
 
 
 def test_long_names_keep_their_end_and_zeros_have_an_axis() -> None:

@@ -29,8 +29,9 @@ def test_numbers_are_written_short(value: float, text: str) -> None:
 
 
 def test_millions_are_written_short() -> None:
-    ax = plot_by_module(sample_result(by_module={"a": module(999_999, 21_937_390, 3), "b": module(1, 1.5e9, 3)}))
-    assert {text.get_text() for text in ax.texts} == {"999,999", "21.94 M", "1", "1.5 G"}
+    modules = {"a": module(1, 999_999, 3), "b": module(1, 21_937_390, 3), "c": module(1, 1.5e9, 3)}
+    ax = plot_by_module(sample_result(by_module=modules), per_parameter=False)
+    assert {text.get_text().strip() for text in ax.texts} == {"999,999", "21.94 M", "1.5 G"}
 
 
 def test_a_frame_has_two_sides_and_a_grid_along_one_axis() -> None:

@@ -1,0 +1,435 @@
+"""Forty-odd kinds of models of transformers, each tiny, with six examples of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers as t
+from torch import Tensor, nn
+
+Rows = list[dict[str, Any]]
+COUNT = 6
+TEXT: dict[str, Any] = {
+    "vocab_size": 12,
+    "hidden_size": 8,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "intermediate_size": 8,
+    "max_position_embeddings": 16,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A model, its examples, and what is expected of a score.
+
+    Attributes:
+        make: the model.
+        rows: the examples.
+        says: what a note or a refusal has to say; empty where numbers alone are expected.
+        refused: whether a sentence takes the place of the numbers.
+        double: whether it can be computed in float64.
+        depends: whether the loss depends on the batching.
+        apart: why products with the Hessian are not compared with differences of the gradient.
+    """
+
+    make: Callable[[], nn.Module]
+    rows: Callable[[], Rows]
+    says: str = ""
+    refused: bool = False
+    double: bool = True
+    depends: bool = False
+    apart: str = ""
+
+    @property
+    def model(self) -> str:
+        """The class of the model, inside of adapters."""
+        made: Any = self.make()
+        made = made.get_base_model() if hasattr(made, "get_base_model") else made
+        return type(getattr(made, "inner", made)).__name__
+
+    @property
+    def precision(self) -> str:
+        """What the weights are in."""
+        dtype = next(p.dtype for p in self.make().parameters() if p.is_floating_point())
+        return "float64" if self.double else str(dtype).removeprefix("torch.")
+
+
+def drawn(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def tokens(*shape: int, low: int = 3, high: int = 12, seed: int = 0) -> Tensor:
+    return torch.randint(low, high, shape, generator=torch.Generator().manual_seed(seed))
+
+
+def rows(**columns: Any) -> Callable[[], Rows]:
+    return lambda: [{name: values[i] for name, values in columns.items()} for i in range(COUNT)]
+
+
+def some(labels: Tensor) -> Tensor:
+    """Labels of which a part does not count, more in some rows than in others."""
+    dropped = torch.rand(labels.shape, generator=torch.Generator().manual_seed(5)) < 0.4
+    dropped[0, 2:] = True
+    dropped[:, 1] = False
+    return labels.masked_fill(dropped, -100)
+
+
+IDS, CLASSES = tokens(COUNT, 5), tokens(COUNT, low=0, high=3)
+sentences = rows(input_ids=IDS, labels=CLASSES)
+tagged = rows(input_ids=IDS, labels=some(tokens(COUNT, 5, low=0, high=3)))
+causal = rows(input_ids=IDS, labels=some(IDS))
+translated = rows(input_ids=IDS, labels=some(tokens(COUNT, 4, seed=2)))
+images = rows(pixel_values=drawn(COUNT, 3, 16, 16), labels=CLASSES)
+BOXES = [
+    {"class_labels": torch.arange(n) % 2, "boxes": torch.full((n, 4), 0.2 + 0.1 * n, dtype=torch.float64)}
+    for n in (1, 2, 3, 1, 0, 2)
+]
+detected = rows(pixel_values=drawn(COUNT, 3, 16, 16), labels=BOXES)
+heard = rows(input_values=drawn(COUNT, 400), labels=CLASSES)
+SPOKEN = tokens(COUNT, 4, low=1, high=8)
+SPOKEN[::2, 2:] = -100
+spoken = rows(input_values=drawn(COUNT, 400), labels=SPOKEN)
+MAP = tokens(COUNT, 16, 16, low=0, high=3)
+MAP[1, :8] = 255
+mapped = rows(pixel_values=drawn(COUNT, 3, 16, 16), labels=MAP)
+paired = rows(input_ids=IDS, pixel_values=drawn(COUNT, 3, 16, 16))
+
+LABELED: dict[str, Any] = TEXT | {"num_labels": 3}
+VISION: dict[str, Any] = {
+    "hidden_size": 8,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "intermediate_size": 8,
+    "image_size": 16,
+    "patch_size": 8,
+    "num_labels": 3,
+}
+SPEECH: dict[str, Any] = {
+    "vocab_size": 8,
+    "hidden_size": 8,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "intermediate_size": 8,
+    "conv_dim": (4, 4),
+    "conv_stride": (4, 4),
+    "conv_kernel": (4, 4),
+    "num_conv_pos_embeddings": 4,
+    "num_conv_pos_embedding_groups": 2,
+    "mask_time_prob": 0.0,
+    "feat_extract_norm": "layer",
+    "classifier_proj_size": 4,
+    "num_labels": 3,
+}
+
+
+def of(model: str, sizes: dict[str, Any] = TEXT, config: str | None = None, **changes: Any) -> Callable[[], nn.Module]:
+    """A model of a class of transformers, of random weights."""
+
+    def make() -> nn.Module:
+        torch.manual_seed(0)
+        kind = getattr(t, model)
+        made = kind(getattr(t, config or kind.config_class.__name__)(**(sizes | changes)))
+        for module in made.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.momentum = 0.0  # running statistics stay as they are in a step of training
+        # larger weights than those of an initialization, or there is hardly any curvature
+        with torch.no_grad():
+            for parameter in made.parameters():
+                parameter.add_(torch.randn_like(parameter), alpha=0.1)
+        return made  # type: ignore[no-any-return]
+
+    return make
+
+
+def adapted(method: str, base: Callable[[], nn.Module], **settings: Any) -> Callable[[], nn.Module]:
+    """An adapter of PEFT around a model."""
+
+    def make() -> nn.Module:
+        import peft
+
+        torch.manual_seed(1)
+        made = peft.get_peft_model(base(), getattr(peft, method)(**settings))  # type: ignore[arg-type]
+        with torch.no_grad():
+            for name, parameter in made.named_parameters():
+                if parameter.requires_grad and "magnitude" not in name:
+                    parameter.add_(torch.randn_like(parameter), alpha=0.1)
+        return made
+
+    return make
+
+
+def checkpointed(base: Callable[[], nn.Module], reentrant: bool) -> Callable[[], nn.Module]:
+    def make() -> nn.Module:
+        model: Any = base()
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": reentrant})
+        return model  # type: ignore[no-any-return]
+
+    return make
+
+
+def cast(base: Callable[[], nn.Module], dtype: torch.dtype) -> Callable[[], nn.Module]:
+    return lambda: base().to(dtype)
+
+
+class Contrastive(nn.Module):
+    """A model of images and texts, whose loss is between the examples of a batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        config = t.CLIPConfig(text_config=dict(TEXT), vision_config=VISION | {"num_labels": 2}, projection_dim=8)
+        self.inner, self.config = t.CLIPModel(config), config
+
+    def forward(self, input_ids: Tensor, pixel_values: Tensor) -> Any:
+        return self.inner(input_ids=input_ids, pixel_values=pixel_values, return_loss=True)
+
+
+def detection_transformer() -> nn.Module:
+    torch.manual_seed(0)
+    sizes: Any = {"embedding_size": 4, "hidden_sizes": [4, 8], "depths": [1, 1], "layer_type": "basic"}
+    bare: Any = {"use_timm_backbone": False, "use_pretrained_backbone": False, "backbone": None}
+    backbone = t.ResNetConfig(**sizes | {"out_features": ["stage2"]})
+    return t.DetrForObjectDetection(t.DetrConfig(**bare, **DETR, backbone_config=backbone))
+
+
+def image_texts() -> nn.Module:
+    torch.manual_seed(0)
+    encoder, decoder = t.ViTConfig(**VISION), t.GPT2Config(**GPT, add_cross_attention=True, is_decoder=True)  # type: ignore
+    config = t.VisionEncoderDecoderConfig.from_encoder_decoder_configs(encoder, decoder)
+    config.decoder_start_token_id, config.pad_token_id = 1, 0
+    return t.VisionEncoderDecoderModel(config=config)
+
+
+GPT: dict[str, Any] = {"vocab_size": 12, "n_embd": 8, "n_layer": 1, "n_head": 2, "n_positions": 16}
+T5: dict[str, Any] = {"vocab_size": 12, "d_model": 8, "d_kv": 4, "d_ff": 8, "num_layers": 1, "num_heads": 2}
+T5 |= {"decoder_start_token_id": 0, "pad_token_id": 0}
+BART: dict[str, Any] = {"vocab_size": 12, "d_model": 8, "encoder_layers": 1, "decoder_layers": 1}
+BART |= {"encoder_attention_heads": 2, "decoder_attention_heads": 2, "encoder_ffn_dim": 8, "decoder_ffn_dim": 8}
+BART |= {"max_position_embeddings": 16, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+BART |= {"decoder_start_token_id": 1, "forced_eos_token_id": None}
+EXPERTS: dict[str, Any] = TEXT | {"num_local_experts": 3, "num_experts_per_tok": 2, "num_key_value_heads": 2}
+EXPERTS |= {"output_router_logits": True, "router_aux_loss_coef": 0.5}
+LORA: dict[str, Any] = {"r": 2, "target_modules": ["q_proj", "v_proj"], "task_type": "CAUSAL_LM"}
+DETR: dict[str, Any] = {"d_model": 8, "encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 2}
+DETR |= {"decoder_attention_heads": 2, "encoder_ffn_dim": 8, "decoder_ffn_dim": 8, "num_queries": 4, "num_labels": 2}
+LLAMA = of("LlamaForCausalLM", num_key_value_heads=2)
+CUT = "depends on how the data is cut into batches"
+
+KINDS: dict[str, Kind] = {
+    "BERT": Kind(of("BertForSequenceClassification", LABELED), sentences),
+    "BERT, return_dict=False": Kind(of("BertForSequenceClassification", LABELED, return_dict=False), sentences),
+    "BERT, regression": Kind(
+        of("BertForSequenceClassification", TEXT | {"num_labels": 1}), rows(input_ids=IDS, labels=drawn(COUNT))
+    ),
+    "BERT, several labels": Kind(
+        of("BertForSequenceClassification", LABELED, problem_type="multi_label_classification"),
+        rows(input_ids=IDS, labels=(drawn(COUNT, 3) > 0).double()),
+    ),
+    "RoBERTa, tokens": Kind(of("RobertaForTokenClassification", LABELED, max_position_embeddings=24), tagged),
+    "DistilBERT": Kind(
+        of(
+            "DistilBertForSequenceClassification",
+            {"vocab_size": 12, "dim": 8, "n_layers": 1, "n_heads": 2} | {"hidden_dim": 8, "num_labels": 3},
+        ),
+        sentences,
+    ),
+    "ALBERT (shared layers)": Kind(
+        of("AlbertForSequenceClassification", LABELED, embedding_size=8, num_hidden_layers=3), sentences
+    ),
+    "ELECTRA, tokens": Kind(of("ElectraForTokenClassification", LABELED, embedding_size=8), tagged),
+    "DeBERTa": Kind(of("DebertaV2ForSequenceClassification", LABELED), sentences),
+    "BERT, masked tokens": Kind(of("BertForMaskedLM"), rows(input_ids=IDS, labels=some(IDS))),
+    "BERT, questions": Kind(
+        of("BertForQuestionAnswering"),
+        rows(input_ids=IDS, start_positions=tokens(COUNT, low=0, high=5), end_positions=tokens(COUNT, low=0, high=5)),
+    ),
+    "BERT, multiple choice": Kind(
+        of("BertForMultipleChoice"), rows(input_ids=tokens(COUNT, 3, 5), labels=tokens(COUNT, low=0, high=3))
+    ),
+    "LayoutLM, tokens": Kind(
+        of("LayoutLMForTokenClassification", LABELED),
+        rows(
+            input_ids=IDS,
+            bbox=tokens(COUNT, 5, 4, low=0, high=9).sort(-1).values,
+            labels=some(tokens(COUNT, 5, low=0, high=3)),
+        ),
+    ),
+    "GPT-2": Kind(of("GPT2LMHeadModel", GPT), causal),
+    "Llama": Kind(LLAMA, causal),
+    "Llama, sequences": Kind(of("LlamaForSequenceClassification", LABELED, num_key_value_heads=2), sentences),
+    "Qwen2": Kind(of("Qwen2ForCausalLM", num_key_value_heads=2), causal),
+    "Gemma 2": Kind(of("Gemma2ForCausalLM", num_key_value_heads=2, head_dim=4), causal),
+    "OPT": Kind(
+        of(
+            "OPTForCausalLM",
+            {k: v for k, v in TEXT.items() if k != "intermediate_size"},
+            ffn_dim=8,
+            word_embed_proj_dim=8,
+        ),
+        causal,
+    ),
+    "GPT-NeoX": Kind(of("GPTNeoXForCausalLM"), causal),
+    "BLOOM": Kind(of("BloomForCausalLM", {"vocab_size": 12, "hidden_size": 8, "n_layer": 1, "n_head": 2}), causal),
+    "Mixtral (mixture of experts)": Kind(
+        of("MixtralForCausalLM", EXPERTS), causal, says=CUT, depends=True, double=False
+    ),
+    "Mamba (state space)": Kind(
+        of("MambaForCausalLM", {"vocab_size": 12, "hidden_size": 8, "num_hidden_layers": 1, "state_size": 4}), causal
+    ),
+    "T5": Kind(of("T5ForConditionalGeneration", T5), translated),
+    "BART": Kind(of("BartForConditionalGeneration", BART), translated),
+    "Pegasus": Kind(of("PegasusForConditionalGeneration", BART), translated),
+    "ViT": Kind(of("ViTForImageClassification", VISION), images),
+    "DeiT": Kind(of("DeiTForImageClassification", VISION), images),
+    "BEiT": Kind(of("BeitForImageClassification", VISION), images),
+    "Swin": Kind(
+        of(
+            "SwinForImageClassification",
+            {"image_size": 16, "patch_size": 4, "embed_dim": 8, "depths": [1]}
+            | {"num_heads": [2], "window_size": 2, "num_labels": 3},
+        ),
+        images,
+    ),
+    "ConvNeXt": Kind(
+        of(
+            "ConvNextForImageClassification",
+            {"hidden_sizes": [4, 8], "depths": [1, 1], "num_stages": 2} | {"num_labels": 3},
+        ),
+        images,
+    ),
+    "ResNet (batch norm)": Kind(
+        of(
+            "ResNetForImageClassification",
+            {"embedding_size": 4, "hidden_sizes": [4, 8], "depths": [1, 1]}
+            | {"layer_type": "basic", "hidden_act": "tanh", "num_labels": 3},
+        ),
+        images,
+    ),
+    "YOLOS (detection)": Kind(
+        of("YolosForObjectDetection", VISION | {"image_size": [16, 16], "num_detection_tokens": 4}),
+        detected,
+        says=CUT,
+        depends=True,
+        double=False,
+        apart="its loss has kinks (L1, ReLU)",
+    ),
+    "DETR (detection)": Kind(
+        detection_transformer,
+        rows(pixel_values=drawn(COUNT, 3, 32, 32), pixel_mask=torch.ones(COUNT, 32, 32).long(), labels=BOXES),
+        says=CUT,
+        depends=True,
+        double=False,
+        apart="its loss has kinks (L1, ReLU)",
+    ),
+    "SegFormer (255 ignored)": Kind(
+        of(
+            "SegformerForSemanticSegmentation",
+            {"num_encoder_blocks": 1, "depths": [1], "sr_ratios": [1]}
+            | {"hidden_sizes": [4], "patch_sizes": [3], "strides": [2], "num_attention_heads": [1], "mlp_ratios": [1]}
+            | {"decoder_hidden_size": 4, "num_labels": 3},
+        ),
+        mapped,
+    ),
+    "ViT-MAE (random masks)": Kind(
+        of(
+            "ViTMAEForPreTraining",
+            VISION
+            | {"decoder_num_attention_heads": 2, "decoder_hidden_size": 8}
+            | {"decoder_num_hidden_layers": 1, "decoder_intermediate_size": 8},
+        ),
+        rows(pixel_values=drawn(COUNT, 3, 16, 16)),
+        says="differs between two identical passes",
+        refused=True,
+    ),
+    "wav2vec 2.0, CTC": Kind(of("Wav2Vec2ForCTC", SPEECH), spoken, says="is a sum over its examples", double=False),
+    "wav2vec 2.0, mean CTC": Kind(of("Wav2Vec2ForCTC", SPEECH, ctc_loss_reduction="mean"), spoken, double=False),
+    "wav2vec 2.0, sequences": Kind(of("Wav2Vec2ForSequenceClassification", SPEECH), heard),
+    "HuBERT, sequences": Kind(of("HubertForSequenceClassification", SPEECH), heard),
+    "Whisper": Kind(
+        of(
+            "WhisperForConditionalGeneration",
+            BART
+            | {"num_mel_bins": 4, "max_source_positions": 8}
+            | {"max_target_positions": 16, "suppress_tokens": None, "begin_suppress_tokens": None},
+        ),
+        rows(input_features=drawn(COUNT, 4, 16), labels=some(tokens(COUNT, 4, seed=2))),
+    ),
+    "CLIP (contrastive)": Kind(Contrastive, paired, says=CUT, depends=True),
+    "ViT and GPT-2": Kind(
+        image_texts, rows(pixel_values=drawn(COUNT, 3, 16, 16), labels=some(tokens(COUNT, 4, seed=2)))
+    ),
+    "PatchTST (time series)": Kind(
+        of(
+            "PatchTSTForPrediction",
+            {"num_input_channels": 2, "context_length": 16, "patch_length": 4, "d_model": 8}
+            | {"num_hidden_layers": 1, "num_attention_heads": 2, "ffn_dim": 8, "prediction_length": 4, "loss": "mse"}
+            | {"norm_type": "layernorm"},
+        ),
+        rows(past_values=drawn(COUNT, 16, 2), future_values=drawn(COUNT, 4, 2)),
+    ),
+    "LoRA": Kind(adapted("LoraConfig", LLAMA, **LORA), causal),
+    "LoRA, modules_to_save": Kind(adapted("LoraConfig", LLAMA, **LORA, modules_to_save=["lm_head"]), causal),
+    "LoRA on a tied head": Kind(
+        adapted(
+            "LoraConfig",
+            of("LlamaForCausalLM", num_key_value_heads=2, tie_word_embeddings=True),
+            **LORA | {"target_modules": ["lm_head", "q_proj"]},
+        ),
+        causal,
+    ),
+    "DoRA": Kind(
+        adapted("LoraConfig", LLAMA, **LORA, use_dora=True), causal, apart="its gradient leaves out that of a norm"
+    ),
+    "IA3": Kind(
+        adapted(
+            "IA3Config",
+            LLAMA,
+            target_modules=["k_proj", "down_proj"],
+            feedforward_modules=["down_proj"],
+            task_type="CAUSAL_LM",
+        ),
+        causal,
+    ),
+    "Prompt tuning": Kind(adapted("PromptTuningConfig", LLAMA, num_virtual_tokens=2, task_type="CAUSAL_LM"), causal),
+    "Llama, checkpointing": Kind(checkpointed(LLAMA, False), causal),
+    "Llama, reentrant checkpointing": Kind(checkpointed(LLAMA, True), causal, double=False),
+    "BERT, bfloat16": Kind(cast(of("BertForSequenceClassification", LABELED), torch.bfloat16), sentences, double=False),
+    "BERT, float16": Kind(cast(of("BertForSequenceClassification", LABELED), torch.float16), sentences, double=False),
+}
+
+
+def table() -> str:
+    """The page of the documentation."""
+    lines = [
+        "# Kinds of models",
+        "",
+        "A test scores each of these, tiny, with `pacgen()`, with a `PACGenCallback` in a plain `Trainer` and with a",
+        "`PACGenTrainer`. All three must give the loss that the Trainer minimizes and the same curvature, in any",
+        "batches (unless a note says that the loss depends on them), and products with the Hessian must be differences",
+        "of the gradient. This page is made of the test's own list by `python tests/kinds_of_models.py`.",
+        "",
+        "| kind | model | score, callback, Trainer | precision of the test |",
+        "|---|---|---|---|",
+    ]
+    for name, kind in KINDS.items():
+        what = "equal the oracle"
+        if kind.refused:
+            what = f'refused: "{kind.says}"'
+        elif kind.says:
+            what += f"; a note says that the loss {kind.says}"
+        if kind.apart:
+            what += f"; products are not compared, as {kind.apart}"
+        lines.append(f"| {name} | `{kind.model}` | {what} | {kind.precision} |")
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    Path(__file__).parents[1].joinpath("docs", "guides", "kinds.md").write_text(table(), encoding="utf-8")
