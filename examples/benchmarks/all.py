@@ -137,17 +137,25 @@ def house(found: dict[str, Any]) -> Iterator[Figure | None]:
                 yield row["way"], row["now"], "<=", row["goal"]
 
 
-def evidence(found: list[dict[str, Any]]) -> Iterator[Figure | None]:
-    """Kendall's τ with the gap on MNIST, from the grid of runs of ``generalization_sweep.py``."""
-    score, small = (find(found, "measure", f"K/m[n,0.1,{epsilon},rho of 2]") for epsilon in ("0.1", "0.01"))
-    if score:
-        yield "K(n)/m and the gap: τ along batch size", score["batch axis"], ">=", 0.8
-        yield "K(n)/m and the gap: τ along learning rate", score["rate axis"], ">=", 0.8
-    others = [find(found, "measure", name) for name in ("trace", "lambda_max", "sharpness[0.01]")]
-    if score and all(others):
-        best = max(row["granulated"] for row in others)
-        yield "K(n)/m: granulated τ, beside trace, λ_max and sharpness", score["granulated"], ">=", best
-        yield "K(n)/m at ε = 0.01: granulated τ, beside them", small["granulated"], ">=", best
+def evidence(found: dict[str, Any]) -> Iterator[Figure | None]:
+    """Kendall's τ with the gap in loss, from the runs of ``generalization_sweep.py``."""
+    lenets = found.get("lenet", {}).get("rows", {}).get("gap in loss", [])
+    names = ("K/m[0.1, max of 2]", "K/m[0.3 rms, median]", "kl_excess/m[0.3 rms, median]", "kl_curvature/m")
+    others = [find(lenets, "measure", n) for n in ("trace", "lambda_max", "relative sharpness[0.3]")]
+    for name in names:
+        row = find(lenets, "measure", name)
+        if row and all(others):
+            best = max(other["granulated"] for other in others)
+            yield (
+                f"LeNets, {name}: granulated τ, beside trace, λ_max and relative sharpness",
+                row["granulated"],
+                ">=",
+                best,
+            )
+    for task, wanted in (("vit", 0.5), ("wrong", 0.38)):
+        row = find(found.get(task, {}).get("rows", {}).get("gap in loss", []), "measure", names[1])
+        if row:
+            yield f"{task}, {names[1]}: granulated τ", row["granulated"], ">=", wanted
 
 
 READERS: dict[str, Callable[[Any], Iterator[Figure | None]]] = {
