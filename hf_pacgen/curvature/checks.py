@@ -38,6 +38,8 @@ def require_dependence(objective: Objective) -> None:
     with torch.enable_grad(), objective.rows.watching():
         result = objective.loss(batch, index)
         objective.kinked = _has_kinks(result.total)
+        if not result.units:  # an error of its own, where the data is gone over
+            return
         if result.total.requires_grad:
             result.total.backward()
     reached = {n: p.grad for n, p in objective.parameters.items() if p.grad is not None}

@@ -45,9 +45,9 @@ def choose_method(space: WeightSpace, method: HVPMethod | str = HVPMethod.AUTO) 
         ValueError: finite differences were asked for where weights or compute are of low precision.
     """
     method = HVPMethod(method)
+    asked = method.facts
     if method in space.resolved:
         return space.resolved[method]
-    asked = method.facts
     dtypes = {parameter.dtype for parameter in space.objective.parameters.values()}
     wide = dtypes <= RELATIVE_DISPLACEMENT.keys() and not space.objective.low_precision
     if asked.differences and not wide:

@@ -25,7 +25,7 @@ def test_a_cubic_has_the_rho_of_its_largest_coefficient(dtype: torch.dtype) -> N
     def loss(model: nn.Module, batch: Tensor) -> tuple[Tensor, int]:
         return (coefficients * model.w**3 / 6).sum() * len(batch), len(batch)  # type: ignore[operator]
 
-    config = ScoreConfig(lipschitz_directions=3, lipschitz_iterations=30)
+    config = ScoreConfig(epsilon=0.1, lipschitz_directions=3, lipschitz_iterations=30)
     model = Weights(40, dtype)
     result = hessian_lipschitz(model, [torch.zeros(4)], config=config, loss_fn=loss, progress=False)
     expected = []
@@ -50,7 +50,7 @@ def test_a_quadratic_has_none() -> None:
 @pytest.mark.parametrize("name", ["bert", "gpt2"])
 def test_lanczos_finds_the_norm_of_the_difference_of_dense_hessians(name: str) -> None:
     model, parts = tiny.make(name), tiny.split(tiny.examples(name, 5), 2, 3)
-    config = ScoreConfig(lipschitz_directions=2, lipschitz_iterations=12, lipschitz_batches=2)
+    config = ScoreConfig(epsilon=0.1, lipschitz_directions=2, lipschitz_iterations=12, lipschitz_batches=2)
     result = hessian_lipschitz(model, parts, config=config, progress=False)
     at_w = tiny.dense_hessian(model, tiny.examples(name, 5))
     kept = {n: p.detach().clone() for n, p in model.named_parameters()}

@@ -136,7 +136,7 @@ def test_terms_between_examples_leave_the_models_own_loss() -> None:
     assert objective.kind is LossKind.OTHER and objective.depends_on_batching
     assert "depends on how the data is cut into batches" in objective.notes[0]
     result = hessian_diagonal(model, [batch], config=ScoreConfig(), progress=False)
-    assert result.estimator == "hutchinson" and result.loss == pytest.approx(model(**batch).loss.item(), rel=1e-9)
+    assert result.estimator == "blend" and result.loss == pytest.approx(model(**batch).loss.item(), rel=1e-9)
 
 
 def test_a_later_batch_with_another_loss_ends_gauss_newton() -> None:
@@ -144,7 +144,7 @@ def test_a_later_batch_with_another_loss_ends_gauss_newton() -> None:
     batch["input_ids"][:, 0] = T([1, 1, 1, 2, 2, 2])
     parts = tiny.split(batch, 3, 3)
     result = hessian_diagonal(model, parts, config=ScoreConfig(), progress=False)
-    assert result.estimator == "hutchinson"
+    assert result.estimator == "blend"
     assert result.loss == pytest.approx(sum(model(**part).loss.item() for part in parts) / 2, rel=1e-9)
     objective = inspected(model, parts)
     with pytest.raises(LossChanged, match="The loss of batch 1 is not the cross-entropy on the model's logits that"):

@@ -42,11 +42,11 @@ QUICK: dict[str, Any] = {"lipschitz_directions": 0, "rho": 1.5, "estimator": "ga
 # evaluate's own form of a metric's tests: inputs with the results that they must give
 test_cases: list[dict[str, Any]] = [
     {  # the curvature branch: log(0.1 sqrt(400)) = log 2 and log(0.1 sqrt(300 * 400 / 3)) = log 20
-        "inputs": {"weights": [0.0], "hessian_diagonal": [400.0], "hessian_lipschitz": 0.0, "eta": 300.0},
+        "inputs": {"weights": [0.0], "hessian_diagonal": [400.0], "hessian_lipschitz": 0.0, "eta": 300.0, "epsilon": 0.1},
         "result": {"pacgen": math.log(2), "pacgen_kl": math.log(20), "pacgen_active_fraction": 1.0},
     },
     {  # saturated, and a negative curvature: log((1 + 0.2) / 0.2), log((0 + 0.1) / 0.1) = 0
-        "inputs": {"weights": [1.0, 0.0], "hessian_diagonal": [1.0, -9.0], "hessian_lipschitz": 0.0, "eta": 1.0},
+        "inputs": {"weights": [1.0, 0.0], "hessian_diagonal": [1.0, -9.0], "hessian_lipschitz": 0.0, "eta": 1.0, "epsilon": 0.1},
         "result": {"pacgen": math.log(6), "pacgen_active_fraction": 0.0, "pacgen_kl_active_fraction": 0.0},
     },
     {  # rho: m = 4, N = 0.1 and rho sqrt(m) N = 400, so Psi/m = log(0.1 sqrt(400)); K with 1/9 of it
@@ -55,6 +55,7 @@ test_cases: list[dict[str, Any]] = [
             "hessian_diagonal": numpy.zeros((2, 2)),
             "hessian_lipschitz": 2000.0,
             "num_training_examples": 9,
+            "epsilon": 0.1,
         },
         "result": {
             "pacgen": 4 * math.log(2),
@@ -132,7 +133,7 @@ def test_arrays_of_any_kind_give_the_same(metric: Any) -> None:
         ([torch.tensor(row) for row in w], [torch.tensor(row) for row in h]),
     ]
     expected, *others = [
-        metric.compute(weights=a, hessian_diagonal=b, hessian_lipschitz=2.0, eta=50.0) for a, b in kinds
+        metric.compute(weights=a, hessian_diagonal=b, hessian_lipschitz=2.0, eta=50.0, epsilon=0.1) for a, b in kinds
     ]
     for other in others:
         assert other == pytest.approx(expected, rel=1e-12)
