@@ -33,7 +33,7 @@ registration = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(registration)
 """
 COMPUTE = """
-results = metric.compute(weights=[0.0], hessian_diagonal=[400.0], hessian_lipschitz=0.0, eta=300.0)
+results = metric.compute(weights=[0.0], hessian_diagonal=[400.0], hessian_lipschitz=0.0, eta=300.0, epsilon=0.1)
 print("score", round(results["pacgen"], 6), type(metric).__module__)
 """
 SCORE = "score 0.693147"  # log(0.1 sqrt(400)) = log 2

@@ -56,6 +56,7 @@ def require_dependence(objective: Objective) -> None:
             "other weights trainable."
         )
     objective.guard.add("weights that matter", f"{len(reached)} of {len(objective.parameters)} tensors have a gradient")
+    objective.reached = tuple(reached)
     idle = [name for name in objective.parameters if name not in reached]
     if idle and processes is None:
         share = sum(objective.parameters[name].numel() for name in idle) / objective.num_parameters
@@ -125,6 +126,17 @@ def sanity(space: WeightSpace, diagonal: DiagonalEstimate, smoothness: Lipschitz
             "The Hessian's trace is exactly 0 although the loss depends on the weights: the loss is linear in them, or "
             "a part of the model cannot be differentiated twice."
         )
+    else:
+        flat = [
+            name
+            for name in space.objective.reached
+            if space.is_whole and name in diagonal.values and not bool(diagonal.values[name].any())
+        ]
+        if flat:
+            yield (
+                f"The curvature of {named(flat)} is exactly 0 although the loss depends on it: the loss is linear in "
+                "it, or what lies above it cannot be differentiated twice."
+            )
     error = diagonal.trace_stderr
     exact = not diagonal.estimator.facts.has_standard_errors
     if error is not None and not exact and (error == 0 or math.isnan(error)):
@@ -140,5 +152,6 @@ def sanity(space: WeightSpace, diagonal: DiagonalEstimate, smoothness: Lipschitz
 
 
 def named(names: list[str]) -> str:
+    """The first few of some names, and how many more there are."""
     shown = ", ".join(repr(name) for name in names[:NAMED])
     return shown + (f" and {len(names) - NAMED} more" if len(names) > NAMED else "")

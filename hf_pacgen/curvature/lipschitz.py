@@ -73,6 +73,11 @@ def estimate_lipschitz(space: WeightSpace, config: ScoreConfig, *, tick: Tick = 
 def _batches(space: WeightSpace, config: ScoreConfig) -> list[tuple[int, Any]]:
     """Batches with loss units for all displacements, drawn at random; the same in every process."""
     objective = space.objective
+    if not objective.batches.draws_at_random:
+        objective.guard.note(
+            "ρ was estimated on the first batches of the data, whose number is not known beforehand. If the data is "
+            "sorted they are not typical, and its ± does not show that; shuffle it, or pass a dataset with a length."
+        )
     order = objective.batches.drawn(stream_key(config.seed, "batches of rho"))
     counted = ((i, b) for i, b in order if objective.has_units(b))
     return list(itertools.islice(counted, config.lipschitz_directions * config.lipschitz_batches))

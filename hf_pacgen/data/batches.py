@@ -137,6 +137,11 @@ class Batches:
             yield from ((index, found[index]) for index in order[start : start + 8] if index in found)
 
     @property
+    def draws_at_random(self) -> bool:
+        """Whether :meth:`drawn` has a random order: batches whose number is not known beforehand come in their own."""
+        return self._total() is not None
+
+    @property
     def is_subset(self) -> bool:
         """Whether ``max_examples`` leaves out some of the data, or may."""
         if self.max_examples is None:

@@ -92,6 +92,8 @@ class Objective:
         self._example: tuple[int, Any, float] | None = None
         self.first: tuple[int, Any] | None = None
         """The first batch with labels, and its number."""
+        self.reached: tuple[str, ...] = ()
+        """Parameters that the loss of the first batch depends on, once that was looked at."""
         self.kinked = False
         """Whether the gradient may jump, by the operations of the first batch."""
 

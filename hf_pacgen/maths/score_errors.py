@@ -21,6 +21,8 @@ __all__ = ["DiagonalSample", "Part", "ScoreErrors"]
 
 VALUES = ("score", "kl_complexity", "kl_excess", "kl_curvature")
 """What gets a standard error."""
+WITHOUT_RHO = ("kl_curvature",)
+"""Those of them that ρ has no part in."""
 HALVES = 6
 """Ways in which the groups are cut into halves."""
 
@@ -77,14 +79,14 @@ class ScoreErrors:
     Args:
         sample: the diagonals.
         rho, rho_stderr: ρ and its standard error; None where that is unknown.
-        smoothness: √m.
+        root: √m.
         gamma, eta: γ and η.
     """
 
     sample: DiagonalSample
     rho: float
     rho_stderr: float | None
-    smoothness: float
+    root: float
     gamma: float
     eta: float
     table: Tensor = field(init=False)
@@ -113,13 +115,19 @@ class ScoreErrors:
         """Add a tensor: its weights that are in the sample, and ε as a length."""
         weights, scale = weights.double().cpu(), self.sample.scales[name]
         middle = self._diagonal(name, self._every)[0]
-        spread = (self.rho_stderr or 0.0) / self.rho if self.rho else 0.0
-        rows = [self._sums(weights, middle, epsilon, self.rho * math.exp(power)) for power in (0.0, spread, -spread)]
+        rows = [self._sums(weights, middle, epsilon, rho) for rho in (self.rho, *self._rho_range())]
         for kept in (*self._without, *self._parts):
             rows.append(self._sums(weights, self._diagonal(name, kept.unsqueeze(0))[0], epsilon, self.rho))
         slopes = self._slopes(weights, middle, epsilon)
         rows += list(self._missed(name, torch.cat([self._every, self._without])) @ slopes)
         self.table += scale * torch.stack(rows)
+
+    def _rho_range(self) -> tuple[float, float]:
+        """ρ one standard error up and down: by factors, as ratios scatter, unless their median is 0."""
+        stderr = self.rho_stderr or 0.0
+        if self.rho == 0:
+            return 2 * stderr, 0.0
+        return self.rho * math.exp(stderr / self.rho), self.rho * math.exp(-stderr / self.rho)
 
     def _diagonal(self, name: str, kept: Tensor) -> Tensor:
         return sum((part.shares[name] * part.mean(name, kept) for part in self.sample.parts), torch.zeros(()))
@@ -133,7 +141,7 @@ class ScoreErrors:
 
     def _terms(self, weights: Tensor, diagonal: Tensor, epsilon: float, rho: float) -> Tensor:
         settings = {"gamma": self.gamma, "epsilon": epsilon, "eta": self.eta}
-        return _values(coordinate_terms(weights, diagonal, rho * self.smoothness, **settings))
+        return _values(coordinate_terms(weights, diagonal, rho * self.root, **settings))
 
     def _sums(self, *arguments: Tensor | float) -> Tensor:
         return self._terms(*arguments).sum(1)  # type: ignore[arg-type]
@@ -150,8 +158,7 @@ class ScoreErrors:
         Call it when all tensors (of all shards) are in :attr:`table`.
         """
         groups = len(self._without)
-        blank = self.sample.biased or (groups < 2 and not self.sample.exact)
-        if blank or (self.rho_stderr is None):
+        if self.sample.biased or (groups < 2 and not self.sample.exact):
             return dict.fromkeys(VALUES, None)
         middle, up, down = self.table[:3]
         smooth = (up - down) / 2
@@ -165,7 +172,10 @@ class ScoreErrors:
             shift = torch.maximum(half.abs(), quarter.abs())
             variance = variance + _jackknife(without) + shift.square()
             variance = variance + missed[0].square() + _jackknife(missed_without)
-        return dict(zip(VALUES, variance.sqrt().tolist(), strict=True))
+        found: dict[str, float | None] = dict(zip(VALUES, variance.sqrt().tolist(), strict=True))
+        if self.rho_stderr is None:
+            found |= {name: None for name in VALUES if name not in WITHOUT_RHO}
+        return found
 
 
 def _values(terms: CoordinateTerms) -> Tensor:

@@ -178,9 +178,10 @@ def _errors(
     sample = diagonal.sample
     if sample is None:
         raise LookupError("The diagonal has no sample: every estimator must keep one for the errors of the score.")
-    errors = ScoreErrors(sample, *rho, smoothness=math.sqrt(space.num_parameters), gamma=config.gamma, eta=eta)
+    errors = ScoreErrors(sample, *rho, root=math.sqrt(space.num_parameters), gamma=config.gamma, eta=eta)
     for name, weights in space.weights.items():
-        errors.add(name, weights.detach().reshape(-1)[sample.places[name]], epsilon=epsilons[name])
+        looked_at = weights.detach().reshape(-1)[sample.places[name]]
+        errors.add(name, looked_at, epsilon=epsilons[name])
     space.total(errors.table)
     return errors.finish()
 

@@ -19,8 +19,10 @@ from hf_pacgen.curvature.ascent import coarse_weights
 from hf_pacgen.curvature.operators import MeanLoss
 from hf_pacgen.data.objective import Objective
 from hf_pacgen.maths.counter_rng import stream_key
+from hf_pacgen.maths.student import interval_stderr
 from hf_pacgen.measures.session import DataOptions, Tick, measure, session
 from hf_pacgen.noise.perturbation import Perturbation
+from hf_pacgen.noise.perturbed import noisy_loss
 from hf_pacgen.results.relative_sharpness import RelativeSharpness, headline
 
 ENOUGH = 8  # batches, or further draws of them, from which a spread can be told
@@ -160,14 +162,7 @@ class _Pairs:
 
     def _loss(self, batch: Any, index: int) -> tuple[float, float]:
         self.forward += 1
-        with torch.no_grad():
-            try:
-                result = self.objective.loss(batch, index)
-            except ValueError as error:
-                if self.noise.applied:
-                    raise ValueError(f"With the noise on the weights: {error} Or take lower levels.") from error
-                raise
-        return result.total.item(), result.units
+        return noisy_loss(self.objective, self.noise, batch, index, remedy="Or take lower levels.")
 
     def _total(self, value: float) -> float:
         return float(self.objective.batches.processes.sum_(torch.tensor([value], dtype=torch.float64)).item())
@@ -199,9 +194,9 @@ class _Pairs:
         further = self._total(sum(rise.draws - 1 for rise in rises))
         between = self._sum([(rise.units * (rise.mean - means)) ** 2 for rise in rises]) / over.units**2
         within = self._sum([r.units**2 * r.squares / max(r.draws - 1, 1) / r.draws for r in rises]) / over.units**2
-        # what a small sample says of a variance is uncertain: the variance of Student's t
-        between *= _of_t(batches - 1) * batches / max(batches - 1, 1)
-        within *= _of_t(further)
+        # what a small sample says of a variance is uncertain
+        between *= _widened(batches - 1) * batches / max(batches - 1, 1)
+        within *= _widened(further)
         if further:  # the spread between batches is then known apart from the noise, and counts as far as data is left
             left = 1 - self._share(over)
             variance = within + left * (between - within).clamp(min=0) if left else within
@@ -239,6 +234,6 @@ class _Pairs:
             )
 
 
-def _of_t(freedom: float) -> float:
-    """The variance of Student's t: infinite for 2 degrees of freedom and fewer."""
-    return freedom / (freedom - 2) if freedom > 2 else math.inf
+def _widened(freedom: float) -> float:
+    """By how much a variance of so few degrees of freedom is widened: endlessly where there is none."""
+    return interval_stderr(1.0, int(freedom)) ** 2 if freedom >= 1 else math.inf

@@ -17,7 +17,7 @@ from hf_pacgen.curvature.operators import MeanLoss
 from hf_pacgen.data.objective import Objective
 from hf_pacgen.measures.session import DataOptions, Tick, measure, session
 from hf_pacgen.noise.perturbation import Perturbation, ScaleFunction
-from hf_pacgen.noise.perturbed import scaled_noise
+from hf_pacgen.noise.perturbed import noisy_loss, scaled_noise
 from hf_pacgen.results.sharpness import Sharpness
 
 ENOUGH = 8  # degrees of freedom of a variance that is trusted to stop the drawing
@@ -132,14 +132,7 @@ class _Draws:
 
     def _loss(self, batch: Any, index: int) -> tuple[float, float]:
         self.forward += 1
-        with torch.no_grad():
-            try:
-                result = self.objective.loss(batch, index)
-            except ValueError as error:
-                if self.noise.applied:
-                    raise ValueError(f"With the noise on the weights: {error} Or lower noise_scale.") from error
-                raise
-        return result.total.item(), result.units
+        return noisy_loss(self.objective, self.noise, batch, index, remedy="Or lower noise_scale.")
 
     def _sums(self) -> Tensor:
         # the variance of Σ n_b rise_b, and the numbers of batches, summed loss and forward passes

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hf_pacgen.data.objective import Objective
 from hf_pacgen.maths.distributions import NoiseDistribution
 from hf_pacgen.model.state import unwrap
 from hf_pacgen.model.storage import independent
@@ -139,3 +140,21 @@ def _is_level(value: Any, limit: float) -> bool:
         return 0 <= float(value) <= limit
     except OverflowError:
         return False  # an integer beyond every float
+
+
+def noisy_loss(
+    objective: Objective, noise: Perturbation, batch: Any, index: int, *, remedy: str
+) -> tuple[float, float]:
+    """The summed loss of a batch and its units, with the noise that is on the weights, if any.
+
+    Raises:
+        ValueError: the loss is not finite; where noise is on, the message says so, and ends with the remedy.
+    """
+    with torch.no_grad():
+        try:
+            result = objective.loss(batch, index)
+        except ValueError as error:
+            if noise.applied:
+                raise ValueError(f"With the noise on the weights: {error} {remedy}") from error
+            raise
+    return result.total.item(), result.units

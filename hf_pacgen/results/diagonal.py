@@ -27,7 +27,8 @@ class DiagonalEstimate(Result):
     stderr: dict[str, Tensor] | None = other(
         "standard error of every entry, from the spread between batches and passes, where asked for "
         "(standard_error=True); for the blend with how far its Gauss-Newton part is from the Hessian, on average over "
-        "a tensor; 0 for the exact one, NaN where a single batch shows no spread",
+        "a tensor; 0 for the exact one, NaN where a single batch shows no spread. For 'gauss_newton' the "
+        "spread alone, without how far that is from the Hessian",
         default=None,
         written=False,
     )

@@ -72,11 +72,6 @@ def composition(total: ScoreTerms, eta: float) -> Iterator[str]:
         yield saturated + " Read K(η), which has η in it."
 
 
-def limits(result: PACGenResult) -> list[str]:
-    """What limits the numbers, in sentences."""
-    return list(result.status)
-
-
 def further_metrics(result: PACGenResult) -> Iterator[tuple[Facts, str]]:
     """Metrics without a place of their own in tables and on cards, and their values: those that are declared later."""
     for name, facts in result.facts().items():

@@ -216,10 +216,14 @@ def test_other_losses_get_hutchinson_and_say_so() -> None:
     batch = tiny.examples("bert", 4)
     batch["labels"] = torch.randn(4, dtype=torch.float64)
     result = estimate(model, [batch], passes=2)
-    assert result.estimator is Estimator.HUTCHINSON
-    assert "hutchinson instead of blend" in result.notes[0]
-    custom = estimate(tiny.make("bert"), [tiny.examples("bert", 4)], loss_fn=lambda m, b: (m(**b).loss * 4, 4))
-    assert "a loss function that was passed in" in custom.notes[0]
+    assert result.estimator is Estimator.BLEND and not result.notes  # a squared error has a second derivative
+
+    def decay(model: nn.Module, batch: Any) -> tuple[Tensor, int]:
+        return sum(p.square().sum() for p in model.parameters()) * 4 + 0 * model(**batch).loss, 4  # type: ignore[return-value]
+
+    custom = estimate(tiny.make("bert"), [tiny.examples("bert", 4)], loss_fn=decay)
+    assert custom.estimator is Estimator.HUTCHINSON
+    assert "hutchinson instead of blend" in custom.notes[0] and "a loss function that was passed in" in custom.notes[0]
 
 
 def test_one_batch_shows_no_spread() -> None:

@@ -42,11 +42,23 @@ QUICK: dict[str, Any] = {"lipschitz_directions": 0, "rho": 1.5, "estimator": "ga
 # evaluate's own form of a metric's tests: inputs with the results that they must give
 test_cases: list[dict[str, Any]] = [
     {  # the curvature branch: log(0.1 sqrt(400)) = log 2 and log(0.1 sqrt(300 * 400 / 3)) = log 20
-        "inputs": {"weights": [0.0], "hessian_diagonal": [400.0], "hessian_lipschitz": 0.0, "eta": 300.0, "epsilon": 0.1},
+        "inputs": {
+            "weights": [0.0],
+            "hessian_diagonal": [400.0],
+            "hessian_lipschitz": 0.0,
+            "eta": 300.0,
+            "epsilon": 0.1,
+        },
         "result": {"pacgen": math.log(2), "pacgen_kl": math.log(20), "pacgen_active_fraction": 1.0},
     },
     {  # saturated, and a negative curvature: log((1 + 0.2) / 0.2), log((0 + 0.1) / 0.1) = 0
-        "inputs": {"weights": [1.0, 0.0], "hessian_diagonal": [1.0, -9.0], "hessian_lipschitz": 0.0, "eta": 1.0, "epsilon": 0.1},
+        "inputs": {
+            "weights": [1.0, 0.0],
+            "hessian_diagonal": [1.0, -9.0],
+            "hessian_lipschitz": 0.0,
+            "eta": 1.0,
+            "epsilon": 0.1,
+        },
         "result": {"pacgen": math.log(6), "pacgen_active_fraction": 0.0, "pacgen_kl_active_fraction": 0.0},
     },
     {  # rho: m = 4, N = 0.1 and rho sqrt(m) N = 400, so Psi/m = log(0.1 sqrt(400)); K with 1/9 of it
@@ -359,7 +371,7 @@ def test_the_code_of_the_card_runs(
 def test_metric_for_best_model(metric: Any, model: Any, examples: datasets.Dataset, tmp_path: Path) -> None:
     """Though it is not advised: the checkpoint with the lowest K(η) is loaded at the end."""
     set_seed(0)
-    settings = {**QUICK, "num_training_examples": len(examples)}
+    settings = {**QUICK, "num_training_examples": len(examples), "epsilon": 0.1}
 
     def compute_metrics(output: Any) -> dict[str, float]:
         return metric.compute(model=model, data=examples.select(range(4)), **settings)

@@ -26,7 +26,7 @@ def errors(
     parts: list[Part], rho: float = 0.0, rho_stderr: float | None = 0.0, **known: bool
 ) -> dict[str, float | None]:
     sample = DiagonalSample({"w": torch.arange(SIZE)}, {"w": 1.0}, parts, **known)
-    found = ScoreErrors(sample, rho, rho_stderr, smoothness=1.0, gamma=0.1, eta=ETA)
+    found = ScoreErrors(sample, rho, rho_stderr, root=1.0, gamma=0.1, eta=ETA)
     found.add("w", WEIGHTS, epsilon=0.1)
     return found.finish()
 
@@ -77,8 +77,18 @@ def test_the_error_of_rho_is_carried_through() -> None:
 def test_what_is_unknown_is_none() -> None:
     part = Part({"w": 1.0}, {"w": TRUE.repeat(GROUPS, 1)}, torch.ones(GROUPS, dtype=torch.float64))
     one = Part({"w": 1.0}, {"w": TRUE.repeat(GROUPS, 1)}, torch.eye(GROUPS, dtype=torch.float64)[0])
-    for found in (errors([part], biased=True), errors([one]), errors([part], rho=1.0, rho_stderr=None)):
+    for found in (errors([part], biased=True), errors([one])):
         assert set(found.values()) == {None}
+    found = errors([part], rho=1.0, rho_stderr=None)
+    assert found.pop("kl_curvature") is not None  # which has no ρ
+    assert set(found.values()) == {None}
+
+
+def test_a_median_of_0_with_larger_ratios_beside_it_has_an_error_too() -> None:
+    exact = [Part({"w": 1.0}, {"w": TRUE.repeat(GROUPS, 1)}, torch.ones(GROUPS, dtype=torch.float64))]
+    found = errors(exact, rho=0.0, rho_stderr=40.0, exact=True)
+    assert found["kl_complexity"] == pytest.approx(((value(TRUE, 80.0) - value(TRUE, 0.0))[1] / 2).item())
+    assert found["kl_complexity"] > 1
 
 
 def test_groups_of_unequal_size_and_empty_ones_pool_by_their_units() -> None:

@@ -18,7 +18,6 @@ from hf_pacgen.show.wording import (
     composition,
     findings,
     further_metrics,
-    limits,
     number,
     parts,
     percent,
@@ -53,7 +52,7 @@ RHO = LipschitzEstimate(value=2.0, iterations=(3, 5), batches=1, converged=True)
 def said(
     terms: dict[str, Any] | None = None, diagonal: dict[str, Any] | None = None, rho: dict[str, Any] | None = None
 ) -> list[str]:
-    """The sentences on numbers that nothing limits, but for what is changed."""
+    """The sentences on numbers that nothing but for what is changed."""
     return list(
         findings(
             dataclasses.replace(TERMS, **terms or {}),
@@ -187,7 +186,7 @@ def test_the_notes_of_the_diagonal_come_between_saturation_and_noise() -> None:
 
 def test_the_limits_of_a_result_are_what_it_says() -> None:
     result = sample_result(status=("One.", "Two."), active_fraction=0.0)
-    assert limits(result) == ["One.", "Two."] and limits(sample_result(status=())) == []
+    assert result.notes == ("One.", "Two.") and sample_result(status=()).notes == ()
 
 
 def test_what_a_complexity_is_made_of_in_a_line() -> None:

@@ -28,7 +28,7 @@ from hf_pacgen.results.base import MAX_BYTES
 from hf_pacgen.results.pacgen import PACGenResult
 from hf_pacgen.show.cards.update import NUMBERS
 from hf_pacgen.show.plots import plot_by_module
-from hf_pacgen.show.wording import further_metrics, limits, number, parts, with_error
+from hf_pacgen.show.wording import further_metrics, number, parts, with_error
 
 logger = logging.getLogger("hf_pacgen.app")
 
@@ -164,7 +164,7 @@ def summary(result):
         f"<b>{html.escape(value)}</b><small>{html.escape(note)}</small></div>"
         for label, value, note in tiles
     )
-    items = "".join(f"<li>{html.escape(sentence)}</li>" for sentence in limits(result))
+    items = "".join(f"<li>{html.escape(sentence)}</li>" for sentence in result.notes)
     warning = f"<div class='pacgen-warning' role='note'>What limits these numbers<ul>{items}</ul></div>"
     return f"<div class='pacgen-tiles'>{boxes}</div>" + (warning if items else "")
 

@@ -76,7 +76,8 @@ Examples:
     >>> import evaluate
     >>> metric = evaluate.load("pacgen")
     >>> results = metric.compute(
-    ...     weights=[0.5, -1.0, 2.0], hessian_diagonal=[400.0, 100.0, -5.0], hessian_lipschitz=3.0, eta=1000.0
+    ...     weights=[0.5, -1.0, 2.0], hessian_diagonal=[400.0, 100.0, -5.0], hessian_lipschitz=3.0, eta=1000.0,
+    ...     epsilon=0.1,
     ... )
     >>> {name: round(value, 4) for name, value in results.items()}  # doctest: +NORMALIZE_WHITESPACE
     {'pacgen': 7.0929, 'pacgen_per_parameter': 2.3643, 'pacgen_kl': 12.8979, 'pacgen_kl_per_parameter': 4.2993,

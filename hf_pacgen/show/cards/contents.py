@@ -17,7 +17,7 @@ from huggingface_hub.repocard_data import eval_results_to_model_index
 from hf_pacgen.maths.certified_bound import Bound
 from hf_pacgen.results.certificate import certificate_fields, rounded_up, sentence
 from hf_pacgen.results.pacgen import PACGenResult
-from hf_pacgen.show.wording import further_metrics, limits, number, parts, percent, with_error
+from hf_pacgen.show.wording import further_metrics, number, parts, percent, with_error
 
 CERTIFICATE = "pacgen_certificate"
 BOUND_NAMES = {bound.value: bound.facts.label for bound in Bound}
@@ -102,7 +102,7 @@ def card_section(result: PACGenResult, *, chart: str | None = None, numbers: str
         chart=chart,
         numbers=numbers,
         bars="" if chart else _text_bars(result),
-        limits=limits(result),
+        limits=result.notes,
         settings=settings,
     )
 
