@@ -235,5 +235,5 @@ class _Pairs:
 
 
 def _widened(freedom: float) -> float:
-    """By how much a variance of so few degrees of freedom is widened: endlessly where there is none."""
-    return interval_stderr(1.0, int(freedom)) ** 2 if freedom >= 1 else math.inf
+    """By how much a variance of so few degrees of freedom is widened: endlessly where they say next to nothing."""
+    return interval_stderr(1.0, int(freedom)) ** 2 if freedom > 2 else math.inf
