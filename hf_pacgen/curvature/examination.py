@@ -15,7 +15,7 @@ from torch import Tensor
 
 from hf_pacgen.config import Estimator, HVPMethod, ScoreConfig
 from hf_pacgen.curvature.checks import named
-from hf_pacgen.curvature.hvp import RELATIVE_DISPLACEMENT, HessianProduct, choose_method
+from hf_pacgen.curvature.hvp import RELATIVE_DISPLACEMENT, HessianProduct, choose_method, default_displacement
 from hf_pacgen.curvature.weight_space import Vector, WeightSpace
 from hf_pacgen.model.embeddings import dense
 from hf_pacgen.model.precision import full_precision
@@ -117,8 +117,7 @@ class _Examination:
 
     def _around(self) -> _Around:
         space = self.space
-        relative = max(RELATIVE_DISPLACEMENT[p.dtype] for p in self.objective.parameters.values())
-        step = relative * space.scale / math.sqrt(space.num_parameters)
+        step = default_displacement(space) / math.sqrt(space.num_parameters)
         losses, slopes, gradients = [], [], []
         epsilon = 0.0
         for sign in (0.0, 1.0, -1.0):

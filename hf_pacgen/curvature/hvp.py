@@ -27,7 +27,7 @@ from hf_pacgen.model.state import (
     uses_reentrant_checkpointing,
 )
 
-__all__ = ["HessianProduct", "choose_method"]
+__all__ = ["HessianProduct", "choose_method", "default_displacement"]
 
 RELATIVE_DISPLACEMENT = {torch.float32: 5e-4, torch.float64: 1e-5}
 """‖h z‖ as a fraction of ‖w‖: near (rounding error)^(1/3), where truncation and rounding balance."""
@@ -70,6 +70,16 @@ def choose_method(space: WeightSpace, method: HVPMethod | str = HVPMethod.AUTO) 
     return method
 
 
+def default_displacement(space: WeightSpace) -> float:
+    """‖h z‖ that suits the coarsest precision in sight, of the weights or the loss.
+
+    Causal models take their loss in float32 whatever their weights are: a step made for float64 would drown in its
+    rounding.
+    """
+    dtypes = {parameter.dtype for parameter in space.objective.parameters.values()} | {space.objective.loss_dtype}
+    return max(RELATIVE_DISPLACEMENT.get(dtype, 0.0) for dtype in dtypes) * space.scale
+
+
 class HessianProduct:
     """H_b v for the summed loss of a batch b, at the weights or displaced from them.
 
@@ -101,8 +111,7 @@ class HessianProduct:
             raise LookupError(f"There is no product by {self.method!r}: a new method needs its function in PRODUCTS.")
         facts = self.method.facts
         if facts.differences:
-            relative = max(RELATIVE_DISPLACEMENT[p.dtype] for p in self.objective.parameters.values())
-            self.longest = displacement if displacement is not None else relative * space.scale
+            self.longest = displacement if displacement is not None else default_displacement(space)
         if not facts.differences or not self.controlled:
             # not later: a pass over the data seeds the random numbers, and a random loss would repeat itself
             self.objective.confirm_deterministic()

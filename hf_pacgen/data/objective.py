@@ -92,6 +92,8 @@ class Objective:
         self._example: tuple[int, Any, float] | None = None
         self.first: tuple[int, Any] | None = None
         """The first batch with labels, and its number."""
+        self.loss_dtype = torch.float64
+        """Of the loss as it comes out of the call, which may be coarser than the weights."""
         self.reached: tuple[str, ...] = ()
         """Parameters that the loss of the first batch depends on, once that was looked at."""
         self.kinked = False
@@ -129,7 +131,7 @@ class Objective:
         with torch.enable_grad(), self.rows.watching(), self.rows.sparse_gradients():
             with precision:
                 value, units, outputs = self._looked_at(index, on_device)
-            self.low_precision = precision.seen
+            self.low_precision, self.loss_dtype = precision.seen, value.dtype
             if self.loss_fn is None:
                 self._require_finite(BatchLoss(value, 1), index)
                 self._adopt(inspect_loss(self, value, outputs, on_device, index), index)

@@ -89,8 +89,7 @@ def _score(name: str, settings: dict[str, Any], expected: dict[str, Any]) -> Non
         made(**batches(name)[0])  # leaves the outermost weights gathered
     result = pacgen(made, batches(name), config=config, progress=False).to_dict()
     for key in SUMS:
-        # rounding may shorten a step of finite differences on one side only, which shows in the fifth digit
-        wanted = None if expected[key] is None else pytest.approx(expected[key], rel=2e-4)
+        wanted = None if expected[key] is None else pytest.approx(expected[key], rel=1e-5)
         check(result[key] == wanted, f"{key}: {result[key]}, not {expected[key]}")
     for module, part in expected["by_module"].items():
         check(result["by_module"][module] == pytest.approx(part, rel=1e-4, abs=1e-7), f"by_module {module}")
