@@ -22,7 +22,7 @@ FLOORS: dict[str, str] = {
     "show": "advice cards.contents cards.document cards.update plots.gap plots.landscape plots.score plots.spectrum "
     "plots.style tables wording",
     "distributed": "processes shards",
-    "model": "dequantized embeddings parameters precision state storage",
+    "model": "dequantized embeddings fingerprint parameters precision state storage",
     "data": "batches checks checksums collation contents inspection losses objective own_loss recognition "
     "sharded_objective units",
     "curvature": "ascent checkpoint checks diagonal.blend diagonal.estimate diagonal.exact diagonal.gauss_newton "
@@ -33,9 +33,9 @@ FLOORS: dict[str, str] = {
     "certify": "certify draws error_rate posterior priors refinement search splits validity",
     "training": "arguments callback.callback callback.guard clipping estimates hooks noisy_step run_facts trainer "
     "trainer_loss",
-    "command_line": "card certify compare inputs.columns inputs.data inputs.examples inputs.labels inputs.load "
-    "inputs.models inputs.processors inputs.tasks main parser printing quiet register run_options score "
-    "sharpness",
+    "command_line": "card certify compare inputs.adapters inputs.columns inputs.data inputs.examples inputs.labels "
+    "inputs.load inputs.models inputs.processors inputs.runs inputs.tasks main parser printing quiet register "
+    "run_options score sharpness",
     "evaluate_module": "pacgen.app pacgen.pacgen",
 }
 """Every module of every folder, by name: a new file needs a decision where it belongs."""

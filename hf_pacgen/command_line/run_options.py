@@ -14,6 +14,7 @@ from accelerate import Accelerator
 from hf_pacgen.command_line.inputs.data import DataArguments
 from hf_pacgen.command_line.inputs.load import Subject, load_subject
 from hf_pacgen.command_line.inputs.models import ModelArguments, choose_device
+from hf_pacgen.command_line.inputs.runs import chosen, expanded
 from hf_pacgen.command_line.parser import CommandParser
 from hf_pacgen.command_line.quiet import quiet
 from hf_pacgen.config.settings import Config, Count, Natural, option
@@ -67,11 +68,14 @@ class Run:
     ) -> None:
         settings = (*extra, ModelArguments, DataArguments, args, config)
         self.parser = CommandParser(settings, command, group=group, usage=usage, **words)
-        metavar, count, what = ("RUN", "+", "The models: folders") if several else ("MODEL", 1, "The model: a folder")
-        said = f"{what}, or an id on the Hugging Face hub."
+        metavar, count, what = ("RUN", "+", "The models") if several else ("MODEL", 1, "The model")
+        said = f"{what}: a saved model, a PEFT adapter, a training run's folder, or an id on the Hugging Face hub."
         self.parser.add_argument("models", metavar=metavar, nargs=count, help=said)
         *self.extra, self.model_args, self.data_args, self.args, self.config, rest = self.parser.settings(argv)
-        self.models: list[str] = rest.models
+        which = self.model_args.checkpoint
+        with self.parser.refusals():
+            # a run's folder stands for its checkpoints
+            self.models: list[str] = expanded(rest.models, which) if several else [chosen(rest.models[0], which)]
         paths = {name: getattr(self.args, name, None) for name in OUTPUTS}
         self.outputs: dict[str, str] = {name: path for name, path in paths.items() if path is not None}
         for name, path in self.outputs.items():

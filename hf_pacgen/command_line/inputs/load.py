@@ -13,7 +13,14 @@ from hf_pacgen.command_line.inputs.columns import Columns
 from hf_pacgen.command_line.inputs.data import DataArguments, check_files, load_table
 from hf_pacgen.command_line.inputs.examples import Examples
 from hf_pacgen.command_line.inputs.labels import encode_labels
-from hf_pacgen.command_line.inputs.models import ModelArguments, choose_device, load_config, load_model
+from hf_pacgen.command_line.inputs.models import (
+    ModelArguments,
+    choose_device,
+    load_config,
+    load_model,
+    processor_of,
+)
+from hf_pacgen.command_line.inputs.runs import chosen
 from hf_pacgen.command_line.inputs.tasks import Task, choose_task, trained_task
 from hf_pacgen.errors import InputError, few
 
@@ -42,7 +49,8 @@ def load_subject(
     # a head for another task is no head for this one
     new_head = trained_task(config) is not task
     labels = encode_labels(table, columns.label, config, new_head=new_head) if columns.label is not None else None
-    processor = task.facts.load_processor(name, **model_args.source)
+    place, source = processor_of(name, model_args)
+    processor = task.facts.load_processor(place, **source)
     examples = task.facts.make_examples(
         table, columns, processor, config, labels=labels, max_length=data_args.max_length
     )
@@ -79,7 +87,7 @@ def load_named(
     ``data`` is what :func:`hf_pacgen.pacgen` takes, or the name of a data set, which is then tokenized or decoded as
     ``hf-pacgen score`` does it.
     """
-    name, args, where = os.fspath(model), ModelArguments(), choose_device(device)
+    name, args, where = chosen(os.fspath(model)), ModelArguments(), choose_device(device)
     if isinstance(data, (str, os.PathLike)):
         subject = load_subject(name, args, DataArguments(dataset=[os.fspath(data)]), device=where, seed=seed)
         return subject.model, subject.examples, subject.notes

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import dataclasses
+import importlib.util
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,10 +13,21 @@ from typing import Any, Literal
 import torch
 import transformers
 
+from hf_pacgen.command_line.inputs.adapters import Adapter, Bases, find_adapter, holds, put_on
+from hf_pacgen.command_line.inputs.runs import step_of
 from hf_pacgen.command_line.inputs.tasks import Task
 from hf_pacgen.command_line.quiet import quiet
 from hf_pacgen.config.settings import Config, option
 from hf_pacgen.errors import InputError, few, refusing
+
+Mismatched = list[tuple[Any, ...]]  # names of parameters, their shapes in the checkpoint and by the configuration
+
+
+PROCESSORS = (
+    *("tokenizer.json", "tokenizer_config.json", "vocab.txt", "vocab.json", "spiece.model", "tokenizer.model"),
+    *("preprocessor_config.json", "processor_config.json"),
+)
+"""Files of tokenizers, image processors and feature extractors."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,11 +43,26 @@ class ModelArguments(Config):
     )
     device: str = option("auto", "Device to compute on, such as 'cpu' or 'cuda:1'. 'auto' is a GPU if there is one.")
     trust_remote_code: bool = option(False, "Run model code that comes with the model, from its author.")
+    checkpoint: str | None = option(
+        None,
+        "Which checkpoint of a training run's folder: 'last', 'best' (by its trainer_state.json) or a step. By default "
+        "the folder's own model, or the last checkpoint.",
+    )
+    base_model: str | None = option(
+        None, "Base of a PEFT adapter, where it is no longer what the adapter's adapter_config.json names."
+    )
+    load_in_4bit: bool = option(False, "Load the frozen base of an adapter in 4 bits, with bitsandbytes.")
+    # of one command: several adapters of one base load it once
+    bases: Bases = dataclasses.field(default_factory=Bases, init=False, repr=False, compare=False)
 
     @property
     def source(self) -> dict[str, Any]:
         """What every ``from_pretrained`` is told."""
         return {"revision": self.revision, "trust_remote_code": self.trust_remote_code}
+
+    def adapter(self, name: str) -> Adapter | None:
+        """The adapter of that name; None where it is a whole model."""
+        return find_adapter(name, revision=self.revision, base=self.base_model)
 
 
 def is_path(name: str) -> bool:
@@ -44,16 +72,16 @@ def is_path(name: str) -> bool:
 
 def load_config(name: str, args: ModelArguments) -> Any:
     """The model's configuration."""
-    folder = Path(name)
+    folder, adapter = Path(name), args.adapter(name)
+    if adapter is not None:
+        with quiet(), _loading(adapter.base):
+            config = transformers.AutoConfig.from_pretrained(adapter.base, **args.source | adapter.base_source)
+        adapter.head_of(config)
+        return config
     if folder.is_dir() and not (folder / "config.json").is_file():
-        # what PEFT saves; a merged model has both files
-        if (folder / "adapter_config.json").is_file():
-            raise InputError(
-                f"The model folder {name!r} holds a PEFT adapter without its base model. Score it from Python, with "
-                "pacgen(AutoPeftModel...from_pretrained(folder, is_trainable=True), data), or merge and save the whole."
-            )
         raise InputError(
-            f"The model folder {name!r} has no config.json: expected a model written by save_pretrained(). "
+            f"The model folder {name!r} has no config.json: expected a model written by save_pretrained(), a PEFT "
+            "adapter, or a training run with checkpoint-N in it. "
             f"It holds {few(sorted(path.name for path in folder.iterdir()), 8) or 'nothing'}."
         )
     if folder.is_file() or (is_path(name) and not folder.is_dir()):
@@ -95,29 +123,25 @@ def load_model(
 
     With ``num_labels`` it gets a head of so many outputs, in place of one for other labels.
     """
+    adapter = args.adapter(name)
+    if args.load_in_4bit:
+        _check_4bit(name, adapter)
     if num_labels is not None:  # the configuration makes the head
         config.num_labels = num_labels
     # new parameters come from the seed, and the caller's random numbers go on as if nothing had been drawn
-    with quiet(), torch.random.fork_rng(devices=[]), _loading(name):
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model, report = getattr(transformers, task.facts.auto_class).from_pretrained(
-            name,
-            config=config,
-            dtype=args.dtype,
-            ignore_mismatched_sizes=True,  # reported below, in words
-            output_loading_info=True,
-            **args.source,
-        )
+        if adapter is None:
+            model, new, mismatched = _load_whole(name, args, config, task, args.source, device)
+        else:
+            model, new, mismatched = _load_adapted(adapter, args, config, task, device)
     # a checkpoint without a parameter, or with one of another shape, loads in silence
-    mismatched = sorted(report["mismatched_keys"])
     if mismatched and num_labels is None:  # else it is the head for other labels
         key, saved, expected = mismatched[0]
         raise InputError(
             f"The weights of {name!r} do not fit its config.json: {key!r} has shape {tuple(saved)} in the "
             f"checkpoint and {tuple(expected)} by the configuration. Repair config.json, or save the model again."
         )
-    new = {*report["missing_keys"], *(key for key, *_ in mismatched)}
-    model = model.to(device)
     # a number without a meaning would look like any other
     if task.facts.causal and _looks_ahead(model):
         raise InputError(
@@ -126,7 +150,88 @@ def load_model(
             "pacgen(AutoModelForMaskedLM.from_pretrained(...), data); or, if it was trained as a decoder, put "
             '"is_decoder": true into its config.json.'
         )
-    return model, tuple(sorted(new))
+    return model, tuple(sorted({*new, *(key for key, *_ in mismatched)}))
+
+
+def _load_whole(
+    name: str,
+    args: ModelArguments,
+    config: Any,
+    task: Task,
+    source: dict[str, Any],
+    device: Any,
+    trained: Sequence[str] = (),
+) -> tuple[Any, set[str], Mismatched]:
+    """The model on its device, the parameters its checkpoint lacks, and those of another shape."""
+    quantized: dict[str, Any] = {}
+    if args.load_in_4bit:
+        settings: dict[str, Any] = {"bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": torch.float32}
+        if trained:  # whole modules beside the adapter's own weights; transformers' own choice has the head of words
+            settings["llm_int8_skip_modules"] = [*trained, "lm_head"]
+        quantized["quantization_config"] = transformers.BitsAndBytesConfig(load_in_4bit=True, **settings)
+        quantized["device_map"] = {"": device}
+    with quiet(), _loading(name):
+        model, report = getattr(transformers, task.facts.auto_class).from_pretrained(
+            name,
+            config=config,
+            dtype=args.dtype,
+            ignore_mismatched_sizes=True,  # reported by the caller, in words
+            output_loading_info=True,
+            **quantized,
+            **source,
+        )
+    model = model if quantized else model.to(device)
+    return model, set(report["missing_keys"]), sorted(report["mismatched_keys"])
+
+
+def _load_adapted(
+    adapter: Adapter, args: ModelArguments, config: Any, task: Task, device: Any
+) -> tuple[Any, set[str], Mismatched]:
+    """The same for a base with an adapter on it; a head that was trained with the adapter is in neither list."""
+    source, trained = args.source | adapter.base_source, tuple(adapter.settings.get("modules_to_save") or ())
+    key: tuple[Any, ...] = (
+        adapter.base,
+        adapter.settings.get("revision"),
+        task,
+        config.num_labels,
+        args.dtype,
+        str(device),
+    )
+    base, new, mismatched = args.bases.get(
+        (*key, (args.load_in_4bit, trained)),
+        lambda: _load_whole(adapter.base, args, config, task, source, device, trained),
+    )
+    model, saved = put_on(adapter, base), adapter.weights()
+    return (
+        model if args.load_in_4bit else model.to(device),
+        {name for name in new if not holds(saved, name)},
+        [entry for entry in mismatched if not holds(saved, entry[0])],
+    )
+
+
+def _check_4bit(name: str, adapter: Adapter | None) -> None:
+    if adapter is None:
+        raise InputError(
+            f"--load-in-4bit is for the frozen base of a PEFT adapter, and {name!r} is a whole model: weights of 4 "
+            "bits are not trainable, so there is nothing to measure. Leave it out, or give an adapter."
+        )
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise InputError("--load-in-4bit needs bitsandbytes, which is not installed: pip install bitsandbytes.")
+
+
+def processor_of(name: str, args: ModelArguments) -> tuple[str, dict[str, Any]]:
+    """Where a model's tokenizer or image processor is, and what ``from_pretrained`` is told of its version.
+
+    A checkpoint that has none was saved by a Trainer that did not know it: the run's folder, or the adapter's base, may
+    have it.
+    """
+    folder, adapter = Path(name), args.adapter(name)
+    if not folder.is_dir() and adapter is None:
+        return name, args.source
+    for place in (folder, *([folder.parent] if step_of(folder) >= 0 else [])):
+        if any((place / file).is_file() for file in PROCESSORS):
+            return str(place), args.source
+    return (name, args.source) if adapter is None else (adapter.base, args.source | adapter.base_source)
 
 
 def _looks_ahead(model: Any) -> bool:

@@ -81,7 +81,7 @@ def test_bad_models(run: Run, models: dict[str, Path], tmp_path: Path) -> None:
         model(
             "bare", notes__txt=""
         ): r"has no config.json: expected a model written by save_pretrained.*holds notes.txt",
-        model("adapter", adapter_config__json="{}"): "holds a PEFT adapter without its base model",
+        model("adapter", adapter_config__json="{}"): "it has no 'peft_type'",
         model("garbled", config__json="{"): "model in the folder '.*garbled' cannot be loaded",
         model("weightless", config__json=config): "No tokenizer can be loaded from '.*weightless'",
         data: "model folder '.*train.csv' is a file",
