@@ -29,12 +29,13 @@ FLOORS: dict[str, str] = {
     "diagonal.hutchinson diagonal.replicates diagonal.sums diagonal.through_outputs displacement examination hvp "
     "lipschitz operators run_identity spectrum tensor_file weight_space",
     "noise": "curvature_tracker layout perturbation perturbed products",
-    "measures": "comparison hessian landscape pacgen ranking relative_sharpness session sharpness spectrum worst_case",
+    "measures": "comparison hessian landscape origin pacgen ranking relative_sharpness session sharpness spectrum "
+    "worst_case",
     "certify": "certify draws error_rate posterior priors refinement search splits validity",
     "training": "arguments callback.callback callback.guard clipping estimates hooks noisy_step run_facts trainer "
     "trainer_loss",
-    "command_line": "card certify compare inputs.adapters inputs.columns inputs.data inputs.examples inputs.labels "
-    "inputs.load inputs.models inputs.processors inputs.runs inputs.tasks main parser printing quiet register "
+    "command_line": "card certify compare inputs.adapters inputs.columns inputs.data inputs.examples inputs.fingerprint "
+    "inputs.labels inputs.load inputs.models inputs.processors inputs.runs inputs.tasks main parser printing quiet register "
     "run_options score sharpness",
     "evaluate_module": "pacgen.app pacgen.pacgen",
 }

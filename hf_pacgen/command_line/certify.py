@@ -57,7 +57,8 @@ def run(argv: list[str]) -> None:
     subject.model.eval()  # the certificate is of the model without dropout
     with call.measuring() as options:
         result = certify(subject.model, subject.examples, prior=prior, config=call.config, **options)
-    result = dataclasses.replace(result, notes=(*subject.notes, *result.notes))
+    origin = call.origin(result, subject, call.models[0])
+    result = dataclasses.replace(result, notes=(*subject.notes, *result.notes), origin=origin)
     shown = dataclasses.replace(result, notes=call.in_flags(result.notes))
     call.finish(
         {"output": result.save},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from typing import Any
 from accelerate import Accelerator
 
 from hf_pacgen.command_line.inputs.data import DataArguments
+from hf_pacgen.command_line.inputs.fingerprint import data_fingerprint
 from hf_pacgen.command_line.inputs.load import Subject, load_subject
 from hf_pacgen.command_line.inputs.models import ModelArguments, choose_device
 from hf_pacgen.command_line.inputs.runs import chosen, expanded
@@ -66,6 +68,7 @@ class Run:
         several: bool = False,
         **words: str,
     ) -> None:
+        self.words = [command, *argv]
         settings = (*extra, ModelArguments, DataArguments, args, config)
         self.parser = CommandParser(settings, command, group=group, usage=usage, **words)
         metavar, count, what = ("RUN", "+", "The models") if several else ("MODEL", 1, "The model")
@@ -90,6 +93,23 @@ class Run:
         data = data_args or self.data_args
         # of a head that the checkpoint lacks: the seed of the measurement, so that one seed repeats the whole command
         return load_subject(model, self.model_args, data, device=self.device, seed=self.config.seed)
+
+    def origin(self, result: Any, subject: Subject, model: str) -> dict[str, Any]:
+        """The origin of a result, with what only the command knows: names as they were given, and its words."""
+        known, data = result.origin, self.data_args
+        return known | {
+            "model": known.get("model", {})
+            | {"name": model, "revision": self.model_args.revision or known.get("model", {}).get("revision")}
+            | ({"load_in_4bit": True} if self.model_args.load_in_4bit else {}),
+            "data": {
+                "name": data.dataset,
+                "config": data.dataset_config,
+                "split": data.split,
+                "rows": len(subject.examples) if hasattr(subject.examples, "__len__") else None,
+                "fingerprint": data_fingerprint(subject.examples),
+            },
+            "command": shlex.join(["hf-pacgen", *self.words]),
+        }
 
     @contextmanager
     def measuring(self) -> Iterator[dict[str, Any]]:

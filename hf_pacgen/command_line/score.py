@@ -36,7 +36,8 @@ def run(argv: list[str]) -> None:
     kept = {"checkpoint_dir": args.checkpoint_dir, "checkpoint_every": args.checkpoint_every}
     with call.measuring() as options:
         result = pacgen(subject.model, subject.examples, config=call.config, **kept, **options)
-    result = dataclasses.replace(result, status=(*subject.notes, *result.status))
+    origin = call.origin(result, subject, call.models[0])
+    result = dataclasses.replace(result, status=(*subject.notes, *result.status), origin=origin)
     # the file speaks the library's words, the terminal those of the command
     shown = dataclasses.replace(result, status=call.in_flags(result.status))
     call.finish(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,6 +72,10 @@ def run(argv: list[str]) -> None:
         if args.eigenvalues:
             spectrum = SpectrumConfig(probes=args.probes, iterations=args.iterations, **same)
             found["spectrum"] = hessian_spectrum(model, data, k=args.eigenvalues, config=spectrum, **options)
+    found = {
+        name: dataclasses.replace(result, origin=call.origin(result, subject, call.models[0]))
+        for name, result in found.items()
+    }
     status = (*subject.notes, *(sentence for result in found.values() for sentence in result.status))
     values = {"model": call.models[0], **{name: result.to_dict() for name, result in found.items()}, "status": status}
     text = json.dumps(values, indent=2) + "\n"

@@ -22,6 +22,7 @@ from hf_pacgen.data.own_loss import OwnLoss
 from hf_pacgen.data.sharded_objective import ShardedObjective
 from hf_pacgen.distributed.processes import Processes, rank_and_size
 from hf_pacgen.distributed.shards import Shards
+from hf_pacgen.measures.origin import with_origin
 from hf_pacgen.model.dequantized import dequantized
 from hf_pacgen.model.embeddings import ReadElsewhere, whole_embeddings
 from hf_pacgen.model.state import preserved, unwrap
@@ -207,12 +208,12 @@ def measure(function: Callable[P, R]) -> Callable[P, R]:
             came = type(given["config"]).__name__
             raise TypeError(f"config must be a {kind.__name__}; got {came}. Pass config={remedy}.")
         try:
-            return function(*args, **kwargs)
+            return with_origin(function(*args, **kwargs), given["model"], given.get("data"))
         except ReadElsewhere:
             if processes.size > 1:  # the others have not seen that batch
                 raise
         with whole_embeddings():
-            return function(*args, **kwargs)
+            return with_origin(function(*args, **kwargs), given["model"], given.get("data"))
 
     begin.__signature__ = signature  # type: ignore[attr-defined]
     return begin

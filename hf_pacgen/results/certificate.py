@@ -10,7 +10,7 @@ from typing import Any
 
 from hf_pacgen.errors import InputError
 from hf_pacgen.results.base import Result
-from hf_pacgen.results.fields import fits, measured, other
+from hf_pacgen.results.fields import fits, measured, origin, other
 
 # fields of a certificate that make no sense without each other
 NUMBERS = ("bound", "empirical_error", "kl", "n", "delta")
@@ -53,6 +53,7 @@ class Certificate(Result):
     notes: tuple[str, ...] = other("what was taken for granted, in sentences", default=())
     seconds: float = other("wall-clock time", default=0.0)
     config: dict[str, Any] = other("the settings", default=dict)
+    origin: dict[str, Any] = origin()
 
     @property
     def sentence(self) -> str:

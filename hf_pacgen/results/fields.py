@@ -77,6 +77,15 @@ def other(says: str, *, default: Any = MISSING, written: bool = True) -> Any:
     return _field(Facts(says=says, written=written), default)
 
 
+def origin() -> Any:
+    """The field of a result that says where it comes from."""
+    return other(
+        "where it comes from: the model with the checksum of its weights, the data, the versions, the command; empty "
+        "in files of release 0.1",
+        default=dict,
+    )
+
+
 def like(kind: Any, name: str, *, optional: bool = False) -> Any:
     """A field that means the same as that of another result; ``optional`` where it may be missing here, as None."""
     field = kind.__dataclass_fields__[name]

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from hf_pacgen.results.base import Result
-from hf_pacgen.results.fields import like, measured, other
+from hf_pacgen.results.fields import like, measured, origin, other
 from hf_pacgen.results.pacgen import PACGenResult
 from hf_pacgen.results.relative_sharpness import RelativeSharpness
 from hf_pacgen.results.sharpness import Sharpness
@@ -35,13 +36,16 @@ class Measures(Result):
     eta: float = like(PACGenResult, "eta")
     hessian_trace: float = like(PACGenResult, "hessian_trace")
     hessian_trace_stderr: float | None = like(PACGenResult, "hessian_trace_stderr")
-    largest_eigenvalue: float = measured("λ_max of the Hessian", says="largest eigenvalue of the Hessian")
+    # None where it was not asked for
+    largest_eigenvalue: float | None = measured(
+        "λ_max of the Hessian", says="largest eigenvalue of the Hessian", default=None
+    )
     largest_eigenvalue_converged: bool = other("whether more Lanczos steps would hardly change it", default=False)
     hessian_lipschitz: float = like(PACGenResult, "hessian_lipschitz")
     hessian_lipschitz_stderr: float | None = like(PACGenResult, "hessian_lipschitz_stderr")
-    expected_sharpness: float = like(Sharpness, "mean")
+    expected_sharpness: float | None = like(Sharpness, "mean", optional=True)
     expected_sharpness_stderr: float | None = like(Sharpness, "stderr")
-    noise_scale: float = other("σ of the noise of the expected sharpness")
+    noise_scale: float | None = other("σ of the noise of the expected sharpness", default=None)
     relative_sharpness: float | None = like(RelativeSharpness, "relative_sharpness", optional=True)
     relative_sharpness_stderr: float | None = like(RelativeSharpness, "relative_sharpness_stderr")
     relative_sharpness_by_level: dict[str, float] = other("the same by level of the noise", default=dict)
@@ -58,6 +62,7 @@ class Measures(Result):
     num_examples: int = other("training examples measured")
     seconds: float = other("time taken", default=0.0)
     status: tuple[str, ...] = other("what limits the numbers, in sentences", default=())
+    origin: dict[str, Any] = origin()
 
 
 # labels of the measures, in the order of a table, but for those that are kept for old readers only

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from hf_pacgen.errors import InputError
 from hf_pacgen.results.base import Result
-from hf_pacgen.results.fields import FACTS, excerpt, measured, other, varied
+from hf_pacgen.results.fields import FACTS, excerpt, measured, origin, other, varied
 
 if TYPE_CHECKING:
     from hf_pacgen.maths.score import ScoreTerms
@@ -131,6 +131,7 @@ class PACGenResult(Result):
     status: tuple[str, ...] = other("what limits the numbers, in sentences; empty if nothing does", default=())
     checks: dict[str, Any] = other("what was checked on the way, and how it came out", default=dict)
     config: dict[str, Any] = other("the settings", default=dict)
+    origin: dict[str, Any] = origin()
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> PACGenResult:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from hf_pacgen.results.base import Result
-from hf_pacgen.results.fields import measured, other
+from hf_pacgen.results.fields import measured, origin, other
 
 HEADLINE = 0.3  # the level by which runs are compared: of those tried, it went with the gap best
 
@@ -43,6 +43,7 @@ class RelativeSharpness(Result):
     seconds: float = other("wall-clock time", default=0.0)
     status: tuple[str, ...] = other("what limits the numbers, in sentences", default=())
     config: dict[str, Any] = other("the settings", default=dict)
+    origin: dict[str, Any] = origin()
 
     def by_level(self) -> Iterator[tuple[float, float, float | None]]:
         """Each level with its mean rise and the standard error of it."""

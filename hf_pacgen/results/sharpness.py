@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from hf_pacgen.results.base import Result
-from hf_pacgen.results.fields import measured, other
+from hf_pacgen.results.fields import measured, origin, other
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,3 +31,4 @@ class Sharpness(Result):
     noise_scale: float | None = other("the level, where it is one number", default=None)
     status: tuple[str, ...] = other("what limits the numbers, in sentences", default=())
     config: dict[str, Any] = other("the settings", default=dict)
+    origin: dict[str, Any] = origin()

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from hf_pacgen.results.base import Result
-from hf_pacgen.results.fields import other
+from hf_pacgen.results.fields import origin, other
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -48,6 +48,7 @@ class Spectrum(Result):
     hvp_method: str = other("method of the Hessian-vector products")
     status: tuple[str, ...] = other("what limits the numbers, in sentences", default=())
     config: dict[str, Any] = other("the settings", default=dict)
+    origin: dict[str, Any] = origin()
 
     def density(self, points: Tensor, *, bandwidth: float | None = None) -> Tensor:
         """The spectral density (1/m) Σ_i g(t - λ_i) at some points t, shape like ``points``; it integrates to 1.

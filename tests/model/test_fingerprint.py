@@ -24,7 +24,7 @@ def test_it_is_the_same_in_and_out_of_a_file(name: str, kind: type, dtype: torch
     before = weights_fingerprint(model)
     for loaded in (torch.float32, dtype):
         assert weights_fingerprint(kind.from_pretrained(tmp_path, dtype=loaded)) == before  # type: ignore[attr-defined]
-    assert weights_fingerprint(torch.compile(model)) == before  # type: ignore[arg-type]
+    assert weights_fingerprint(torch.nn.DataParallel(model)) == before
 
 
 def test_it_is_another_for_other_weights(monkeypatch: pytest.MonkeyPatch) -> None:
