@@ -34,9 +34,9 @@ FLOORS: dict[str, str] = {
     "certify": "certify draws error_rate posterior priors refinement search splits validity",
     "training": "arguments callback.callback callback.guard clipping estimates hooks noisy_step run_facts trainer "
     "trainer_loss",
-    "command_line": "card certify compare inputs.adapters inputs.columns inputs.data inputs.examples inputs.fingerprint "
-    "inputs.labels inputs.load inputs.models inputs.processors inputs.runs inputs.tasks main parser printing quiet register "
-    "run_options score sharpness",
+    "command_line": "card certify compare inputs.adapters inputs.columns inputs.data inputs.examples "
+    "inputs.fingerprint inputs.labels inputs.load inputs.models inputs.processors inputs.runs inputs.tasks main parser "
+    "printing quiet register run_options score sharpness",
     "evaluate_module": "pacgen.app pacgen.pacgen",
 }
 """Every module of every folder, by name: a new file needs a decision where it belongs."""
