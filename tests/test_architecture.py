@@ -19,8 +19,8 @@ FLOORS: dict[str, str] = {
     "config": "certificate noise score settings sharpness spectrum",
     "results": "base certificate diagonal fields landscape lipschitz measures pacgen relative_sharpness "
     "sharpness spectrum worst_case",
-    "show": "advice cards.contents cards.document cards.update plots.gap plots.landscape plots.score plots.spectrum "
-    "plots.style tables wording",
+    "show": "advice cards.contents cards.document cards.update plots.gap plots.landscape plots.runs plots.score "
+    "plots.spectrum plots.style tables wording",
     "distributed": "processes shards",
     "model": "dequantized embeddings fingerprint parameters precision state storage",
     "data": "batches checks checksums collation contents inspection losses objective own_loss recognition "
@@ -34,9 +34,10 @@ FLOORS: dict[str, str] = {
     "certify": "certify draws error_rate posterior priors refinement search splits validity",
     "training": "arguments callback.callback callback.guard clipping estimates hooks noisy_step run_facts trainer "
     "trainer_loss",
-    "command_line": "card certify compare inputs.adapters inputs.columns inputs.data inputs.examples "
-    "inputs.fingerprint inputs.labels inputs.load inputs.models inputs.processors inputs.runs inputs.tasks main parser "
-    "printing quiet register run_options score sharpness",
+    "command_line": "card certify compare comparison_file comparison_table completion inputs.adapters "
+    "inputs.columns inputs.data inputs.examples inputs.fingerprint inputs.labels inputs.load inputs.models "
+    "inputs.processors inputs.runs inputs.tasks main parser printing quiet register run_options score sharpness "
+    "suggestions",
     "evaluate_module": "pacgen.app pacgen.pacgen",
 }
 """Every module of every folder, by name: a new file needs a decision where it belongs."""

@@ -40,7 +40,10 @@ def run(argv: list[str]) -> None:
         usage="RESULT.json --model FOLDER [options]",
         description="Write PACGen into the card of a model: into its metadata, which the hub reads, and into a section "
         "for people. Everything else in the card stays as it is; doing it again changes nothing.",
-        example="result.json --model ./my-model --dataset stanfordnlp/sst2",
+        examples="""
+        result.json --model ./my-model --dataset stanfordnlp/sst2
+        result.json --model ./my-model --certificate certificate.json
+        """,
     )
     parser.add_argument("result", metavar="RESULT.json", help="What 'hf-pacgen score --output' has written.")
     args, positional = parser.settings(argv)

@@ -45,7 +45,10 @@ def run(argv: list[str]) -> None:
         usage="MODEL --prior BASE --dataset NAME_OR_FILE [options]",
         description="Bound the error of a model, with noise on its weights, on new examples. It holds with probability "
         "1 - delta over the draw of the examples, which must be independent of each other and unseen by the prior.",
-        example="./my-model --prior bert-base-uncased --dataset train.parquet",
+        examples="""
+        ./my-model --prior bert-base-uncased --dataset train.parquet
+        ./adapter --prior zero --dataset train.parquet --output certificate.json
+        """,
         group="certificate",
     )
     (prior_args,) = call.extra

@@ -1,84 +1,135 @@
-"""``hf-pacgen compare``: all measures of several checkpoints, side by side."""
+"""``hf-pacgen compare``: the measures of several checkpoints, side by side."""
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import json
-import math
+import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
-from rich.console import Console
-from rich.markup import escape
-
+from hf_pacgen.command_line.comparison_file import read_runs, same_run, save_csv, save_json
+from hf_pacgen.command_line.comparison_table import natural, print_comparison
 from hf_pacgen.command_line.inputs.data import DataArguments, check_files
-from hf_pacgen.command_line.printing import open_console, print_notes, titled
-from hf_pacgen.command_line.run_options import BatchArguments, Run
+from hf_pacgen.command_line.inputs.fingerprint import data_fingerprint
+from hf_pacgen.command_line.inputs.load import Subject
+from hf_pacgen.command_line.run_options import STDOUT, OutputArguments, Run
 from hf_pacgen.config import ScoreConfig, SharpnessConfig, SpectrumConfig
 from hf_pacgen.config.settings import Count, NonNegative, option
 from hf_pacgen.errors import InputError
-from hf_pacgen.maths.rank_correlation import rank_correlation
-from hf_pacgen.measures.comparison import measure_all
-from hf_pacgen.measures.ranking import orders, ranked, stderr_of, unranked
-from hf_pacgen.results.measures import MEASURES, Measures
-from hf_pacgen.show.tables import number, percent, spread
+from hf_pacgen.measures.comparison import CHEAP, MEASURED, measure_all
+from hf_pacgen.measures.origin import origin_of
+from hf_pacgen.results.measures import Measures
 
-NUM_RANKED = 3  # fewest runs whose ranks say anything
+PICTURES = (".png", ".svg")
+NOISE_SCALE, DRAWS = 0.01, 64
 
 
 @dataclass(frozen=True, kw_only=True)
-class CompareArguments(BatchArguments):
+class CompareArguments(OutputArguments):
     """What the runs are compared on, how the command runs, and where the results go."""
 
+    measures: str = option(
+        ",".join(CHEAP),
+        f"What is measured, of {', '.join(MEASURED)}, with commas; 'all' is all of it. The score always is; spectrum "
+        "(λ_max) and sharpness (the expected one) take many times as long.",
+    )
     eval_dataset: list[str] | None = option(
         None, "Data that no run was trained on, given as --dataset is: it adds the test loss and the gap."
     )
     eval_split: str | None = option(
         None, "Split of that data; without --eval-dataset, of --dataset. By default as for --split."
     )
-    noise_scale: NonNegative = option(0.01, "σ of the normal noise of the expected sharpness.")
-    draws: Count = option(64, "Most draws of that noise for every batch.")
+    noise_scale: NonNegative | None = option(
+        None, f"σ of the normal noise of the expected sharpness; by default {NOISE_SCALE}."
+    )
+    draws: Count | None = option(None, f"Most draws of that noise for every batch; by default {DRAWS}.")
     iterations: Count | None = option(None, "Most Lanczos steps for λ_max. By default what suits the model.")
-    json: str | None = option(None, "JSON file to write all measures to; its folder must exist.")
-    csv: str | None = option(None, "CSV file to write them to, one row a run.")
+    json: str | None = option(None, "The old name of --output.")
+    csv: str | None = option(None, "CSV file to write the measures to, one row a run.")
+    plot: str | None = option(None, "Picture to draw of the measures by run: a png or svg file.")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        asked = self.chosen
+        if unknown := [name for name in asked if name not in MEASURED]:
+            raise ValueError(f"--measures has {unknown[0]!r}: expected 'all', or some of {', '.join(MEASURED)}.")
+        settings = {"noise_scale": "sharpness", "draws": "sharpness", "iterations": "spectrum"}
+        for name, measure in settings.items():  # it would be ignored in silence
+            if getattr(self, name) is not None and measure not in asked:
+                flag, others = f"--{name.replace('_', '-')}", ",".join((*asked, measure))
+                raise ValueError(f"{flag} is of {measure}, which is not measured. Add --measures {others}.")
+        if self.plot is not None and Path(self.plot).suffix.lower() not in PICTURES:
+            raise ValueError(f"--plot {self.plot!r}: expected a file that ends in {', '.join(PICTURES)}. Rename it.")
+
+    @property
+    def chosen(self) -> tuple[str, ...]:
+        """What is measured, the score first."""
+        given = [name.strip() for name in self.measures.split(",") if name.strip()]
+        return MEASURED if given == ["all"] else tuple(dict.fromkeys(("score", *given)))
 
 
 def run(argv: list[str]) -> None:
-    """Measure every run, save, and print the table."""
+    """Measure every run, save after each, and print the table."""
     call = Run(
         "compare",
         argv,
         CompareArguments,
         ScoreConfig,
-        usage="RUN1 RUN2 ... --dataset NAME_OR_FILE [options]",
-        description="All measures of several checkpoints on the same training data, side by side: PACGen, curvature, "
-        "sharpness, norm and loss; with --eval-dataset also the test loss, the gap, and how each measure ranks it.",
-        example="run/checkpoint-* --dataset train.parquet --eval-dataset test.parquet --csv measures.csv",
+        usage="RUN1 [RUN2 ...] --dataset NAME_OR_FILE [options]",
+        description="Several checkpoints on the same training data, side by side: all those of one run, or the last of "
+        "each of several runs, models and adapters. With --eval-dataset also the test loss and the gap. With --output "
+        "a run that is in the file already is not measured again.",
+        examples="""
+        ./run --dataset train.parquet --output measures.json
+        ./run1 ./run2 --dataset train.parquet --eval-dataset test.parquet --csv measures.csv --plot measures.png
+        ./run/checkpoint-* --dataset train.parquet --measures score,relative,spectrum
+        """,
         several=True,
     )
     twice = [name for name in call.models if call.models.count(name) > 1]
     if twice:  # a rank correlation would count it as two runs
         raise InputError(f"The run {twice[0]!r} is given twice: expected different ones. Leave one out.")
     args, test = call.args, None
+    if "plot" in call.outputs and importlib.util.find_spec("matplotlib") is None:
+        raise InputError("--plot needs matplotlib, which is not installed: pip install hf_pacgen[plots].")
     if args.eval_dataset is not None or args.eval_split is not None:
         dataset = args.eval_dataset or call.data_args.dataset
         test = dataclasses.replace(call.data_args, dataset=dataset, split=args.eval_split)
         check_files(test)  # before the first run is measured
     check_files(call.data_args)
-    names = short_names(call.models)
-    rows = [_measured(call, model, name, test) for model, name in zip(call.models, names, strict=True)]
+    output = call.outputs.get("output")
+    known = read_runs(None if output == STDOUT else output)
+    named = sorted(zip(short_names(call.models), call.models, strict=True), key=lambda pair: natural(pair[0]))
+    rows: list[Measures] = []
+    reused = 0
+    for name, model in named:
+        row, is_known = _measured(call, model, name, test, known)
+        rows.append(row)
+        reused += is_known
+        # what was measured survives a kill; runs of before that are still to come stay in the file
+        if output not in (None, STDOUT) and call.is_main and not is_known:
+            done = {row.origin["model"]["weights"] for row in rows}
+            later = [old for old in known if old.origin and old.origin["model"]["weights"] not in done]
+            call.keep(partial(save_json, [*rows, *later]), str(output))
     shown = [dataclasses.replace(row, status=call.in_flags(row.status)) for row in rows]
-    call.finish({"json": partial(_save_json, rows), "csv": partial(_save_csv, rows)}, lambda: print_comparison(shown))
+    files = {"output": partial(save_json, rows), "csv": partial(save_csv, rows), "plot": partial(_plot, rows)}
+    call.finish(files, lambda: print_comparison(shown, reused=reused))
 
 
-def _measured(call: Run, model: str, name: str, test: DataArguments | None) -> Measures:
+def _measured(
+    call: Run, model: str, name: str, test: DataArguments | None, known: Sequence[Measures]
+) -> tuple[Measures, bool]:
+    """The measures of a run, and whether they were known."""
     args, config = call.args, call.config
     subject = call.load(model)
     test_data = None if test is None else call.load(model, test).examples
+    origin = _origin(call, subject, model, test_data)
+    if (before := same_run(known, origin)) is not None:
+        return dataclasses.replace(before, name=name), True
     subset = {"max_examples": config.max_examples, "seed": config.seed}  # all measures see the same examples
     with call.measuring() as options:
         found = measure_all(
@@ -86,13 +137,32 @@ def _measured(call: Run, model: str, name: str, test: DataArguments | None) -> M
             subject.examples,
             name=name,
             test_data=test_data,
-            noise_scale=args.noise_scale,
+            measures=args.chosen,
+            noise_scale=NOISE_SCALE if args.noise_scale is None else args.noise_scale,
             score=config,
             spectrum=SpectrumConfig(probes=0, iterations=args.iterations, hvp=config.hvp, **subset),
-            sharpness=SharpnessConfig(draws=args.draws, **subset),
+            sharpness=SharpnessConfig(draws=args.draws or DRAWS, **subset),
             **options,
         )
-    return dataclasses.replace(found, status=(*subject.notes, *found.status))
+    return dataclasses.replace(found, status=(*subject.notes, *found.status), origin=origin), False
+
+
+def _origin(call: Run, subject: Subject, model: str, test_data: Any) -> dict[str, Any]:
+    """Where the measures of a run come from, with all that they depend on."""
+    args, data, loading = call.args, call.data_args.to_dict(), call.model_args
+    settings = {
+        "measures": list(args.chosen),
+        "score": call.config.to_dict(),
+        **{name: getattr(args, name) for name in ("batch_size", "noise_scale", "draws", "iterations")},
+        "task": None if loading.task is None else loading.task.value,
+        "dtype": loading.dtype,
+        "load_in_4bit": loading.load_in_4bit,
+        # the rows themselves count by their fingerprint
+        "data": {key: value for key, value in data.items() if key not in ("dataset", "dataset_config", "split")},
+    }
+    known = SimpleNamespace(origin=origin_of(subject.model, subject.examples))
+    found = call.origin(known, subject, model) | {"settings": settings}
+    return found if test_data is None else found | {"test": data_fingerprint(test_data)}
 
 
 def short_names(runs: Sequence[str]) -> list[str]:
@@ -109,93 +179,7 @@ def short_names(runs: Sequence[str]) -> list[str]:
     return list(runs)  # a run given twice was refused before
 
 
-def correlations(rows: Sequence[Measures]) -> dict[str, float]:
-    """Rank correlation of every measure with the gap, over the runs of equal training loss, if they are enough."""
-    rows = [rows[i] for i in ranked([row.loss for row in rows])]
-    gaps = [row.gap for row in rows if row.gap is not None]
-    if len(rows) < NUM_RANKED or len(gaps) < len(rows):
-        return {}
-    fields = [field for field in MEASURES if field not in ("gap", "test_loss")]  # which are no predictions
-    values = {field: [getattr(row, field) for row in rows] for field in fields}
-    found = {field: rank_correlation(known, gaps) for field, known in values.items() if None not in known}
-    return {field: value for field, value in found.items() if not math.isnan(value)}  # NaN: the same in all runs
+def _plot(rows: Sequence[Measures], path: str) -> None:
+    from hf_pacgen.show.plots import plot_runs, save_figure  # matplotlib takes a second to import
 
-
-def _save_json(rows: Sequence[Measures], path: str) -> None:
-    # lowest first; "tied" says whether each is distinguishable from the next, None where that cannot be judged
-    order = {field: {"names": made.names, "tied": made.tied} for field, made in orders(rows).items()}
-    chosen = ranked([row.loss for row in rows])
-    whole = {
-        "runs": [row.to_dict() for row in rows],
-        "ranked": [rows[i].name for i in chosen],
-        "order": order,
-        "rank_correlation_with_gap": correlations(rows),
-    }
-    Path(path).write_text(json.dumps(whole, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def _save_csv(rows: Sequence[Measures], path: str) -> None:
-    values: list[dict[str, Any]] = [row.to_dict() | {"status": " ".join(row.status)} for row in rows]
-    columns = [name for name in values[0] if name != "version"]  # of the JSON; a table has none
-    with open(path, "w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, columns, extrasaction="ignore", lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(values)
-
-
-def print_comparison(rows: Sequence[Measures]) -> None:
-    """Print a column for every run, and what limits the numbers."""
-    ranks = correlations(rows)
-    examples = " / ".join(f"{n:,}" for n in sorted({row.num_examples for row in rows}))
-    title = f"Measures of {len(rows)} runs on {examples} training examples (η = {number(rows[0].eta)})"
-    table = titled(title)
-    table.add_column("Measure", no_wrap=True)  # a folded label would look like two measures
-    for row in rows:
-        table.add_column(escape(row.name), justify="right", overflow="fold")
-    if ranks:
-        table.add_column("rank corr. with gap", justify="right")
-    for field, label in MEASURES.items():
-        if any(getattr(row, field) is not None for row in rows):  # the gap needs test data
-            cells = [_cell(row, field) for row in rows]
-            table.add_row(label, *cells, *([f"{ranks[field]:+.2f}" if field in ranks else ""] if ranks else []))
-    console = open_console(widest=table)  # in a file there is room for all runs
-    console.print(table)
-    _print_order(console, rows)
-    if len({row.num_parameters for row in rows}) > 1:  # a sum over more weights is larger by itself
-        console.print("The runs differ in their number of parameters: compare Ψ/m and K(η)/m.", highlight=False)
-    said: dict[str, list[str]] = {}  # a sentence on several runs is printed once
-    for row in rows:
-        for sentence in row.status:
-            said.setdefault(sentence, []).append(row.name)
-    of_all = len(rows) if len(rows) > 1 else 0
-    print_notes(console, (s if len(names) == of_all else f"{', '.join(names)}: {s}" for s, names in said.items()))
-
-
-def _print_order(console: Console, rows: Sequence[Measures]) -> None:
-    found = orders(rows)
-    if found:
-        table = titled("Runs of equal training loss by each measure, lowest first")
-        table.add_column("Measure", no_wrap=True)
-        table.add_column("Order", overflow="fold")
-        for field, made in found.items():
-            table.add_row(Measures.facts()[field].label, escape(str(made)))
-        console.print(table)
-        judged = [made for made in found.values() if made.is_judged]
-        if any(True in made.tied for made in found.values()):
-            console.print("≈: not distinguishable, since the 95 % intervals overlap.", highlight=False)
-        if len(judged) < len(found):
-            console.print("?: a standard error is unknown, so ties cannot be judged.", highlight=False)
-    if (sentence := unranked(rows)) is not None:
-        print_notes(console, [sentence])
-
-
-def _cell(row: Measures, field: str) -> str:
-    value = getattr(row, field)
-    if value is None:  # in a file of an older release, say
-        return ""
-    if field.endswith("fraction"):
-        return percent(value)
-    # Lanczos finds it from below
-    if field == "largest_eigenvalue" and not row.largest_eigenvalue_converged:
-        return f"≥ {number(value)}"
-    return number(value) + spread(stderr_of(row, field))
+    save_figure(plot_runs(rows), path)

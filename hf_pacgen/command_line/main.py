@@ -12,6 +12,7 @@ import os
 import sys
 
 from hf_pacgen import __version__
+from hf_pacgen.command_line.completion import ASKED, EXIT_CODES, asked_command, complete
 from hf_pacgen.errors import InputError
 
 COMMANDS = {
@@ -31,6 +32,9 @@ def main(argv: list[str] | None = None) -> int:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # a terminal that has no Ψ shows '?' instead of failing
     parser = _parser()
+    if (asking := asked_command(list(COMMANDS))) is not None:
+        importlib.import_module(f"hf_pacgen.command_line.{asking}").run([])
+    complete(parser)
     words = sys.argv[1:] if argv is None else argv
     try:
         # only the first word is ours; a flag that argparse does not know is no command either
@@ -60,10 +64,12 @@ def _parser() -> argparse.ArgumentParser:
         prog="hf-pacgen",
         usage="hf-pacgen COMMAND ...",
         description="How well should a model's solution generalize? PACGen measures it from the training data alone.",
-        epilog=f"commands:\n{commands}\n\nHelp on a command: hf-pacgen COMMAND --help",
+        epilog=f"commands:\n{commands}\n\nHelp on a command: hf-pacgen COMMAND --help\n{EXIT_CODES}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=__version__)
     # no subparsers of argparse: they would need every command's flags, and so every import
     parser.add_argument("command", nargs="?", metavar="COMMAND", help=argparse.SUPPRESS)
+    if ASKED in os.environ:
+        parser._actions[-1].choices = list(COMMANDS)
     return parser

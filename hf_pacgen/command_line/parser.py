@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import re
+import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import Enum
@@ -13,10 +14,12 @@ from typing import Any, NoReturn
 import torch
 from transformers import HfArgumentParser
 
+from hf_pacgen.command_line.completion import EXIT_CODES, complete
+from hf_pacgen.command_line.suggestions import complaint
 from hf_pacgen.errors import InputError
 
 
-class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
+class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
     def _get_help_string(self, action: argparse.Action) -> str | None:
         # a default of nothing, or of a flag, says nothing
         plain = action.default is None or isinstance(action.default, bool)
@@ -35,15 +38,15 @@ class CommandParser(HfArgumentParser):
     """
 
     def __init__(
-        self, types: Any, command: str, *, description: str, usage: str, example: str = "", group: str = "options"
+        self, types: Any, command: str, *, description: str, usage: str, examples: str = "", group: str = "options"
     ) -> None:
         prog = f"hf-pacgen {command}"
         super().__init__(
             types,
             prog=prog,
             usage=f"{prog} {usage}",
-            description=description,
-            epilog=f"Example: {prog} {example}" if example else None,
+            description=textwrap.fill(description, 100),
+            epilog="\n".join([*_examples(prog, examples), EXIT_CODES]),
             allow_abbrev=False,  # a flag of a later release must not change what a script of today means
             formatter_class=_HelpFormatter,
         )
@@ -58,21 +61,26 @@ class CommandParser(HfArgumentParser):
 
     @staticmethod
     def _parse_dataclass_field(parser: Any, field: dataclasses.Field) -> None:
-        if field.type is not bool:
+        if field.type not in (bool, bool | None):
             HfArgumentParser._parse_dataclass_field(parser, field)
             return
         # a field of one word gives the same flag twice, which argparse refuses
         flags = dict.fromkeys((f"--{field.name}", f"--{field.name.replace('_', '-')}"))
-        action: Any = argparse.BooleanOptionalAction if field.default else "store_true"
+        action: Any = "store_true" if field.default is False else argparse.BooleanOptionalAction
         parser.add_argument(*flags, action=action, default=field.default, help=field.metadata.get("help"))
 
     def error(self, message: str) -> NoReturn:
         """Raise one line instead of printing the usage and leaving."""
         usage = " ".join(self.format_usage().split()).removeprefix("usage: ")
-        raise InputError(f"{message[:1].upper()}{message[1:]}. Usage: {usage}; see '{self.prog} --help'.")
+        stop = "" if message.endswith(("?", ".")) else "."
+        raise InputError(f"{message[:1].upper()}{message[1:]}{stop} Usage: {usage}; see '{self.prog} --help'.")
 
     def settings(self, argv: list[str]) -> tuple[Any, ...]:
         """The dataclasses, then the namespace of further arguments; what is unknown or refused is an InputError."""
+        complete(self)
+        # first: argparse would ask for a required flag, and not name the wrong one that was given for it
+        if (wrong := complaint(argv, self._option_string_actions)) is not None:
+            self.error(wrong)
         with self.refusals():
             *settings, rest = self.parse_args_into_dataclasses(
                 args=argv, look_for_args_file=False, return_remaining_strings=True
@@ -110,3 +118,8 @@ class CommandParser(HfArgumentParser):
         name, value = found[1].replace("_", "-"), found[2]
         forms = {None: f"--{name}", "True": f"--{name}", "False": f"--no-{name}"}
         return forms.get(value, f"--{name} {value}")
+
+
+def _examples(prog: str, lines: str) -> list[str]:
+    found = [line.strip() for line in lines.splitlines() if line.strip()]
+    return ["examples:", *(f"  {prog} {line}" for line in found), ""] if found else []

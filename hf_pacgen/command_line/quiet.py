@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
@@ -11,7 +12,8 @@ from contextlib import ExitStack, contextmanager
 def quiet(*, data_bars: bool = False) -> Iterator[None]:
     """Silence the libraries' own reports for a while: what matters of them is said in our words.
 
-    ``data_bars`` keeps the progress bars of ``datasets``, for data that is downloaded.
+    ``data_bars`` keeps the progress bars of ``datasets``, for data that is downloaded, where standard
+    error is a terminal.
     """
     import datasets  # here, since both take a while to import
     from transformers.utils import logging as transformers_logging
@@ -25,7 +27,8 @@ def quiet(*, data_bars: bool = False) -> Iterator[None]:
             stack.callback(transformers_logging.enable_progress_bar)
             transformers_logging.disable_progress_bar()
         # what the user turned off stays off
-        if not data_bars and datasets.are_progress_bars_disabled() is False:
+        shown = data_bars and sys.stderr.isatty()  # a file would get a line for every step
+        if not shown and datasets.are_progress_bars_disabled() is False:
             stack.callback(datasets.enable_progress_bars)
             datasets.disable_progress_bars()
         yield

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import shlex
+import sys
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, redirect_stdout, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,9 +22,16 @@ from hf_pacgen.command_line.inputs.runs import chosen, expanded
 from hf_pacgen.command_line.parser import CommandParser
 from hf_pacgen.command_line.quiet import quiet
 from hf_pacgen.config.settings import Config, Count, Natural, option
-from hf_pacgen.errors import InputError
+from hf_pacgen.errors import InputError, refusing
 
-OUTPUTS = ("output", "json", "csv")  # the flags that name files to write
+OUTPUTS = ("output", "json", "csv", "plot")  # the flags that name files to write
+STDOUT = "-"
+
+
+OUTPUT = (
+    "JSON file to write to; folders are made. '-' is standard output, with nothing else on it: the tables, which "
+    "otherwise are there, go to standard error."
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,14 +41,17 @@ class BatchArguments(Config):
     _argument_group_name = "run"
 
     batch_size: Count = option(8, "Number of examples in a batch.")
-    progress: bool = option(True, "Show progress bars.")
+    progress: bool | None = option(
+        None, "Show progress bars on standard error. By default where that is a terminal, without --quiet."
+    )
+    quiet: bool = option(False, "Print no tables and no bars: files are written, and errors said.")
 
 
 @dataclass(frozen=True, kw_only=True)
 class OutputArguments(BatchArguments):
     """And where the result goes."""
 
-    output: str | None = option(None, "JSON file to write the result to; its folder must exist.")
+    output: str | None = option(None, OUTPUT)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,8 +93,16 @@ class Run:
             self.models: list[str] = expanded(rest.models, which) if several else [chosen(rest.models[0], which)]
         paths = {name: getattr(self.args, name, None) for name in OUTPUTS}
         self.outputs: dict[str, str] = {name: path for name, path in paths.items() if path is not None}
+        if (old := self.outputs.get("json")) is not None:
+            if "output" in self.outputs:
+                raise InputError("--json is the old name of --output: give one of them.")
+            print("hf-pacgen: note: --json is deprecated; it is called --output now.", file=sys.stderr)
+            self.outputs = {"output": old} | {name: path for name, path in self.outputs.items() if name != "json"}
         for name, path in self.outputs.items():
             _check_output(f"--{name}", path)  # before the work begins, which can take hours
+        self.quiet = bool(self.args.quiet)
+        bars = self.args.progress
+        self.progress = bool(sys.stderr.isatty() and not self.quiet) if bars is None else bars
         self.device, self.accelerator = choose_device(self.model_args.device), None
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:  # torchrun or accelerate started several processes
             self.accelerator = Accelerator(cpu=self.device.type == "cpu")
@@ -92,7 +112,24 @@ class Run:
         """A model with its training data, or with other data."""
         data = data_args or self.data_args
         # of a head that the checkpoint lacks: the seed of the measurement, so that one seed repeats the whole command
-        return load_subject(model, self.model_args, data, device=self.device, seed=self.config.seed)
+        with self.apart(), quiet() if self.quiet else nullcontext():
+            return load_subject(model, self.model_args, data, device=self.device, seed=self.config.seed)
+
+    @contextmanager
+    def apart(self) -> Iterator[None]:
+        """Leaves standard output to the result, where it goes there: what else is printed goes to standard error."""
+        with redirect_stdout(sys.stderr) if self.outputs.get("output") == STDOUT else nullcontext():
+            yield
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this is the process that writes and prints."""
+        return self.accelerator is None or self.accelerator.is_main_process
+
+    def keep(self, write: Callable[[str], object], path: str) -> None:
+        """Write what is there so far; if it cannot be written, that is said at the end."""
+        with suppress(OSError):
+            write(path)
 
     def origin(self, result: Any, subject: Subject, model: str) -> dict[str, Any]:
         """The origin of a result, with what only the command knows: names as they were given, and its words."""
@@ -115,8 +152,8 @@ class Run:
     def measuring(self) -> Iterator[dict[str, Any]]:
         """What every measure is told of batches and processes; what it refuses is said in one line."""
         args = self.args
-        with self.parser.refusals(), quiet():  # transformers warns of things that the result says itself
-            yield {"batch_size": args.batch_size, "accelerator": self.accelerator, "progress": args.progress}
+        with self.parser.refusals(), self.apart(), quiet():  # transformers warns of things that the result says itself
+            yield {"batch_size": args.batch_size, "accelerator": self.accelerator, "progress": self.progress}
 
     def finish(self, files: Mapping[str, Callable[[str], object]], show: Callable[[], None]) -> None:
         """On the main process, write the files that were asked for and show the result.
@@ -124,18 +161,23 @@ class Run:
         ``files`` has what writes each, by its setting.  One that cannot be written raises after the result was shown.
         """
         # all processes have the same result
-        if self.accelerator is not None and not self.accelerator.is_main_process:
+        if not self.is_main:
             return
         written, failed = [], None
         for name, path in self.outputs.items():  # before anything is printed: a closed terminal must not lose it
             try:
-                files[name](path)
-                written.append(f"Written to {path}")
+                if path == STDOUT:
+                    _print_file(files[name])
+                else:
+                    files[name](path)
+                    written.append(f"Written to {path}")
             except OSError as error:  # a disk may be full by now
                 failed = InputError(f"--{name} {path!r} could not be written: {error}.")
-        show()
-        if written:
-            print("", *written, sep="\n")
+        if not self.quiet:
+            with self.apart():
+                show()
+                if written:
+                    print("", *written, sep="\n")
         if failed is not None:
             raise failed
 
@@ -145,12 +187,26 @@ class Run:
 
 
 def _check_output(flag: str, output: str) -> None:
+    if output == STDOUT:
+        if flag != "--output":
+            raise InputError(f"{flag} -: only --output goes to standard output. Give {flag} the name of a file.")
+        return
     path = Path(output)
-    if not path.parent.is_dir():
-        raise InputError(f"{flag} {output!r}: the folder {str(path.parent)!r} does not exist. Make it first.")
+    with refusing(
+        f"{flag} {output!r}: the folder {str(path.parent)!r} cannot be made", "Choose another.", kind=OSError
+    ):
+        path.parent.mkdir(parents=True, exist_ok=True)
     if path.is_dir():
-        kind = flag.removeprefix("--").replace("output", "json")
+        kind = {"--csv": "csv", "--plot": "png"}.get(flag, "json")
         name = f"the name of a {kind.upper()} file, such as {path / 'result'}.{kind}"
         raise InputError(f"{flag} {output!r} is a folder: expected {name}.")
     if not os.access(path.parent, os.W_OK):
         raise InputError(f"{flag} {output!r}: the folder {str(path.parent)!r} cannot be written to. Choose another.")
+
+
+def _print_file(write: Callable[[str], object]) -> None:
+    """Print what a function writes into a file."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "result.json"
+        write(str(file))
+        print(file.read_text(encoding="utf-8"), end="", flush=True)

@@ -30,7 +30,11 @@ def run(argv: list[str]) -> None:
         ScoreArguments,
         ScoreConfig,
         description="PACGen of a model on its training data: how well its solution should generalize. Lower is better.",
-        example="./my-model --dataset train.parquet --max-examples 512 --output result.json",
+        examples="""
+        ./my-model --dataset train.parquet --max-examples 512 --output result.json
+        ./run --checkpoint best --dataset train.csv
+        ./adapter --dataset train.jsonl --load-in-4bit --output - | jq .score
+        """,
     )
     args, subject = call.args, call.load(call.models[0])
     kept = {"checkpoint_dir": args.checkpoint_dir, "checkpoint_every": args.checkpoint_every}

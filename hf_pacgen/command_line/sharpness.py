@@ -54,7 +54,10 @@ def run(argv: list[str]) -> None:
         SharpnessConfig,
         description="Sharpness of a solution on its training data: the rise of the loss under random noise on the "
         "weights (Neyshabur et al. 2017), at worst in a box (Keskar et al. 2017), and the Hessian's top eigenvalues.",
-        example="./my-model --dataset train.parquet --max-examples 512 --noise-scale 0.01",
+        examples="""
+        ./my-model --dataset train.parquet --max-examples 512 --noise-scale 0.01
+        ./my-model --dataset train.parquet --noise-scale 0 --box 0 --eigenvalues 0 --relative
+        """,
     )
     args, config = call.args, call.config
     subject = call.load(call.models[0])

@@ -26,7 +26,7 @@ def test_help_is_written_once_in_the_settings(run: Run, capsys: pytest.CaptureFi
         (["frobnicate"], "no command 'frobnicate'; expected one of score"),
         (["score"], "required: --dataset, MODEL. Usage: hf-pacgen score MODEL --dataset"),
         (["score", "m"], "required: --dataset"),
-        (["score", "m", "--dataset", "d", "--gama", "1"], "Unknown arguments --gama 1. Usage"),
+        (["score", "m", "--dataset", "d", "--gama", "1"], r"Unknown --gama: did you mean --gamma\? Usage"),
         (["score", "m", "--dataset", "d", "--gamma", "-1"], r"gamma must be a finite number of at least 0; got -1\.0"),
         (["score", "m", "--dataset", "d", "--gamma", "0", "--epsilon", "0"], "gamma and epsilon are both 0"),
         (["score", "m", "--dataset", "d", "--gamma", "x"], "--gamma: invalid float value: 'x'"),

@@ -10,6 +10,7 @@ these work in servers and threads too; in a notebook, ``axes.figure`` as the las
 
 from hf_pacgen.show.plots.gap import plot_gap
 from hf_pacgen.show.plots.landscape import plot_loss_slice
+from hf_pacgen.show.plots.runs import plot_runs
 from hf_pacgen.show.plots.score import plot_by_module, plot_hessian_diagonal
 from hf_pacgen.show.plots.spectrum import plot_spectral_density
 from hf_pacgen.show.plots.style import save_figure
@@ -19,6 +20,7 @@ __all__ = [
     "plot_gap",
     "plot_hessian_diagonal",
     "plot_loss_slice",
+    "plot_runs",
     "plot_spectral_density",
     "save_figure",
 ]
