@@ -32,8 +32,8 @@ FLOORS: dict[str, str] = {
     "measures": "comparison hessian landscape origin pacgen ranking relative_sharpness session sharpness spectrum "
     "worst_case",
     "certify": "certify draws error_rate posterior priors refinement search splits validity",
-    "training": "arguments callback.callback callback.guard clipping estimates hooks noisy_step run_facts trainer "
-    "trainer_loss",
+    "training": "arguments callback.callback callback.guard clipping estimates hooks noisy_step run_facts scores "
+    "trainer trainer_loss",
     "command_line": "card certify compare comparison_file comparison_table completion inputs.adapters "
     "inputs.columns inputs.data inputs.examples inputs.fingerprint inputs.labels inputs.load inputs.models "
     "inputs.processors inputs.runs inputs.tasks main parser printing quiet register run_options score sharpness "

@@ -28,6 +28,7 @@ from hf_pacgen.training.run_facts import (
     rehearse_score,
     score_on_training_data,
 )
+from hf_pacgen.training.scores import Scores, corrected_log
 from hf_pacgen.training.trainer_loss import loss_of_trainer
 
 logger = logging.getLogger(__name__)
@@ -64,7 +65,7 @@ class PACGenTrainer(Trainer):
     ) -> None:
         self.noise = as_config(NoiseConfig, noise, "noise")
         self.score = as_config(ScoreConfig, score, "score")
-        self.last_score: PACGenResult | None = None
+        self._scores = Scores()
         # made when a training begins, or at the first step by hand
         self._noisy_step: NoisyStep | None = None
         self._micro_step = 0  # which micro-batch of an optimizer step is next
@@ -194,9 +195,10 @@ class PACGenTrainer(Trainer):
         # ``predict`` comes here too, outside of any evaluation
         if self.score is not None and self._evaluations and output.metrics is not None:
             if self._scores_of_evaluation is None:
-                self._scores_of_evaluation = self.last_score = self.pacgen()
+                self._scores_of_evaluation = found = self.pacgen()
+                self._scores.add(cast(nn.Module, self.model), found)
                 if self._candidates is not None:
-                    self._candidates.add(self.last_score)
+                    self._candidates.add(found)
             output.metrics.update(self._scores_of_evaluation.metrics(f"{metric_key_prefix}_"))
         return output
 
@@ -214,6 +216,14 @@ class PACGenTrainer(Trainer):
             loss_fn=loss_of_trainer(self),
         )
 
+    @property
+    def last_score(self) -> PACGenResult | None:
+        """The score that an evaluation found of the weights as they are now; None where it scored other weights.
+
+        So after ``load_best_model_at_end`` it is that of the best checkpoint, and after more training none.
+        """
+        return self._scores.of(cast(nn.Module, self.model))
+
     # ------------------------------------------------------------------------------------------------ internals
 
     @property
@@ -221,13 +231,22 @@ class PACGenTrainer(Trainer):
         return is_on(self.noise)
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """The card of transformers, with the last score in it."""
-        super().create_model_card(*args, **kwargs)
-        if self.last_score is not None and self.is_world_process_zero() and self.args.output_dir:
-            # matplotlib, where it is there, takes a second to import
-            from hf_pacgen.show.cards.update import update_model_card
+        """The card of transformers, with the score of the weights as they are now, or with none."""
+        if not self.is_world_process_zero() or not self.args.output_dir:
+            super().create_model_card(*args, **kwargs)
+            return
+        # matplotlib, where it is there, takes a second to import
+        from hf_pacgen.show.cards.update import remove_files, update_model_card
 
-            update_model_card(self.args.output_dir, self.last_score)
+        score, log = self.last_score, self.state.log_history
+        self.state.log_history = corrected_log(log, score)
+        try:
+            remove_files(self.args.output_dir)  # of a card of before, which is written anew
+            super().create_model_card(*args, **kwargs)
+        finally:
+            self.state.log_history = log
+        if score is not None:
+            update_model_card(self.args.output_dir, score)
 
     def _train_loader(self) -> Any:
         loader = getattr(self.callback_handler, "train_dataloader", None)

@@ -90,6 +90,14 @@ def update_model_card(
     return updated
 
 
+def remove_files(folder: str | os.PathLike[str]) -> None:
+    """Remove the numbers and the chart that a card in a folder has from here; those of no card of ours stay."""
+    file = Path(folder) / CARD
+    if file.is_file() and f"({NUMBERS})" in file.read_text(encoding="utf-8", errors="replace"):
+        for name in (NUMBERS, CHART):
+            file.with_name(name).unlink(missing_ok=True)
+
+
 def _card_file(card: str | os.PathLike[str]) -> Path:
     path = Path(card)
     if path.is_dir():

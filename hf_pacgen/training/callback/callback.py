@@ -28,6 +28,7 @@ from hf_pacgen.training.run_facts import (
     rehearse_score,
     score_on_training_data,
 )
+from hf_pacgen.training.scores import Scores
 from hf_pacgen.training.trainer_loss import find_trainer, loss_of_trainer
 
 logger = logging.getLogger(__name__)
@@ -88,7 +89,16 @@ class PACGenCallback(TrainerCallback):
         self.noisy_step: NoisyStep | None = None
         self._guard: Guard | None = None
         self._candidates: Candidates | None = None  # while training
-        self.last_score: PACGenResult | None = None
+        self._scored = Scores()
+        self._model: nn.Module | None = None
+
+    @property
+    def last_score(self) -> PACGenResult | None:
+        """The score that was found of the weights as they are now; None where other weights were scored.
+
+        So after ``load_best_model_at_end`` it is that of the best checkpoint, and after more training none.
+        """
+        return self._scored.of(self._model)
 
     def on_init_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Refuse what cannot work before anything is set up."""
@@ -98,7 +108,7 @@ class PACGenCallback(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Set the noise up, and take over the state of a checkpoint."""
         self._close()
-        self._candidates = Candidates(args)
+        self._candidates, self._model = Candidates(args), kwargs.get("model")
         agree_on_settings(args, self.noise, self.score, score_on=self.score_on.value)
         loader, model = kwargs.get("train_dataloader"), kwargs.get("model")
         if self.score is not None and loader is not None and model is not None:
@@ -156,8 +166,6 @@ class PACGenCallback(TrainerCallback):
             # one dataset of several has its name in the prefix, which no argument tells
             prefixes = [key.removesuffix("_runtime") for key in metrics if key.endswith("_runtime")]
             metrics.update(self._scores(args, state, prefixes[0] if prefixes else "eval", **kwargs))
-            if self._candidates is not None and self.last_score is not None:
-                self._candidates.add(self.last_score)
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Score at the end of an epoch."""
@@ -176,6 +184,7 @@ class PACGenCallback(TrainerCallback):
         loader = kwargs.get("train_dataloader")
         if self.score is None or model is None:
             return {}
+        self._model = model
         if loader is None:
             logger.warning("No PACGen score: the callback knows the training data only once training has begun.")
             return {}
@@ -183,8 +192,10 @@ class PACGenCallback(TrainerCallback):
         result = score_on_training_data(args, model, self.score, loader, loss_fn=loss)
         if loss is None:
             result = dataclasses.replace(result, status=(*result.status, UNKNOWN_LOSS))
-        self.last_score = result
-        scores = self.last_score.metrics(f"{prefix}_")
+        self._scored.add(model, result)
+        if self._candidates is not None and self.score_on is ScoreOn.EVALUATE:
+            self._candidates.add(result)
+        scores = result.metrics(f"{prefix}_")
         # the Trainer has logged by now, and logs nothing at the end of an epoch
         entry = {"epoch": state.epoch, **scores, "step": state.global_step}
         state.log_history.append({key: value for key, value in entry.items() if value is not None})
