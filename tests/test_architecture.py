@@ -36,8 +36,8 @@ FLOORS: dict[str, str] = {
     "trainer trainer_loss",
     "command_line": "card certify compare comparison_file comparison_table completion inputs.adapters "
     "inputs.columns inputs.data inputs.examples inputs.fingerprint inputs.labels inputs.load inputs.models "
-    "inputs.processors inputs.runs inputs.tasks main parser printing quiet register run_options score sharpness "
-    "suggestions",
+    "inputs.processors inputs.runs inputs.tasks inputs.weights main parser printing quiet register run_options score "
+    "sharpness suggestions",
     "evaluate_module": "pacgen.app pacgen.pacgen",
 }
 """Every module of every folder, by name: a new file needs a decision where it belongs."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from hf_pacgen.command_line.parser import CommandParser
 from hf_pacgen.config.settings import Config, option
@@ -30,6 +32,7 @@ class CardArguments(Config):
     )
     dataset_name: str | None = option(None, "Name of the training data for people.")
     split: str = option("train", "Split of the training data.")
+    force: bool = option(False, "Write it though it is not known to be of this model's weights.")
 
 
 def run(argv: list[str]) -> None:
@@ -56,6 +59,10 @@ def run(argv: list[str]) -> None:
     # both files are read before the card is touched
     result = PACGenResult.load(positional.result)
     certificate = read_json(args.certificate) if args.certificate is not None else None
+    origins = {positional.result: result.origin}
+    if isinstance(certificate, dict):
+        origins[args.certificate] = certificate.get("origin") or {}
+    unknown = [] if args.force else [file for file, origin in origins.items() if not _is_of(folder, file, origin)]
     with refusing(f"The card in {args.model!r} cannot be written", kind=OSError):
         update_model_card(
             args.model,
@@ -67,4 +74,33 @@ def run(argv: list[str]) -> None:
             dataset_name=args.dataset_name,
             dataset_split=args.split,  # the hub's metadata names a split, so it has a default
         )
+    for file in unknown:
+        print(f"{file} does not say which weights it is of, so it was not compared with the model.")
     print(f"Written to {folder / CARD}")
+
+
+def _is_of(folder: Path, file: str, origin: Mapping[str, Any]) -> bool:
+    """Whether a result is of the model in a folder; False where it does not say what it is of.
+
+    Raises:
+        InputError: it is of other weights, or those of the folder cannot be read.
+    """
+    known = origin.get("model") or {}
+    if not known.get("weights"):
+        return False
+    # as the result's model was: in its data type, and quantized as it was
+    from hf_pacgen.command_line.inputs.weights import folder_fingerprint  # torch and transformers take seconds
+
+    try:
+        found = folder_fingerprint(folder, dtype=known.get("dtype"), load_in_4bit=bool(known.get("load_in_4bit")))
+    except InputError as error:
+        raise InputError(
+            f"The weights of {str(folder)!r} cannot be compared with those that {file!r} is of: "
+            f"{str(error).rstrip('.')}. Write the card all the same with --force."
+        ) from error
+    if found != known["weights"]:
+        raise InputError(
+            f"{file!r} is of other weights ({known.get('name')!r}, {known['weights'][:12]}) than the model in "
+            f"{str(folder)!r} ({str(found)[:12]}). Give its own result, or write it all the same with --force."
+        )
+    return True

@@ -23,7 +23,8 @@ def weights_fingerprint(model: nn.Module, *, here: bool = False) -> str | None:
     """A checksum of all parameters, frozen ones too, by their names, shapes and values; None where one cannot be read.
 
     Floating-point values count as float32, so that weights saved in bfloat16 and loaded in float32 are the same; tied
-    weights count once; buffers, and what is trainable, do not count.  It takes as long as reading the weights does.
+    weights count once; what an adapter has put aside, buffers, and what is trainable, do not count.  It takes as long
+    as reading the weights does.
 
     Args:
         here: of sharded weights only the part on this process, without asking the others.  By default the whole, for
@@ -41,6 +42,8 @@ def weights_fingerprint(model: nn.Module, *, here: bool = False) -> str | None:
     digest = xxhash.xxh3_128()
     readable = True
     for name, parameter in unwrap(model).named_parameters():
+        if ".original_module." in name:  # put aside by PEFT for a trained copy: at random in a loaded adapter
+            continue
         tensor: Any = parameter.detach()
         if is_sharded(tensor):  # one at a time, and to the end: the others wait in a collective
             tensor = tensor.to_local() if here else tensor.full_tensor()

@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 from pathlib import Path
+from typing import Any
 
 import hf_pacgen.cards
+import peft
 import pytest
+import saved_models
+from command_runs import QUICK
 from huggingface_hub import metadata_load
 from sample_cards import CERTIFICATE, metrics
 from sample_results import sample_result
+from transformers import AutoModelForSequenceClassification
 
+from hf_pacgen import PACGenResult
 from hf_pacgen.command_line.main import main
 
 RESULT = sample_result()
@@ -77,3 +85,50 @@ def test_a_card_that_cannot_be_written(
     monkeypatch.setattr(hf_pacgen.show.cards.update.os, "replace", fail)
     assert main(["card", str(result_file), "--model", str(folder)]) == 2
     assert "cannot be written" in capsys.readouterr().err
+
+
+def scored(folder: Path, file: Path, data: Path, *words: str) -> list[str]:
+    assert main(["score", str(folder), "--dataset", str(data), "--output", str(file), *QUICK, *words]) == 0
+    return ["card", str(file), "--model", str(folder)]
+
+
+@pytest.mark.parametrize("words", [(), ("--dtype", "bfloat16")])
+def test_a_result_of_other_weights_is_refused(
+    runs: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], words: tuple[str, ...]
+) -> None:
+    folder, data, result = tmp_path / "model", runs[0].parents[1] / "train.csv", tmp_path / "r.json"
+    shutil.copytree(runs[1], folder)
+    card = scored(folder, result, data, *words)
+    capsys.readouterr()
+    assert main(card) == 0 and "not compared" not in capsys.readouterr().out
+    (folder / "README.md").unlink()
+    shutil.copy(runs[2] / "model.safetensors", folder)
+    assert main(card) == 2
+    assert re.search("r.json' is of other weights .*Give its own result, or .* --force", capsys.readouterr().err)
+    assert not (folder / "README.md").exists()
+    assert main([*card, "--force"]) == 0 and metrics(folder)["pacgen"]["value"] == PACGenResult.load(result).score
+    (folder / "model.safetensors").unlink()
+    assert main(card) == 2
+    assert "cannot be compared with those that" in capsys.readouterr().err
+
+
+def test_a_result_that_does_not_say_is_taken_with_a_word(
+    folder: Path, result_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["card", str(result_file), "--model", str(folder)]) == 0
+    assert "does not say which weights it is of" in capsys.readouterr().out
+
+
+def test_an_adapters_result_and_a_certificate(runs: list[Path], tmp_path: Path, capsys: Any) -> None:
+    base = saved_models.bert(tmp_path / "base", head=False)
+    model = AutoModelForSequenceClassification.from_pretrained(base)
+    config = peft.LoraConfig(task_type="SEQ_CLS", r=2, target_modules=["query"], init_lora_weights=False)
+    peft.get_peft_model(model, config).save_pretrained(str(tmp_path / "adapter"))
+    data = runs[0].parents[1] / "train.csv"
+    card = scored(tmp_path / "adapter", tmp_path / "r.json", data)
+    assert main(card) == 0
+    certify = ["certify", str(runs[0]), "--prior", "zero", "--dataset", str(data), "--draws", "2"]
+    assert main([*certify, "--output", str(tmp_path / "c.json")]) == 0
+    capsys.readouterr()
+    assert main([*card, "--certificate", str(tmp_path / "c.json")]) == 2
+    assert "c.json' is of other weights" in capsys.readouterr().err
