@@ -18,7 +18,7 @@ FLOORS: dict[str, str] = {
     "rank_correlation score score_errors student truncation",
     "config": "certificate noise score settings sharpness spectrum",
     "results": "base certificate diagonal fields landscape lipschitz measures pacgen relative_sharpness "
-    "sharpness spectrum worst_case",
+    "sharpness spectrum summary worst_case",
     "show": "advice cards.contents cards.document cards.update plots.gap plots.landscape plots.runs plots.score "
     "plots.spectrum plots.style tables wording",
     "distributed": "processes shards",

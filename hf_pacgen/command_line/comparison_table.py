@@ -43,7 +43,7 @@ def print_comparison(rows: Sequence[Measures], *, reused: int = 0) -> None:
     chosen = ranked([row.loss for row in rows])
     for table in _tables(rows, chosen, console.width):
         table.title, title = title, ""
-        console.print(table)
+        console.print(table, "")
     found = orders(rows)
     _print_order(console, found)
     _print_correlations(console, rows, len(chosen))
@@ -75,7 +75,7 @@ def _tables(rows: Sequence[Measures], chosen: Sequence[int], width: int) -> list
     made: list[list[str]] = [[]]
     room = width - name
     for field in _columns(rows):
-        needed = _width(rows, field) + 2
+        needed = _width(rows, field) + 2  # with what is between columns
         if needed > room and made[-1]:
             made.append([])
             room = width - name
@@ -91,7 +91,7 @@ def _width(rows: Sequence[Measures], field: str) -> int:
 
 def _table(rows: Sequence[Measures], chosen: Sequence[int], fields: Sequence[str], name: int) -> Table:
     style: dict[str, Any] = {"title_style": "bold", "title_justify": "left", "header_style": "bold"}
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 2, 0, 0), pad_edge=False, show_edge=False, **style)
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False, **style)
     table.add_column("run", width=name, overflow="fold")
     for field in fields:
         table.add_column(MEASURES[field].strip(), justify="right", width=_width(rows, field), vertical="bottom")

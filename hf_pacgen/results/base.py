@@ -16,6 +16,7 @@ from typing import Any, ClassVar, NoReturn, TypeVar
 from hf_pacgen.errors import InputError
 from hf_pacgen.files import write_atomically
 from hf_pacgen.results.fields import FACTS, Facts, describe_type, excerpt, fits
+from hf_pacgen.results.summary import as_html, text
 
 R = TypeVar("R", bound="Result")
 
@@ -37,6 +38,8 @@ class Result:
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
+        if "__repr__" not in vars(cls):  # else @dataclass would write all fields on one line
+            cls.__repr__ = Result.__repr__  # type: ignore[method-assign]
         # @dataclass has not run yet, so the fields are still attributes of the class
         hints = [name for name, hint in inspect.get_annotations(cls).items() if "ClassVar" not in str(hint)]
         described: dict[str, Any] = {n: getattr(vars(cls).get(n), "metadata", {}).get(FACTS) for n in hints}
@@ -48,6 +51,13 @@ class Result:
         lines = [f"    {name}: {facts.meaning}." for name, facts in described.items()]
         # each field says what it is once, and help() and the docs find it where they look
         cls.__doc__ = "\n".join([inspect.cleandoc(cls.__doc__ or ""), "", "Attributes:", *lines])
+
+    def __repr__(self) -> str:
+        return text(self)
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        return as_html(self)
 
     @classmethod
     def facts(cls) -> dict[str, Facts]:

@@ -63,7 +63,7 @@ def test_a_row_a_run_at_80_columns(capsys: pytest.CaptureFixture[str]) -> None:
     rows = [dataclasses.replace(FOUND, name=f"checkpoint-{step}", **big) for step in range(100, 1100, 100)]
     print_comparison([*rows, dataclasses.replace(FOUND, name="short", loss=0.9)])
     lines = capsys.readouterr().out.splitlines()
-    assert max(map(len, lines)) <= 80
+    assert max(map(len, lines)) <= 80 and not any("…" in line for line in lines)
     tables = [i for i, line in enumerate(lines) if line.startswith("checkpoint-100 ")]
     assert len(tables) > 1  # what does not fit goes below
     assert "126,172,718 ± 3,700,000" in lines[tables[0]]

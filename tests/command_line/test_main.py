@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -35,3 +36,42 @@ def test_as_a_program(models: dict[str, Path], tmp_path: Path) -> None:
     done = subprocess.run([*words, "missing.parquet"], capture_output=True, text=True, timeout=300)
     assert (done.returncode, done.stdout) == (2, "")
     assert re.fullmatch("hf-pacgen: error: The data set file 'missing.parquet' does not exist.*\n", done.stderr)
+
+
+@pytest.mark.parametrize("command", [[], *([name] for name in COMMANDS)])
+def test_help_ends_with_examples_and_exit_codes(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as left:
+        main([*command, "--help"])
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.strip()]
+    assert left.value.code == 0 and lines[-1].startswith("Exit codes: 0 done; 2 bad input")
+    if command and command != ["register"]:
+        place = lines.index("examples:")
+        assert all(line.startswith(f"  hf-pacgen {command[0]} ") for line in lines[place + 1 : -1]) and lines[place + 1]
+
+
+def test_the_first_help_needs_no_large_library() -> None:
+    code = (
+        "import sys; from hf_pacgen.command_line.main import main\n"
+        "try: main(['--help'])\nexcept SystemExit: pass\n"
+        "assert not {'torch', 'transformers', 'datasets', 'argcomplete', 'rich'} & set(sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"), [("hf-pacgen sc", "score"), ("hf-pacgen score --max-ex", "--max-examples")]
+)
+def test_a_shell_completes(line: str, expected: str, tmp_path: Path) -> None:
+    pytest.importorskip("argcomplete")
+    told = {"_ARGCOMPLETE": "1", "COMP_LINE": line, "COMP_POINT": str(len(line)), "_ARGCOMPLETE_IFS": "\n"}
+    told["_ARGCOMPLETE_STDOUT_FILENAME"] = str(tmp_path / "found")
+    subprocess.run([sys.executable, "-m", "hf_pacgen"], env={**os.environ, **told}, timeout=300, check=False)
+    assert expected in (tmp_path / "found").read_text().split()
+
+
+def test_a_shell_that_asks_in_vain(monkeypatch: pytest.MonkeyPatch, run: Run) -> None:
+    monkeypatch.setenv("_ARGCOMPLETE", "1")
+    monkeypatch.setenv("COMP_LINE", "hf-pacgen sc")
+    monkeypatch.setitem(sys.modules, "argcomplete", None)
+    assert run("frobnicate")[0] == 2
