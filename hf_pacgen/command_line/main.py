@@ -10,9 +10,10 @@ import argparse
 import importlib
 import os
 import sys
+from typing import Any
 
 from hf_pacgen import __version__
-from hf_pacgen.command_line.completion import ASKED, EXIT_CODES, asked_command, complete
+from hf_pacgen.command_line.completion import EXIT_CODES, asked_command, complete
 from hf_pacgen.errors import InputError
 
 COMMANDS = {
@@ -69,7 +70,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=__version__)
     # no subparsers of argparse: they would need every command's flags, and so every import
-    parser.add_argument("command", nargs="?", metavar="COMMAND", help=argparse.SUPPRESS)
-    if ASKED in os.environ:
-        parser._actions[-1].choices = list(COMMANDS)
+    command: Any = parser.add_argument("command", nargs="?", metavar="COMMAND", help=argparse.SUPPRESS)
+    command.completer = lambda **_: list(COMMANDS)  # where argcomplete looks
     return parser
