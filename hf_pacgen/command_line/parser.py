@@ -45,7 +45,7 @@ class CommandParser(HfArgumentParser):
             types,
             prog=prog,
             usage=f"{prog} {usage}",
-            description=textwrap.fill(description, 100),
+            description=textwrap.fill(description, 79),
             epilog="\n".join([*_examples(prog, examples), EXIT_CODES]),
             allow_abbrev=False,  # a flag of a later release must not change what a script of today means
             formatter_class=_HelpFormatter,

@@ -169,6 +169,8 @@ def _load_whole(
         if trained:  # whole modules beside the adapter's own weights; transformers' own choice has the head of words
             settings["llm_int8_skip_modules"] = [*trained, "lm_head"]
         quantized["quantization_config"] = transformers.BitsAndBytesConfig(load_in_4bit=True, **settings)
+    is_quantized = bool(quantized) or getattr(config, "quantization_config", None) is not None
+    if is_quantized:  # such weights are made on their device, and some cannot be moved
         quantized["device_map"] = {"": device}
     with quiet(), _loading(name):
         model, report = getattr(transformers, task.facts.auto_class).from_pretrained(
@@ -180,7 +182,7 @@ def _load_whole(
             **quantized,
             **source,
         )
-    model = model if quantized else model.to(device)
+    model = model if is_quantized else model.to(device)
     return model, set(report["missing_keys"]), sorted(report["mismatched_keys"])
 
 
@@ -203,7 +205,7 @@ def _load_adapted(
     )
     model, saved = put_on(adapter, base), adapter.weights()
     return (
-        model if args.load_in_4bit else model.to(device),
+        model,  # PEFT has put the adapter where its base is
         {name for name in new if not holds(saved, name)},
         [entry for entry in mismatched if not holds(saved, entry[0])],
     )
