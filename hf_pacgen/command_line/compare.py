@@ -156,7 +156,7 @@ def _origin(call: Run, subject: Subject, model: str, test_data: Any) -> dict[str
         **{name: getattr(args, name) for name in ("batch_size", "noise_scale", "draws", "iterations")},
         "task": None if loading.task is None else loading.task.value,
         "dtype": loading.dtype,
-        "load_in_4bit": loading.load_in_4bit,
+        **{name: getattr(loading, name, False) for name in ("load_in_4bit", "random_head")},
         # the rows themselves count by their fingerprint
         "data": {key: value for key, value in data.items() if key not in ("dataset", "dataset_config", "split")},
     }

@@ -16,7 +16,8 @@ def data_fingerprint(examples: Any) -> str | None:
 
     Pictures and sounds that lie in files of their own count by the files' sizes and times.
     """
-    table = getattr(examples, "table", None)
+    # examples of which a row has several, such as windows of a text, have their rows apart
+    table = getattr(getattr(examples, "rows", examples), "table", None)
     if not isinstance(table, datasets.Dataset):
         return None
     digest = xxhash.xxh3_128(str(table.features).encode())

@@ -26,6 +26,7 @@ def test_it_is_of_the_contents(tmp_path: Path) -> None:
     changed = [*rows[:-1], {"text": "row 2499", "label": 0}]
     others = {of(table), of(datasets.Dataset.from_list(changed)), of(table.shuffle(seed=0)), of(table.select([0, 1]))}
     assert len({*others, of(table.rename_column("label", "class"))}) == 5
+    assert data_fingerprint(SimpleNamespace(rows=SimpleNamespace(table=table))) == of(table)
     assert of(iter(rows)) is None and data_fingerprint(object()) is None
 
 
