@@ -93,9 +93,9 @@ def test_certify_prints_and_writes(run: Run, files: dict[str, Path], tmp_path: P
         (["--prior", "no-such-model"], "--prior 'no-such-model' is no folder, and cannot be had from the hub"),
         (["--prior", "{tuned}"], "equals the trained weights, so it depends on the data"),
         (["--prior", "zero", "--delta", "2"], "delta must be less than 1"),
-        (["--prior", "zero", "--checkpoint-dir", "kept"], "Unknown arguments --checkpoint-dir kept"),
+        (["--prior", "zero", "--checkpoint-dir", "kept"], "Unknown --checkpoint-dir: did you mean"),
         (["--prior", "zero", "--prior-scales", "0.1", "-1"], "--prior-scales must be a list of positive"),
-        (["--prior", "zero", "--output", "nowhere/x.json"], "the folder 'nowhere' does not exist"),
+        (["--prior", "zero", "--output", "/dev/null/x.json"], "the folder '/dev/null' cannot be made"),
     ],
 )
 def test_bad_input_is_one_line(run: Run, files: dict[str, Path], words: list[str], match: str) -> None:
