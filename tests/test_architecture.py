@@ -22,7 +22,7 @@ FLOORS: dict[str, str] = {
     "show": "advice cards.contents cards.document cards.update plots.gap plots.landscape plots.score plots.spectrum "
     "plots.style tables wording",
     "distributed": "processes shards",
-    "model": "dequantized embeddings parameters precision state storage",
+    "model": "adapters dequantized embeddings parameters precision state storage",
     "data": "batches checks checksums collation contents inspection losses objective own_loss recognition "
     "sharded_objective units",
     "curvature": "ascent checkpoint checks diagonal.blend diagonal.estimate diagonal.exact diagonal.gauss_newton "

@@ -57,7 +57,7 @@ class HVPMethod(Choice):
     FINITE_DIFFERENCE = "finite_difference", HVPFacts(differences=True, passes_checkpoints=True, passes_reentrant=True)
 
 
-RELATIVE_EPSILON = 0.3
+RELATIVE_EPSILON = 1.0
 """ε of the default, in root mean squares: what ranked LeNets by their gap best, see examples/evidence.md."""
 
 
@@ -74,7 +74,7 @@ class ScoreConfig(Config):
 
     gamma: NonNegative = option(GAMMA, "γ of the neighborhood N_i = γ|w_i| + ε in which ρ is measured.")
     epsilon: NonNegative | None = option(
-        None, "ε of the neighborhood N_i = γ|w_i| + ε. By default 0.3 of the root mean square of each tensor."
+        None, "ε of the neighborhood N_i = γ|w_i| + ε. By default the root mean square of each tensor."
     )
     epsilon_scale: EpsilonScale | str | None = option(
         None,
