@@ -20,7 +20,6 @@ from hf_pacgen.curvature.diagonal.sums import DiagonalSums, pooled_trace
 from hf_pacgen.curvature.diagonal.through_outputs import EXACT, find_outputs
 from hf_pacgen.curvature.operators import Tick
 from hf_pacgen.curvature.weight_space import Vector, WeightSpace
-from hf_pacgen.data.contents import count_examples
 from hf_pacgen.data.losses import BatchLoss, LossKind, require_units
 from hf_pacgen.data.objective import LossChanged
 from hf_pacgen.maths.score_errors import DiagonalSample, Part
@@ -221,7 +220,9 @@ def _add(space: WeightSpace, parts: _Parts, batch: Any, index: int, sweep: int) 
             space.restore()
             with torch.no_grad():
                 true = space.objective.loss(batch, index)
-        parts.counts[:3] += torch.tensor([true.total.item(), true.units, count_examples(batch)], dtype=torch.float64)
+        parts.counts[:3] += torch.tensor(
+            [true.total.item(), true.units, space.objective.batches.examples_in(index, batch)], dtype=torch.float64
+        )
         parts.counts[5] += 1
     if parts.probes is not None:
         before = parts.probes.num_hvps
