@@ -14,7 +14,7 @@ LARGE = 60
 FLOORS: dict[str, str] = {
     # from the ground up; a module imports from its own folder and from those above it in this list
     "": "errors facts files old_paths register",
-    "maths": "arrays binary_kl certified_bound counter_rng distributions lanczos noise_scale pac_bayes "
+    "maths": "arrays binary_kl certified_bound counter_rng distributions lanczos likelihoods noise_scale pac_bayes "
     "rank_correlation score score_errors student truncation",
     "config": "certificate noise score settings sharpness spectrum",
     "results": "base certificate diagonal fields landscape lipschitz measures pacgen relative_sharpness "
@@ -23,11 +23,11 @@ FLOORS: dict[str, str] = {
     "plots.style tables wording",
     "distributed": "processes shards",
     "model": "adapters dequantized embeddings parameters precision state storage",
-    "data": "batches checks checksums collation contents inspection losses objective own_loss recognition "
-    "sharded_objective units",
+    "data": "batches checks checksums collation contents inspection likelihoods losses objective outputs own_loss "
+    "recognition sharded_objective units",
     "curvature": "ascent checkpoint checks diagonal.blend diagonal.estimate diagonal.exact diagonal.gauss_newton "
-    "diagonal.hutchinson diagonal.replicates diagonal.sums diagonal.through_outputs displacement examination hvp "
-    "lipschitz operators run_identity spectrum tensor_file weight_space",
+    "diagonal.hutchinson diagonal.replicates diagonal.sampled_labels diagonal.sums diagonal.through_outputs "
+    "displacement examination hvp lipschitz operators run_identity spectrum tensor_file weight_space",
     "noise": "curvature_tracker layout perturbation perturbed products",
     "measures": "comparison hessian landscape pacgen ranking relative_sharpness session sharpness spectrum worst_case",
     "certify": "certify draws error_rate posterior priors refinement search splits validity",

@@ -7,6 +7,7 @@ from typing import Any
 
 from hf_pacgen.config.settings import SUBSET, Config, Count, Natural, NonNegative, Positive, Temperature, option
 from hf_pacgen.facts import Choice
+from hf_pacgen.maths.likelihoods import Likelihood
 from hf_pacgen.maths.score import EPSILON, GAMMA, EpsilonScale
 
 
@@ -87,6 +88,12 @@ class ScoreConfig(Config):
         "Estimator of the Hessian diagonal: 'blend' (Gauss-Newton corrected by Hutchinson where that is significant), "
         "'hutchinson' (unbiased, noisy), 'gauss_newton' (quiet, one gradient a batch, biased), 'exact' (small models).",
     )
+    likelihood: Likelihood | str | None = option(
+        None,
+        "Likelihood whose negative logarithm the loss is, up to a factor and a constant: 'softmax', 'bernoulli', "
+        "'gaussian' or 'spans' (two softmaxes, of an answer's beginning and end). It is checked. By default it is "
+        "found out; a loss without one is differentiated twice through the model's outputs.",
+    )
     hvp: HVPMethod | str = option(
         HVPMethod.AUTO,
         "Hessian-vector product: 'auto' takes finite differences of gradients where weights and compute are "
@@ -125,6 +132,12 @@ class ScoreConfig(Config):
             raise ValueError(
                 "gamma and epsilon are both 0, so every neighborhood N_i = gamma*|w_i| + epsilon is empty; "
                 "make at least one of them positive."
+            )
+        if self.likelihood is not None and not Estimator(self.estimator).facts.needs_labels:
+            raise ValueError(
+                f"likelihood={Likelihood(self.likelihood).value!r} was given together with "
+                f"estimator={Estimator(self.estimator).value!r}, which draws no targets; leave likelihood out, or take "
+                "estimator='blend' or 'gauss_newton'."
             )
         # one of the two would be ignored in silence
         if self.rho and self.lipschitz_directions:

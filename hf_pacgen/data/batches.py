@@ -167,6 +167,17 @@ class Batches:
                 )
         return total
 
+    def examples_in(self, index: int, batch: Any) -> int:
+        """Number of examples in a batch of a pass: of pairs that a collator makes two rows of, the pairs."""
+        rows = count_examples(batch)
+        if self.indices is not None:
+            return len(self.indices[index])
+        loader = self.data if isinstance(self.data, DataLoader) and self.max_examples is None else None
+        if loader is None or not loader.batch_size or not _sized(loader.dataset):
+            return rows
+        given = min(loader.batch_size, len(loader.dataset) - index * loader.batch_size)  # type: ignore[arg-type]
+        return given if given > 0 and rows == 2 * given else rows
+
     def count(self) -> int | None:
         """Number of batches that a pass of this process goes over, None where the data does not tell beforehand."""
         total = self._total()
