@@ -32,4 +32,6 @@ def test_labels_that_do_not_fit_the_model(run: Run, models: dict[str, Path], tmp
     )
     refused(run, "1 output, which is for regression", "score", models["regression"], "--dataset", data)
     one = write_csv(tmp_path / "one.csv", [("good", 1), ("fine", 1)])
-    refused(run, "one single label, 1: expected at least 2", "score", models["encoder"], "--dataset", one)
+    refused(
+        run, "one single label, 1: expected at least 2", "score", models["encoder"], "--random-head", "--dataset", one
+    )
