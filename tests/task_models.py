@@ -201,3 +201,8 @@ def mean_loss(model: Any, examples: list[dict[str, Any]], units: list[int] | Non
         losses = [model(**{key: torch.as_tensor(value)[None] for key, value in one.items()}).loss for one in examples]
     weights = torch.tensor([1] * len(losses) if units is None else units, dtype=torch.float64)
     return float((torch.stack(losses).double() * weights).sum() / weights.sum())
+
+
+def loaded_model(folder: Path, head: str) -> Any:
+    """The model alone."""
+    return getattr(t, f"AutoModelFor{head}").from_pretrained(folder).eval()

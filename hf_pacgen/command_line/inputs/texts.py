@@ -19,6 +19,7 @@ from hf_pacgen.command_line.inputs.examples import (
 from hf_pacgen.data.losses import IGNORED
 from hf_pacgen.errors import InputError
 
+WINDOW = 384  # tokens of a question with a part of its context, as in the scripts of transformers
 STRIDE = 128  # tokens that two windows of a long context share, as in the scripts of transformers
 COUNTED_AT_ONCE = 256  # contexts whose windows are counted
 
@@ -74,12 +75,15 @@ def answered(material: Material) -> Examples | Parts | StreamedExamples:
     """Questions with the first and the last token of the answer in their context, which is cut into windows."""
     columns, tokenizer = material.columns, material.processor
     question, context, answers = str(columns.text), str(columns.text_pair), str(columns.label)
-    limit = material.token_limit()
+    limit = material.token_limit() if material.args.max_length else min(WINDOW, material.token_limit())
     if not getattr(tokenizer, "is_fast", False):
         raise InputError(
             f"The tokenizer {type(tokenizer).__name__} does not tell where in the text a token stands: expected a "
             "fast one. Save it with its tokenizer.json in the model's folder."
         )
+    # the places of padding compete with those of the answer, so all examples have as much as in training
+    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
+    padding = "max_length" if tokenizer.pad_token is not None else False
     right = tokenizer.padding_side == "right"  # the question comes first, or XLNet's comes last
 
     def windows(rows: Rows) -> Any:
@@ -94,6 +98,7 @@ def answered(material: Material) -> Examples | Parts | StreamedExamples:
             *((first, second) if right else (second, first)),
             truncation="only_second" if right else "only_first",
             max_length=limit,
+            padding=padding,
             stride=min(STRIDE, max(0, (limit - longest - 8) // 2)),
             return_overflowing_tokens=True,
             return_offsets_mapping=True,
