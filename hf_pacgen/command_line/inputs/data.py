@@ -90,6 +90,11 @@ class DataArguments(Config):
 def load_rows(args: DataArguments) -> tuple[datasets.Dataset, datasets.IterableDataset | None]:
     """The rows of one split, after :func:`check_files`; of a stream the first ones, and the stream."""
     names = args.dataset
+    if args.streaming and "[" in (args.split or ""):
+        raise InputError(
+            f"--split {args.split!r} is a part of a split, and a stream is read from its beginning: give the whole "
+            "split with --max-examples, or leave out --streaming."
+        )
     if len(names) == 1 and Path(names[0]).is_dir():
         loaded = _load_folder(Path(names[0]), args)
     elif any(_is_file_name(name) for name in names) or len(names) > 1:

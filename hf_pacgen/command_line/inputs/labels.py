@@ -98,7 +98,7 @@ def sequence_labels(table: datasets.Dataset, columns: Columns, config: Any, *, n
     if problem == "multi_label_classification":
         raise InputError(
             f"The model is trained for several labels at once, and the column {column!r} holds one for each row: "
-            f"expected lists of labels, or a column of 0 and 1 for each of {few(map(str, config.label2id), 8)}."
+            f"expected lists of labels, or a column of 0 and 1 for each of {few(_own_names(config), 8)}."
         )
     if problem == "regression" and outputs > 1:
         raise InputError(
@@ -190,7 +190,7 @@ def _named(values: list[Any], feature: Any, column: str, config: Any, new_head: 
         if unnamed:
             return numbers, ()
         differ = f"The classes of the column {column!r} ({few(map(str, names), 3)}) are not named as the model's"
-        return numbers, (f"{differ} ({few(map(str, config.label2id), 3)}): they are taken by their numbers.",)
+        return numbers, (f"{differ} ({few(_own_names(config), 3)}): they are taken by their numbers.",)
     in_order = f"numbered in alphabetical order: {_in_order(names)}."
     if new_head:
         return numbers, (f"Labels are {in_order}",)
@@ -211,6 +211,10 @@ def _numbered(values: list[Any], new_head: bool) -> Numbered:
     # a head of 8 outputs for the labels 3 and 7 would have 6 that are never right
     order = f"Labels are numbered in ascending order for the new head: {_in_order(values)}."
     return {value: number for number, value in enumerate(values)}, (order,)
+
+
+def _own_names(config: Any) -> list[str]:
+    return [str(name) for name in sorted(config.label2id, key=config.label2id.get)]
 
 
 def _in_order(names: Sequence[Any]) -> str:

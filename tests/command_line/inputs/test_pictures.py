@@ -86,7 +86,7 @@ def test_boxes_that_cannot_be_used(tmp_path: Path) -> None:
     odd = [{"where": one["bbox"], "category": one["category"]} for one in OBJECTS]
     with pytest.raises(InputError, match=r"objects of row 0 .* have where, category: expected bbox and category"):
         m.subject(folder, write_pictures(tmp_path / "odd.parquet", objects=odd, kind=kind))
-    none = [{"bbox": [], "category": []}] * 3
+    none: list[Any] = [{"bbox": [], "category": []}] * 3
     with pytest.raises(InputError, match="'objects' has no object in any row"):
         m.subject(folder, write_pictures(tmp_path / "none.parquet", objects=none))
 
