@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy
 import pytest
 import task_data as rows_of
 import task_models as m
+import task_page
 from command_runs import QUICK, Run
 
-from hf_pacgen import PACGenResult
+from hf_pacgen import PACGenResult, pacgen
 from hf_pacgen.command_line.inputs.tasks import Task
 
 TWO: dict[str, Any] = {"num_labels": 2}
@@ -87,3 +90,23 @@ def test_a_trained_model_is_not_scored_for_another_task(task: str, run: Run, tmp
     data = m.write_rows(tmp_path / "d.jsonl", rows) if isinstance(rows, list) else rows(tmp_path / "d.parquet")
     code, _, err = run("score", make(tmp_path / "model"), "--dataset", data, "--task", other, *QUICK)
     assert code == 2 and ("has no head for" in err or "does not fit a model of type" in err)
+
+
+def test_the_page_of_the_documentation_is_of_these_tasks() -> None:
+    assert task_page.PAGE.read_text(encoding="utf-8") == task_page.page(), "Run python tests/task_page.py"
+
+
+@pytest.mark.parametrize("task", CASES)
+def test_the_program_of_the_page_gives_the_same_loss(
+    task: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make, rows = CASES[task]
+    data = m.write_rows(tmp_path / "d.jsonl", rows) if isinstance(rows, list) else rows(tmp_path / "d.parquet")
+    found = m.subject(make(tmp_path / "my-model"), data)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("hf_pacgen.pacgen", partial(pacgen, config=m.QUICK, batch_size=2, progress=False))
+    trainer = SimpleNamespace(train_dataset=found.examples, data_collator=found.examples.collate_examples)
+    names: dict[str, Any] = {"trainer": trainer}
+    exec(task_page.snippet(Task(task)), names)
+    expected = pacgen(found.model, found.examples, config=m.QUICK, batch_size=2, progress=False).loss
+    assert names["result"].loss == pytest.approx(expected, rel=1e-5)

@@ -118,7 +118,8 @@ def test_weights_that_are_missing_or_of_other_shapes(run: Run, models: dict[str,
 
 
 def test_a_library_that_the_model_needs(tmp_path: Path) -> None:
-    config = DetrConfig(use_timm_backbone=True, backbone="resnet18", use_pretrained_backbone=False, num_labels=2)
+    settings: Any = {"use_timm_backbone": True, "backbone": "resnet18", "use_pretrained_backbone": False}
+    config: Any = DetrConfig(**settings)
     config.architectures = ["DetrForObjectDetection"]
     config.save_pretrained(tmp_path)
     (tmp_path / "model.safetensors").write_bytes(b"")

@@ -136,10 +136,11 @@ def test_choices_that_cannot_be_used(rows: list[dict[str, Any]], message: str, t
 
 
 def test_regression_of_one_and_of_several_numbers(tmp_path: Path) -> None:
-    for outputs, rows in (
+    cases: list[tuple[int, list[dict[str, Any]]]] = [
         (1, [{"text": "good movie", "label": 0.5}, {"text": "bad", "label": -2.0}]),
         (2, [{"text": "good movie", "labels": [0.5, 1.0]}, {"text": "bad", "labels": [-2.0, 0.0]}]),
-    ):
+    ]
+    for outputs, rows in cases:
         folder = m.bert(
             tmp_path / f"{outputs}", "SequenceClassification", num_labels=outputs, problem_type="regression"
         )
