@@ -34,8 +34,8 @@ SOURCE_NAMES += [("article", "summary"), ("dialogue", "summary"), ("text", "summ
 SOURCE_NAMES += [("input_text", "target_text"), ("inputs", "targets"), ("text", "target"), ("question", "answer")]
 SOURCE_NAMES += [("prompt", "completion")]
 
-TEXT = Role("text", "text-column", c.is_text, "text")
-PAIR = Role("text-pair", "text-pair-column", c.is_text, "text")
+TEXT = Role("text", "text-column", c.is_text, "text", nested=True)
+PAIR = Role("text-pair", "text-pair-column", c.is_text, "text", nested=True)
 IMAGE = Role("image", "image-column", c.may_be_image, "images")
 AUDIO = Role("audio", "audio-column", c.may_be_audio, "sounds")
 LABEL = Role("label", "label-column", c.may_be_label, "labels (numbers or names)")
@@ -45,8 +45,8 @@ TAGS = Role("tags", "label-column", c.are_classes, "lists of tags (numbers or na
 QUESTION = Role("question", "text-column", c.is_text, "text")
 CONTEXT = Role("context", "text-pair-column", c.is_text, "text")
 ANSWERS = Role("answers", "label-column", c.is_dictionary, "dictionaries of text and answer_start, as in SQuAD")
-SOURCE = Role("source", "text-column", c.is_text, "text")
-TARGET = Role("target", "label-column", c.is_text, "text")
+SOURCE = Role("source", "text-column", c.is_text, "text", nested=True)
+TARGET = Role("target", "label-column", c.is_text, "text", nested=True)
 MASK = Role("mask", "label-column", c.may_be_image, "images whose pixels are classes")
 OBJECTS = Role("objects", "label-column", c.is_dictionary, "dictionaries of bbox and category")
 SPOKEN = Role("transcription", "label-column", c.is_text, "text")

@@ -82,6 +82,11 @@ def cells(rows: Mapping[str, Any], name: str) -> list[Any]:
     return [cell[inner] for cell in rows[outer]]
 
 
+def cell(row: Mapping[str, Any], name: str) -> Any:
+    """The same of one row."""
+    return cells({key: [value] for key, value in row.items()}, name)[0]
+
+
 def those(table: datasets.Dataset, fits: Callable[[Any], bool]) -> list[str]:
     """The columns that fit."""
     return [name for name in table.column_names if fits(table.features[name])]
@@ -112,6 +117,7 @@ class Role:
     flag: str
     fits: Callable[[Any], bool]
     holds: str
+    nested: bool = False  # whether it may be an entry of a column of dictionaries
 
     def chosen(self, table: datasets.Dataset, given: str | None, found: Sequence[str]) -> str:
         """The column that was named, or the first of those found."""
@@ -126,7 +132,7 @@ class Role:
 
     def check(self, table: datasets.Dataset, name: str) -> str:
         """A column that was named, if it can play this part."""
-        feature = feature_of(table, name)
+        feature = feature_of(table, name) if self.nested else table.features.get(name)
         if feature is None:
             raise InputError(f"The data has no column {name!r}; it has {listed(table)}. Correct --{self.flag}.")
         if not self.fits(feature):

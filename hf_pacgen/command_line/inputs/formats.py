@@ -39,8 +39,8 @@ ALPACA = (
 """The template of Stanford Alpaca, by which rows of instruction, input and output are most often written."""
 PAIRED = ", paired with an input that provides further context"
 
-TEXT = Role("text", "text-column", lambda f: c.is_text(f) or c.is_chat(f), "text, or lists of messages")
-PART = Role("completion", "label-column", lambda f: c.is_text(f) or c.is_chat(f), "text, or lists of messages")
+TEXT = Role("text", "text-column", lambda f: c.is_text(f) or c.is_chat(f), "text, or lists of messages", nested=True)
+PART = Role("completion", "label-column", TEXT.fits, TEXT.holds, nested=True)
 
 
 def language_columns(table: datasets.Dataset, args: DataArguments, config: Any = None) -> Columns:
@@ -71,7 +71,7 @@ def language_columns(table: datasets.Dataset, args: DataArguments, config: Any =
 
 def whole_text(table: datasets.Dataset, args: DataArguments, config: Any = None) -> Columns:
     """The column of a masked language model: a text."""
-    role = Role("text", "text-column", c.is_text, "text")
+    role = Role("text", "text-column", c.is_text, "text", nested=True)
     if args.text_column is not None:
         return Columns(text=role.check(table, args.text_column))
     return Columns(text=_whole_text(table, c.those(table, c.is_text), []))
@@ -149,7 +149,7 @@ def filled(columns: Columns, row: Mapping[str, Any]) -> tuple[str, str]:
         if name is None:
             continue
         place = 1 if name == columns.label else place
-        value = c.cells({key: [cell] for key, cell in row.items()}, name)[0]
+        value = c.cell(row, name)
         shown = Formatter().convert_field("" if value is None else value, conversion)  # type: ignore[arg-type]
         parts[place] += format(shown, spec or "")
     return parts[0], parts[1]

@@ -40,8 +40,6 @@ def continued(material: Material) -> Examples | StreamedExamples:
             f"--assistant-only is for conversations, and {columns.title} are texts. Leave it out: the loss of "
             "a completion is on the completion alone."
         )
-    for name in columns.outputs:
-        check_complete(material.table, name, "a text")
     if is_chat:
         return _chats(material)
     if columns.template is not None or columns.label is not None:
@@ -52,13 +50,13 @@ def continued(material: Material) -> Examples | StreamedExamples:
 def _plain(material: Material) -> Examples | StreamedExamples:
     """Whole texts, each of whose tokens but the first is predicted."""
     text, tokenizer, limit = str(material.columns.text), material.processor, material.token_limit()
-    check_complete(material.table, text, "a text")
+    check_complete(material.table, text.partition(".")[0], "a text")
     # a text without a token has no loss, and would be an example in the count without being one
     material, notes = material.without_empty(text)
     ending = _ending(material, add=False)
 
     def encode(rows: Rows, numbers: Sequence[int]) -> list[dict[str, Any]]:
-        texts = [_ended(value, ending) for value in rows[text] if value.strip()]
+        texts = [_ended(value, ending) for value in c.cells(rows, text) if value.strip()]
         if not texts:
             return []
         examples = encoded_rows(tokenizer(texts, truncation=True, max_length=limit), len(texts))
@@ -96,8 +94,7 @@ def _completions(material: Material) -> Examples | StreamedExamples:
 
 
 def _pair(columns: c.Columns, row: Mapping[str, Any]) -> tuple[str, str]:
-    found = [c.cells({key: [cell] for key, cell in row.items()}, str(n))[0] for n in (columns.text, columns.label)]
-    return found[0], found[1]
+    return c.cell(row, str(columns.text)), c.cell(row, str(columns.label))
 
 
 def _chats(material: Material) -> Examples | StreamedExamples:
@@ -106,8 +103,8 @@ def _chats(material: Material) -> Examples | StreamedExamples:
     alone, text = material.args.assistant_only, str(columns.text)
 
     def read(row: Mapping[str, Any], number: int) -> Tokens:
-        said, extra = messages_of(row[text], number), extras_of(row)
-        ends: Messages = messages_of(row[columns.label], number) if columns.label is not None else []
+        said, extra = messages_of(c.cell(row, text), number), extras_of(row)
+        ends: Messages = messages_of(c.cell(row, columns.label), number) if columns.label is not None else []
         ids, mask = chat.marked(said + ends, number, extra) if alone else (chat.ids(said + ends, extra=extra), None)
         if columns.label is None:
             return ids, mask
@@ -199,12 +196,12 @@ def masked(material: Material) -> Examples | StreamedExamples:
             "The model's tokenizer has no mask token, which hides what a masked language model has to predict. Save "
             "the one it was trained with in the model's folder."
         )
-    check_complete(material.table, text, "a text")
+    check_complete(material.table, text.partition(".")[0], "a text")
     material, notes = material.without_empty(text)
     share = material.args.mask_share
 
     def encode(rows: Rows, numbers: Sequence[int]) -> list[dict[str, Any]]:
-        kept = [(number, value) for number, value in zip(numbers, rows[text], strict=True) if value.strip()]
+        kept = [(number, value) for number, value in zip(numbers, c.cells(rows, text), strict=True) if value.strip()]
         if not kept:
             return []
         encoded = tokenizer(

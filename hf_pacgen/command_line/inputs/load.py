@@ -12,11 +12,11 @@ import torch
 
 from hf_pacgen.command_line.inputs.columns import Columns, cells, feature_of
 from hf_pacgen.command_line.inputs.data import DataArguments, check_files, load_rows
-from hf_pacgen.command_line.inputs.examples import Material, StreamedExamples, shown_example
+from hf_pacgen.command_line.inputs.examples import Material, shown_example
 from hf_pacgen.command_line.inputs.models import ModelArguments, choose_device, load_config, load_model
 from hf_pacgen.command_line.inputs.tasks import Task, check_libraries, choose_task, trained_task
 from hf_pacgen.data.losses import IGNORED
-from hf_pacgen.errors import InputError, few
+from hf_pacgen.errors import InputError, few, refusing
 
 MAX_NAME = 40  # characters of a model's path up to which it is shown in full
 
@@ -73,15 +73,17 @@ def load_subject(
 def _example(task: Task, table: Any, columns: Columns, processor: Any, examples: Any) -> str:
     """What was taken as input and as label, by one example, in a line."""
     if task.facts.shows_tokens:
-        first = next(iter(examples)) if isinstance(examples, StreamedExamples) else examples[0]
-        pairs = list(zip(first["input_ids"], first["labels"], strict=True))
+        example = next(iter(examples), None)
+        if example is None:  # of a stream, whose rows were not looked at before
+            raise InputError(f"All texts in the column {columns.text!r} are empty: there is no token to predict.")
+        pairs = list(zip(example["input_ids"], example["labels"], strict=True))
         counted = [label for _, label in pairs if label != IGNORED]
         given = [token for token, label in pairs if label == IGNORED or task is Task.MASKED_LM] or counted
         return shown_example([processor.decode(given)], processor.decode(counted))
-    row = {name: table[:1][name][0] for name in columns.used if name != columns.audio}
-    one = {name: [cell] for name, cell in row.items()}
-    inputs = ["a sound" if name == columns.audio else cells(one, name)[0] for name in columns.inputs]
-    outputs = [_class_name(feature_of(table, name), cells(one, name)[0]) for name in columns.outputs]
+    with refusing("The first row of the data cannot be read", "Repair or remove it."):  # an image, for one
+        first = table.select_columns([name for name in columns.used if name != columns.audio])[:1]
+    inputs = ["a sound" if name == columns.audio else cells(first, name)[0] for name in columns.inputs]
+    outputs = [_class_name(feature_of(table, name), cells(first, name)[0]) for name in columns.outputs]
     return shown_example(inputs, outputs[0] if len(outputs) == 1 else outputs)
 
 

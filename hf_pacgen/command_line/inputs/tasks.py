@@ -273,13 +273,18 @@ def choose_task(
                 return task
     if trained is not None:
         return trained
-    if architectures and _class_names(*BASES).issuperset(architectures) and not random_head:
+    if architectures and all(map(_is_headless, architectures)) and not random_head:
         raise InputError(_headless(architectures, None, None))
     raise InputError(
         f"Cannot tell the task of the model from its config.json ({', '.join(architectures) or 'no architecture'}): "
         f"expected a model for one of {', '.join(Task)}. Give it with --task; for other tasks call "
         "hf_pacgen.pacgen() from Python."
     )
+
+
+def _is_headless(architecture: str) -> bool:
+    bare = _class_names(auto.MODEL_MAPPING_NAMES, auto.MODEL_FOR_MASKED_IMAGE_MODELING_MAPPING_NAMES)
+    return architecture in bare or architecture.endswith("ForPreTraining")
 
 
 def _headless(architectures: Sequence[str], trained: Task | None, asked: Task | None) -> str:

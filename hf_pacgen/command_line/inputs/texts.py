@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from hf_pacgen.command_line.inputs.columns import cells
+from hf_pacgen.command_line.inputs import columns as c
 from hf_pacgen.command_line.inputs.data import check_complete
 from hf_pacgen.command_line.inputs.examples import (
     Examples,
@@ -31,7 +31,7 @@ def classified(material: Material) -> Examples | StreamedExamples:
     material.knows_padding()
 
     def encode(rows: Rows, numbers: Sequence[int]) -> list[dict[str, Any]]:
-        texts = [cells(rows, name) for name in (columns.text, columns.text_pair) if name is not None]
+        texts = [c.cells(rows, name) for name in (columns.text, columns.text_pair) if name is not None]
         examples = encoded_rows(tokenizer(*texts, truncation=True, max_length=limit), len(numbers))
         raw = unbatched({name: rows[name] for name in columns.outputs})
         for example, row in zip(examples, raw, strict=True):
@@ -184,7 +184,7 @@ def chosen_among(material: Material) -> Examples | StreamedExamples:
                     f"Row {number} (counted from 0) has {len(answers)} answers to choose from and row 0 has "
                     f"{count[0]}: expected as many in each, since a model compares all of them. Remove those rows."
                 )
-            lead, first = row[pair] if pair else "", str(row[text])
+            lead, first = c.cell(row, pair) if pair else "", c.cell(row, text)
             # the second text begins every answer, as in SWAG
             ends = [f"{lead} {answer}".strip() for answer in answers]
             example = dict(tokenizer([first] * len(ends), ends, truncation=True, max_length=limit))

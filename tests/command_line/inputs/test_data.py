@@ -185,6 +185,9 @@ def test_streams(models: dict[str, Path], tmp_path: Path) -> None:
         list(task_models.subject(models["classifier"], data, streaming=True).examples)
     with pytest.raises(InputError, match=r"--split 'train.:2.' is a part of a split, and a stream is read from its"):
         task_models.subject(models["classifier"], data, streaming=True, split="train[:2]")
+    task_models.write_rows(data, [{"text": " "}, {"text": ""}])
+    with pytest.raises(InputError, match="All texts in the column 'text' are empty"):
+        task_models.subject(models["language model"], data, streaming=True)
     task_models.write_rows(data, [{"text": " "}, {"text": "good movie"}])
     assert len(list(task_models.subject(models["language model"], data, streaming=True).examples)) == 1
 

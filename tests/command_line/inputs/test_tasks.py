@@ -6,7 +6,7 @@ from typing import Any
 
 import datasets
 import pytest
-from transformers import BartConfig, BertConfig, GPT2Config, ViTConfig
+from transformers import BartConfig, BertConfig, GPT2Config, LlavaConfig, ViTConfig
 
 from hf_pacgen.command_line.inputs.data import DataArguments
 from hf_pacgen.command_line.inputs.tasks import Task, choose_task, trained_task
@@ -70,6 +70,19 @@ def test_task_that_cannot_be_told(config: Any, architecture: str, columns: dict[
     config.architectures = [architecture]
     with pytest.raises(InputError, match=rf"Cannot tell the task .*\({architecture}\).*--task"):
         choose_task(config, table(columns), arguments(), None, random_head=True)
+
+
+@pytest.mark.parametrize("architecture", ["BertModel", "BertForPreTraining"])
+def test_a_base_model_is_called_one(architecture: str) -> None:
+    config = BertConfig(architectures=[architecture])
+    with pytest.raises(InputError, match=rf"\({architecture}\) is a base model: give it a trained head"):
+        choose_task(config, table(LABELED), arguments(), None)
+
+
+def test_a_model_with_a_head_for_something_else_is_not_called_a_base_model() -> None:
+    config = LlavaConfig(architectures=["LlavaForConditionalGeneration"])
+    with pytest.raises(InputError, match=r"Cannot tell the task .*\(LlavaForConditionalGeneration\)"):
+        choose_task(config, table(LABELED), arguments(), None)
 
 
 def test_task_that_does_not_fit_the_model() -> None:
