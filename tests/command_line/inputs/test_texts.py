@@ -9,7 +9,8 @@ import datasets
 import pytest
 import task_models as m
 from task_data import NAMED, SQUAD, SWAG, TAGS, WORDS
-from transformers import AutoConfig, AutoTokenizer
+from tokenizers import pre_tokenizers
+from transformers import AutoTokenizer, RobertaConfig, RobertaForTokenClassification, RobertaTokenizer
 
 from hf_pacgen.errors import InputError
 
@@ -203,19 +204,12 @@ def test_slow_tokenizers_do_not_tell_words(
         m.subject(folder, rows)
 
 
-def test_gpt2_like_tokenizers_take_words_with_their_spaces() -> None:
-    from hf_pacgen.command_line.inputs import processors
-
-    asked: list[dict[str, Any]] = []
-
-    def load(name: str, config: Any = None, **source: Any) -> None:
-        asked.append(source)
-
-    original = processors.load_tokenizer
-    processors.load_tokenizer = load  # type: ignore[assignment]
-    try:
-        for kind in ("roberta", "bert"):
-            processors.load_word_tokenizer("x", AutoConfig.for_model(kind))
-    finally:
-        processors.load_tokenizer = original
-    assert asked == [{"add_prefix_space": True}, {}]
+def test_byte_level_tokenizers_take_words_with_their_spaces(tmp_path: Path) -> None:
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {token: i for i, token in enumerate(["<s>", "<pad>", "</s>", "<unk>", "<mask>", *alphabet])}
+    tokens: Any = RobertaTokenizer(vocab=vocabulary, merges=[])
+    sizes = m.TEXT | {"vocab_size": len(vocabulary), "pad_token_id": 1}
+    folder = m.save(RobertaForTokenClassification(RobertaConfig(**sizes, **TAGS)), tmp_path / "model", tokens)
+    example = m.subject(folder, [{"tokens": ["ab", "c"], "ner_tags": ["B-PER", "O"]}]).examples[0]
+    assert tokens.convert_ids_to_tokens(example["input_ids"]) == ["<s>", "Ġ", "a", "b", "Ġ", "c", "</s>"]
+    assert example["labels"] == [-100, 1, -100, -100, 0, -100, -100]
