@@ -263,3 +263,10 @@ def test_targets_without_a_token(tmp_path: Path) -> None:
     found = m.subject(folder, [{"source": "good", "target": "bad"}, {"source": "good", "target": ""}])
     with pytest.raises(InputError, match=r"Row 1 .* a target without a token"):
         found.examples[1]
+
+
+def test_messages_whose_keys_differ(folder: Any) -> None:
+    rows = [dict(row) for row in MESSAGES]
+    rows[0] = {"messages": [{**rows[0]["messages"][0], "name": "Ann"}, *rows[0]["messages"][1:]]}
+    plain, mixed = (m.subject(folder(m.MARKED), one).examples for one in (MESSAGES, rows))
+    assert list(plain) == list(mixed)

@@ -20,3 +20,9 @@ def test_a_processor_of_images_is_none_of_sounds(tmp_path: Path) -> None:
     folder = m.vit(tmp_path / "model", num_labels=2)
     with pytest.raises(InputError, match=r"(is not of sounds|No feature extractor can be loaded from)"):
         load_feature_extractor(str(folder))
+
+
+def test_a_feature_extractor_without_a_rate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("transformers.AutoFeatureExtractor.from_pretrained", lambda name, **source: object())
+    with pytest.raises(InputError, match=r"feature extractor of 'x' is a object, which is not of sounds. Save the one"):
+        load_feature_extractor("x")

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import io
+import sys
 import wave
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import datasets
@@ -121,3 +123,16 @@ def test_a_feature_extractor_that_is_not_of_sounds_or_not_there(tmp_path: Path) 
     (folder / "preprocessor_config.json").unlink()
     with pytest.raises(InputError, match="No feature extractor can be loaded from"):
         m.subject(folder, rows)
+
+
+def test_other_files_are_read_by_soundfile(monkeypatch: pytest.MonkeyPatch) -> None:
+    def read(file: io.BytesIO, dtype: str) -> tuple[numpy.ndarray, int]:
+        if file.read() != b"fLaC":
+            raise RuntimeError("Format not recognised.")
+        return numpy.array([[0.5, 0.0], [0.0, 0.5]], dtype=dtype), 8000
+
+    monkeypatch.setitem(sys.modules, "soundfile", SimpleNamespace(read=read, __spec__=object()))
+    samples, rate = samples_of({"bytes": b"fLaC", "path": None}, 0)
+    assert samples.tolist() == [0.25, 0.25] and rate == 8000
+    with pytest.raises(InputError, match=r"sound of row 1 .* cannot be read: Format not recognised. Repair or remove"):
+        samples_of({"bytes": b"what", "path": None}, 1)
