@@ -33,8 +33,9 @@ FLOORS: dict[str, str] = {
     "certify": "certify draws error_rate posterior priors refinement search splits validity",
     "training": "arguments callback.callback callback.guard clipping estimates hooks noisy_step run_facts trainer "
     "trainer_loss",
-    "command_line": "card certify compare inputs.columns inputs.data inputs.examples inputs.labels inputs.load "
-    "inputs.models inputs.processors inputs.tasks main parser printing quiet register run_options score "
+    "command_line": "card certify compare inputs.chat inputs.choosing inputs.columns inputs.data inputs.examples "
+    "inputs.formats inputs.labels inputs.language inputs.load inputs.models inputs.pictures inputs.processors "
+    "inputs.sound_folder inputs.sounds inputs.tasks inputs.texts main parser printing quiet register run_options score "
     "sharpness",
     "evaluate_module": "pacgen.app pacgen.pacgen",
 }

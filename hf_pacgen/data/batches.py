@@ -55,7 +55,8 @@ class Batches:
         self.processes = processes or Processes()
         self.batch_size, self.seed = count(batch_size, "batch_size"), natural(seed, "seed")
         self.max_examples = None if max_examples is None else count(max_examples, "max_examples")
-        self.collate = collate_fn or (lambda rows: collate(rows, model))
+        own = getattr(data, "collate_examples", None)  # of a dataset whose examples are not stacked as others are
+        self.collate: Callable[[list[Any]], Any] = collate_fn or own or (lambda rows: collate(rows, model))
         self.indices: list[list[int]] | None = None
         self._kept: list[tuple[int, Any]] | None = None
         self._number: int | None = None  # of batches in a whole pass, once one was gone through
