@@ -1,7 +1,7 @@
 """Fine-tune a causal language model with LoRA, with shaped noise in an unmodified Trainer; see the lines marked PACGen.
 
     python examples/causal_lm_lora.py --model HuggingFaceTB/SmolLM2-135M --text path/to/text.txt --max_steps 200
-    python examples/causal_lm_lora.py --text path/to/text.txt            # a tiny Llama over bytes, no hub needed
+    python examples/causal_lm_lora.py --learning_rate 1e-3               # a tiny Llama over bytes, no hub needed
     python examples/causal_lm_lora.py --smoke                            # a few seconds
 
 Only the LoRA weights are trained, so only they get noise, and only they are scored.  All other arguments are those of
@@ -10,12 +10,14 @@ Only the LoRA weights are trained, so only they get noise, and only they are sco
 
 from __future__ import annotations
 
+import argparse
 import sys
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 from transformers import (
@@ -40,9 +42,11 @@ class Arguments:
     """What can be set besides the arguments of the Trainer."""
 
     model: str | None = field(
-        default=None, metadata={"help": "Hub name or folder; by default a tiny Llama over bytes."}
+        default=None, metadata={"help": "Hub name or folder; by default a tiny Llama over bytes, made here."}
     )
-    text: str = field(default=__file__, metadata={"help": "Text to train on; by default this script."})
+    text: str = field(
+        default=argparse.__file__, metadata={"help": "Text to train on; by default a module of the standard library."}
+    )
     length: int = field(default=128, metadata={"help": "Tokens of an example."})
     rank: int = field(default=8, metadata={"help": "Rank of the LoRA matrices."})
     noise: float = field(default=0.01, metadata={"help": "ε, the level of the noise where there is no curvature."})
@@ -60,7 +64,8 @@ def main(command_line: list[str] | None = None) -> dict[str, float]:
 
     text = Path(arguments.text).read_text(encoding="utf-8")
     if arguments.model is None:
-        model, tokens = tiny(), list(text.encode())
+        tokens = list(text.encode())
+        model = pretrained(tokens)
     else:
         model = AutoModelForCausalLM.from_pretrained(arguments.model)
         tokens = AutoTokenizer.from_pretrained(arguments.model)(text)["input_ids"]
@@ -96,9 +101,9 @@ def pieces(tokens: list[int], length: int) -> tuple[Dataset, Dataset]:
     return Dataset.from_list(rows[:-count]), Dataset.from_list(rows[-count:])
 
 
-def tiny() -> LlamaForCausalLM:
-    """A Llama over bytes, of random weights."""
-    return LlamaForCausalLM(
+def pretrained(tokens: list[int], steps: int = 100) -> LlamaForCausalLM:
+    """A tiny Llama over bytes that has seen the text for a moment: an adapter has something to adapt."""
+    model = LlamaForCausalLM(
         LlamaConfig(
             vocab_size=256,
             hidden_size=64,
@@ -110,6 +115,14 @@ def tiny() -> LlamaForCausalLM:
             eos_token_id=None,
         )
     )
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    texts = torch.tensor(tokens).unfold(0, 64, 64)
+    for _ in range(steps):
+        some = texts[torch.randint(len(texts), (16,))]
+        model(input_ids=some, labels=some).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return model
 
 
 if __name__ == "__main__":

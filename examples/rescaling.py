@@ -33,10 +33,10 @@ FACTORS = (1.0, 2.0, 5.0)
 SHOWN = (
     "K/m" + OLD,
     "K/m[0, median]",
-    "K/m[0.3 rms, median]",
+    "K/m[1 rms, median]",
     "kl_excess/m" + OLD,
     "kl_excess/m[0, median]",
-    "kl_excess/m[0.3 rms, median]",
+    "kl_excess/m[1 rms, median]",
     "kl_curvature/m",
     "sum H w^2",
     "trace",

@@ -14,29 +14,30 @@ LARGE = 60
 FLOORS: dict[str, str] = {
     # from the ground up; a module imports from its own folder and from those above it in this list
     "": "errors facts files old_paths register",
-    "maths": "arrays binary_kl certified_bound counter_rng distributions lanczos noise_scale pac_bayes "
+    "maths": "arrays binary_kl certified_bound counter_rng distributions lanczos likelihoods noise_scale pac_bayes "
     "rank_correlation score score_errors student truncation",
     "config": "certificate noise score settings sharpness spectrum",
-    "results": "base certificate diagonal fields landscape lipschitz measures pacgen relative_sharpness "
-    "sharpness spectrum summary worst_case",
+    "results": "base certificate diagonal fields landscape lipschitz measures pacgen relative_sharpness sharpness "
+    "spectrum summary worst_case",
     "show": "advice cards.contents cards.document cards.update plots.gap plots.landscape plots.runs plots.score "
     "plots.spectrum plots.style tables wording",
     "distributed": "processes shards",
-    "model": "dequantized embeddings fingerprint parameters precision state storage",
-    "data": "batches checks checksums collation contents inspection losses objective own_loss recognition "
-    "sharded_objective units",
+    "model": "adapters dequantized embeddings fingerprint parameters precision state storage",
+    "data": "batches checks checksums collation contents inspection likelihoods losses objective outputs own_loss "
+    "recognition sharded_objective units",
     "curvature": "ascent checkpoint checks diagonal.blend diagonal.estimate diagonal.exact diagonal.gauss_newton "
-    "diagonal.hutchinson diagonal.replicates diagonal.sums diagonal.through_outputs displacement examination hvp "
-    "lipschitz operators run_identity spectrum tensor_file weight_space",
+    "diagonal.hutchinson diagonal.replicates diagonal.sampled_labels diagonal.sums diagonal.through_outputs "
+    "displacement examination hvp lipschitz operators run_identity spectrum tensor_file weight_space",
     "noise": "curvature_tracker layout perturbation perturbed products",
     "measures": "comparison hessian landscape origin pacgen ranking relative_sharpness session sharpness spectrum "
     "worst_case",
     "certify": "certify draws error_rate posterior priors refinement search splits validity",
     "training": "arguments callback.callback callback.guard clipping estimates hooks noisy_step run_facts scores "
     "trainer trainer_loss",
-    "command_line": "card certify compare comparison_file comparison_table completion inputs.adapters "
-    "inputs.columns inputs.data inputs.examples inputs.fingerprint inputs.labels inputs.load inputs.models "
-    "inputs.processors inputs.runs inputs.tasks inputs.weights main parser printing quiet register run_options score "
+    "command_line": "card certify compare comparison_file comparison_table completion inputs.adapters inputs.chat "
+    "inputs.choosing inputs.columns inputs.data inputs.examples inputs.fingerprint inputs.formats inputs.labels "
+    "inputs.language inputs.load inputs.models inputs.pictures inputs.processors inputs.runs inputs.sound_folder "
+    "inputs.sounds inputs.tasks inputs.texts inputs.weights main parser printing quiet register run_options score "
     "sharpness suggestions",
     "evaluate_module": "pacgen.app pacgen.pacgen",
 }

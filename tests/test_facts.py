@@ -26,6 +26,7 @@ from hf_pacgen.config import (
     CurvatureSource,
     Estimator,
     HVPMethod,
+    Likelihood,
     NoiseDraw,
     NoiseShape,
     PriorGroups,
@@ -35,6 +36,7 @@ from hf_pacgen.config.noise import ShapeFacts, SourceFacts
 from hf_pacgen.config.score import HVPFacts
 from hf_pacgen.curvature.hvp import choose_method
 from hf_pacgen.curvature.weight_space import WeightSpace
+from hf_pacgen.data.likelihoods import readings
 from hf_pacgen.data.losses import LossKind, scored_units
 from hf_pacgen.facts import Choice
 from hf_pacgen.maths.certified_bound import Bound, certified_bound
@@ -50,6 +52,7 @@ CHOICES: list[type[Choice]] = [
     EpsilonScale,
     Estimator,
     HVPMethod,
+    Likelihood,
     LossKind,
     NoiseDistribution,
     NoiseDraw,
@@ -104,6 +107,7 @@ USES: dict[type[Choice], Callable[[Any], Any]] = {
     EpsilonScale: lambda scale: half_width(0.1, scale, 1.0),
     Estimator: lambda estimator: estimator.facts.needs_labels,
     HVPMethod: lambda method: choose_method(cast(WeightSpace, None), method),
+    Likelihood: lambda likelihood: next(readings(likelihood, (), causal=False)),
     LossKind: lambda kind: scored_units(torch.zeros(2, 2), torch.zeros(2).long(), kind),
     NoiseDistribution: lambda distribution: NoiseConfig(distribution=distribution),
     NoiseDraw: lambda draw: draw.facts(0),

@@ -140,7 +140,7 @@ def house(found: dict[str, Any]) -> Iterator[Figure | None]:
 def evidence(found: dict[str, Any]) -> Iterator[Figure | None]:
     """Kendall's τ with the gap in loss, from the runs of ``generalization_sweep.py``."""
     lenets = found.get("lenet", {}).get("rows", {}).get("gap in loss", [])
-    names = ("K/m[0.1, max of 2]", "K/m[0.3 rms, median]", "kl_excess/m[0.3 rms, median]", "kl_curvature/m")
+    names = ("K/m[0.1, max of 2]", "K/m[1 rms, median]", "kl_excess/m[1 rms, median]", "kl_curvature/m")
     others = [find(lenets, "measure", n) for n in ("trace", "lambda_max", "relative sharpness[0.3]")]
     for name in names:
         row = find(lenets, "measure", name)

@@ -41,7 +41,7 @@ BOXES: dict[str, Callable[[Any], Any]] = {
 }
 """Half-widths N_i of a weight tensor, by their ε."""
 
-REPEATED = {"0.1": "max of 2", "0.3 rms": "median"}
+REPEATED = {"0.1": "max of 2", "0.3 rms": "median", "1 rms": "median"}
 """ε of the scores that are repeated with other seeds, and how ρ is made of its displacements."""
 Array = numpy.ndarray[Any, Any]
 

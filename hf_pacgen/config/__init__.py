@@ -5,12 +5,14 @@ from hf_pacgen.config.noise import CurvatureSource, NoiseConfig, NoiseDraw, Nois
 from hf_pacgen.config.score import Estimator, HVPMethod, ScoreConfig
 from hf_pacgen.config.sharpness import RelativeSharpnessConfig, SharpnessConfig
 from hf_pacgen.config.spectrum import SpectrumConfig, SpectrumEnd
+from hf_pacgen.maths.likelihoods import Likelihood
 
 __all__ = [
     "CertificateConfig",
     "CurvatureSource",
     "Estimator",
     "HVPMethod",
+    "Likelihood",
     "NoiseConfig",
     "NoiseDraw",
     "NoiseShape",

@@ -7,6 +7,7 @@ from typing import Any
 
 from hf_pacgen.config.settings import SUBSET, Config, Count, Natural, NonNegative, Positive, Temperature, option
 from hf_pacgen.facts import Choice
+from hf_pacgen.maths.likelihoods import Likelihood
 from hf_pacgen.maths.score import EPSILON, GAMMA, EpsilonScale
 
 
@@ -57,7 +58,7 @@ class HVPMethod(Choice):
     FINITE_DIFFERENCE = "finite_difference", HVPFacts(differences=True, passes_checkpoints=True, passes_reentrant=True)
 
 
-RELATIVE_EPSILON = 0.3
+RELATIVE_EPSILON = 1.0
 """ε of the default, in root mean squares: what ranked LeNets by their gap best, see examples/evidence.md."""
 
 
@@ -74,7 +75,7 @@ class ScoreConfig(Config):
 
     gamma: NonNegative = option(GAMMA, "γ of the neighborhood N_i = γ|w_i| + ε in which ρ is measured.")
     epsilon: NonNegative | None = option(
-        None, "ε of the neighborhood N_i = γ|w_i| + ε. By default 0.3 of the root mean square of each tensor."
+        None, "ε of the neighborhood N_i = γ|w_i| + ε. By default the root mean square of each tensor."
     )
     epsilon_scale: EpsilonScale | str | None = option(
         None,
@@ -86,6 +87,12 @@ class ScoreConfig(Config):
         Estimator.BLEND,
         "Estimator of the Hessian diagonal: 'blend' (Gauss-Newton corrected by Hutchinson where that is significant), "
         "'hutchinson' (unbiased, noisy), 'gauss_newton' (quiet, one gradient a batch, biased), 'exact' (small models).",
+    )
+    likelihood: Likelihood | str | None = option(
+        None,
+        "Likelihood whose negative logarithm the loss is, up to a factor and a constant: 'softmax', 'bernoulli', "
+        "'gaussian' or 'spans' (two softmaxes, of an answer's beginning and end). It is checked. By default it is "
+        "found out; a loss without one is differentiated twice through the model's outputs.",
     )
     hvp: HVPMethod | str = option(
         HVPMethod.AUTO,
@@ -125,6 +132,12 @@ class ScoreConfig(Config):
             raise ValueError(
                 "gamma and epsilon are both 0, so every neighborhood N_i = gamma*|w_i| + epsilon is empty; "
                 "make at least one of them positive."
+            )
+        if self.likelihood is not None and not Estimator(self.estimator).facts.needs_labels:
+            raise ValueError(
+                f"likelihood={Likelihood(self.likelihood).value!r} was given together with "
+                f"estimator={Estimator(self.estimator).value!r}, which draws no targets; leave likelihood out, or take "
+                "estimator='blend' or 'gauss_newton'."
             )
         # one of the two would be ignored in silence
         if self.rho and self.lipschitz_directions:

@@ -28,6 +28,7 @@ from hf_pacgen.data.sharded_objective import ShardedObjective
 from hf_pacgen.distributed.shards import local, part_like, shard_like
 from hf_pacgen.maths.counter_rng import stream_key
 from hf_pacgen.maths.score import EpsilonScale, half_width
+from hf_pacgen.model.adapters import merged_sizes
 from hf_pacgen.model.embeddings import dense, pick_rows
 from hf_pacgen.model.precision import wide
 
@@ -105,12 +106,19 @@ class WeightSpace:
         return BoxDirection(*key, gamma=gamma, epsilons=epsilons, offsets=self._offsets)
 
     def half_widths(self, epsilon: float, scale: EpsilonScale | str) -> dict[str, float]:
-        """ε of every parameter, as a length.  The weights must not be displaced."""
+        """ε of every parameter, as a length.  The weights must not be displaced.
+
+        In root mean squares it is a part of each tensor's; of a matrix B of an adapter W + BA, a part of what moves
+        W + BA by the size of W (:func:`~hf_pacgen.model.adapters.merged_sizes`), if that is more.
+        """
+        reaches: Mapping[str, float] = {}
+        if EpsilonScale(scale).facts.of_tensor:
+            reaches = merged_sizes(self.objective.model, self.objective.parameters)
         squares = [torch.linalg.vector_norm(w.detach(), dtype=wide(w)).double().square() for w in self.weights.values()]
         totals = self.total(torch.stack([square.cpu() for square in squares])).tolist()
         sizes = [p.numel() for p in self.objective.parameters.values()]
         return {
-            name: half_width(epsilon, scale, total / max(size, 1))
+            name: half_width(epsilon, scale, total / max(size, 1), reaches.get(name, 0.0))
             for name, total, size in zip(self.weights, totals, sizes, strict=True)
         }
 

@@ -55,7 +55,8 @@ class Batches:
         self.processes = processes or Processes()
         self.batch_size, self.seed = count(batch_size, "batch_size"), natural(seed, "seed")
         self.max_examples = None if max_examples is None else count(max_examples, "max_examples")
-        self.collate = collate_fn or (lambda rows: collate(rows, model))
+        own = getattr(data, "collate_examples", None)  # of a dataset whose examples are not stacked as others are
+        self.collate: Callable[[list[Any]], Any] = collate_fn or own or (lambda rows: collate(rows, model))
         self.indices: list[list[int]] | None = None
         self._kept: list[tuple[int, Any]] | None = None
         self._number: int | None = None  # of batches in a whole pass, once one was gone through
@@ -166,6 +167,17 @@ class Batches:
                     "ScoreConfig."
                 )
         return total
+
+    def examples_in(self, index: int, batch: Any) -> int:
+        """Number of examples in a batch of a pass: of pairs that a collator makes two rows of, the pairs."""
+        rows = count_examples(batch)
+        if self.indices is not None:
+            return len(self.indices[index])
+        loader = self.data if isinstance(self.data, DataLoader) and self.max_examples is None else None
+        if loader is None or not loader.batch_size or not _sized(loader.dataset):
+            return rows
+        given = min(loader.batch_size, len(loader.dataset) - index * loader.batch_size)  # type: ignore[arg-type]
+        return given if given > 0 and rows == 2 * given else rows
 
     def count(self) -> int | None:
         """Number of batches that a pass of this process goes over, None where the data does not tell beforehand."""

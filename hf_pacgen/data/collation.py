@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy
@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from transformers import default_data_collator
 
 from hf_pacgen.data.contents import LABEL_NAMES
-from hf_pacgen.model.state import base_model
+from hf_pacgen.model.state import base_model, random_state_kept
 
-__all__ = ["PADDING", "collate", "has_transform", "model_columns", "model_inputs"]
+__all__ = ["PADDING", "AsTheTrainer", "collate", "has_transform", "model_columns", "model_inputs"]
 
 PADDING = {
     "labels": -100,
@@ -64,6 +64,50 @@ def collate(rows: list[Any], model: nn.Module) -> Any:
             f"The examples cannot be stacked into a batch ({error}): expected columns of numbers; got {odd}. "
             "Pass the collate_fn that you train with."
         ) from error
+
+
+MISSES = (LookupError, ValueError, TypeError, AttributeError, RuntimeError)
+"""What a collator may raise that misses a column."""
+
+
+class AsTheTrainer:
+    """A collator of one's own, which gets of each row what the Trainer would give it: the inputs of the model.
+
+    The Trainer drops all other columns (``remove_unused_columns``) before it collates.  A collator that needs them was
+    used without that: it fails on what is left, and then gets whole rows.
+    """
+
+    def __init__(self, collate_fn: Callable[[list[Any]], Any], model: nn.Module) -> None:
+        self.collate_fn, self.model = collate_fn, model
+        self._takes_all: bool | None = None  # found out on the first rows
+
+    def __call__(self, rows: list[Any]) -> Any:
+        """The batch."""
+        if self._takes_all is None:
+            self._takes_all = not self._are_cut(rows)
+        if self._takes_all:
+            return self.collate_fn(rows)
+        return self.collate_fn([_inputs_of(row, self.model) for row in rows])
+
+    def _are_cut(self, rows: list[Any]) -> bool:
+        """Whether something is to be dropped, and the collator does without it."""
+        if not all(isinstance(row, Mapping) for row in rows):
+            return False
+        cut = [_inputs_of(row, self.model) for row in rows]
+        kept = [len(few) < len(row) and not set(few) <= set(LABEL_NAMES) for few, row in zip(cut, rows, strict=True)]
+        if not all(kept):
+            return False
+        with random_state_kept():  # a try must not change what a collator draws
+            try:
+                self.collate_fn(cut)
+            except MISSES:
+                return False
+        return True
+
+
+def _inputs_of(row: Mapping[str, Any], model: nn.Module) -> dict[str, Any]:
+    names = model_inputs(model)
+    return {key: value for key, value in row.items() if key in names or key in LABEL_NAMES}
 
 
 def model_inputs(model: nn.Module) -> set[str]:

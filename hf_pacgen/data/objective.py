@@ -24,6 +24,7 @@ from hf_pacgen.data.losses import (
     known_indices,
     no_loss,
 )
+from hf_pacgen.data.outputs import caught
 from hf_pacgen.data.own_loss import ModelLoss, OwnLoss, label_names_of
 from hf_pacgen.data.recognition import CrossEntropy, logits_of, tolerance_of
 from hf_pacgen.data.units import rules
@@ -96,6 +97,8 @@ class Objective:
         """Of the loss as it comes out of the call, which may be coarser than the weights."""
         self.reached: tuple[str, ...] = ()
         """Parameters that the loss of the first batch depends on, once that was looked at."""
+        self.less: Callable[[Tensor, Any], Tensor] | None = None
+        """What is left of a batch's summed loss and its outputs, where a part of the loss alone is wanted."""
         self.kinked = False
         """Whether the gradient may jump, by the operations of the first batch."""
 
@@ -174,6 +177,8 @@ class Objective:
             ValueError: the model gave no loss, or it is not finite; the message names the batch.
             TypeError: ``loss_fn`` returned something else than a pair of a scalar tensor and a number.
         """
+        if self.less is not None:
+            return self._part(batch, index, self.less)
         batch = send_to_device(batch, self.device)
         if self.loss_fn is not None:
             with self.rows.reading(index):
@@ -223,6 +228,15 @@ class Objective:
         return self._sampled(scores, labels, drawn), result
 
     # ------------------------------------------------------------------------------------------ internals
+
+    def _part(self, batch: Any, index: int, less: Callable[[Tensor, Any], Tensor]) -> BatchLoss:
+        self.less = None
+        try:
+            with caught(self.model) as found:
+                whole = self.loss(batch, index)
+            return BatchLoss(less(whole.total, found[-1]), whole.units)
+        finally:
+            self.less = less
 
     def _forward(self, batch: Any, index: int) -> tuple[Tensor, Any]:
         """The loss as it comes out of the call, and the outputs."""

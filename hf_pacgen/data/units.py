@@ -97,7 +97,7 @@ def cuts(batch: Any, size: int, names: Sequence[str]) -> Iterator[Cut]:
         return
     key = next(name for name in names if batch.get(name) is labels)
     poor = take(batch, range(max(1, size // 2)), size)
-    changed = poor[key].clone()
+    changed = poor[key].clone(memory_format=torch.contiguous_format)
     changed[0].view(-1)[counted[: (len(counted) + 1) // 2]] = IGNORED
     poor[key] = changed
     rich = take(batch, range(size // 2, size), size)

@@ -64,14 +64,15 @@ def neighborhood(weights: Tensor, *, gamma: float, epsilon: float) -> Tensor:
     return weights.abs().mul_(gamma).add_(epsilon)
 
 
-def half_width(epsilon: float, scale: EpsilonScale | str, mean_square: float) -> float:
+def half_width(epsilon: float, scale: EpsilonScale | str, mean_square: float, reach: float = 0.0) -> float:
     """ε of a tensor, as a length, given the mean of its squares.
 
-    A tensor of zeros has no size of its own; its box is as good as empty, so that it adds nothing to K(η).
+    A tensor of zeros has no size of its own; its box is as good as empty, so that it adds nothing to K(η), unless it
+    has a ``reach``: the size of its entries that would matter to the weight that they are added to.
     """
     if not EpsilonScale(scale).facts.of_tensor:
         return epsilon
-    return epsilon * max(math.sqrt(mean_square), 1e-12)
+    return epsilon * max(math.sqrt(mean_square), reach, 1e-12)
 
 
 def pacgen_score(

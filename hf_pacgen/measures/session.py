@@ -17,6 +17,7 @@ from tqdm.auto import tqdm
 from hf_pacgen.curvature.checks import require_dependence
 from hf_pacgen.curvature.run_identity import BUFFERS, agree, arguments, identity, qualified_name
 from hf_pacgen.data.batches import Batches
+from hf_pacgen.data.collation import AsTheTrainer
 from hf_pacgen.data.objective import LossFunction, Objective
 from hf_pacgen.data.own_loss import OwnLoss
 from hf_pacgen.data.sharded_objective import ShardedObjective
@@ -119,6 +120,8 @@ def session(
     if config is not None:
         max_examples, seed = config.max_examples, config.seed
     model, everyone = unwrap(model), processes_of(model, accelerator)
+    if collate_fn is not None and loss_fn is None:  # a loss of one's own may read columns that the model does not
+        collate_fn = AsTheTrainer(collate_fn, model)
     with everyone.together():
         sharded = Shards(model)
     if sharded.active and whole:

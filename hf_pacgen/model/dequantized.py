@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["dequantized", "quantized_layers"]
+__all__ = ["dequantize", "dequantized", "is_quantized", "quantized_layers"]
 
 KINDS = ("Params4bit", "Int8Params")
 """Classes of bitsandbytes' weights."""
@@ -17,8 +17,13 @@ KINDS = ("Params4bit", "Int8Params")
 
 def quantized_layers(model: nn.Module) -> list[nn.Module]:
     """The linear layers of bitsandbytes in a model, 4-bit and 8-bit."""
+    return [m for m in model.modules() if is_quantized(m)]
+
+
+def is_quantized(layer: nn.Module) -> bool:
+    """Whether a layer has a weight of bitsandbytes itself."""
     # not by attribute: what wraps such a layer, an adapter, shows its weight as well
-    return [m for m in model.modules() if type(m._parameters.get("weight")).__name__ in KINDS]
+    return type(layer._parameters.get("weight")).__name__ in KINDS
 
 
 @contextmanager
@@ -59,7 +64,7 @@ def dequantized(model: nn.Module) -> Iterator[int]:
 
 def _forward(layer: nn.Module) -> Callable[[Tensor], Tensor]:
     def forward(x: Tensor) -> Tensor:
-        out = _Product.apply(x.float(), lambda: _weights(layer), False)
+        out = _Product.apply(x.float(), lambda: dequantize(layer), False)
         bias = layer.bias
         return (out if bias is None else out + bias.float()).to(x.dtype)  # type: ignore[operator,union-attr]
 
@@ -90,7 +95,8 @@ class _Product(torch.autograd.Function):
 
 
 @torch.no_grad()
-def _weights(layer: Any) -> Tensor:
+def dequantize(layer: Any) -> Tensor:
+    """The weights of a quantized layer, shape (out, in), in float32."""
     weight = layer.weight
     if type(weight).__name__ == "Params4bit":
         from bitsandbytes.functional import dequantize_4bit

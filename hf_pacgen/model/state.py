@@ -53,22 +53,31 @@ def preserved(model: nn.Module) -> Iterator[None]:
         for module in model.modules()
         for name, buffer in module._buffers.items()
     ]
+    with random_state_kept():
+        try:
+            for parameter, _ in gradients:
+                parameter.grad = None
+            yield
+        finally:
+            for parameter, gradient in gradients:
+                parameter.grad = gradient
+            for module, mode in modes:
+                module.training = mode
+            for module, name, buffer, copy in buffers:
+                if buffer is not None and copy is not None:
+                    with torch.no_grad():
+                        buffer.copy_(copy)
+                module._buffers[name] = buffer
+
+
+@contextmanager
+def random_state_kept() -> Iterator[None]:
+    """Give back the state from which python, NumPy and torch draw at the end."""
     on_devices = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
     random_state = random.getstate(), numpy.random.get_state(), torch.get_rng_state()
     try:
-        for parameter, _ in gradients:
-            parameter.grad = None
         yield
     finally:
-        for parameter, gradient in gradients:
-            parameter.grad = gradient
-        for module, mode in modes:
-            module.training = mode
-        for module, name, buffer, copy in buffers:
-            if buffer is not None and copy is not None:
-                with torch.no_grad():
-                    buffer.copy_(copy)
-            module._buffers[name] = buffer
         random.setstate(random_state[0])
         numpy.random.set_state(random_state[1])
         torch.set_rng_state(random_state[2])

@@ -360,3 +360,14 @@ def test_batches_are_cut_anew_and_shuffled() -> None:
     order = [number for part in found for number in part]
     assert [len(part) for part in found] == [3, 3, 1] and sorted(order) == list(range(7)) != order
     assert not batches(Stream(3)).recut(2)
+
+
+def test_pairs_that_become_two_rows_count_once() -> None:
+    def pairs(rows: list[Any]) -> dict[str, torch.Tensor]:
+        return {"input_ids": torch.stack([row["input_ids"] for row in rows] * 2)}
+
+    data = [{"input_ids": torch.arange(3) + i} for i in range(5)]
+    loader: Any = torch.utils.data.DataLoader(data, batch_size=2, collate_fn=pairs)  # type: ignore[arg-type]
+    for given, options in ((loader, {}), (datasets.Dataset.from_list([{"input_ids": [1, 2]}] * 5), {"batch_size": 2})):
+        batches = Batches(given, model=tiny.make("bert"), **options)  # type: ignore[arg-type]
+        assert [batches.examples_in(index, batch) for index, batch in batches] == [2, 2, 1]

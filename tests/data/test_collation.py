@@ -11,9 +11,10 @@ import tiny
 import torch
 from peft import LoraConfig, get_peft_model
 from torch import Tensor
-from transformers import BertForMultipleChoice, T5Config, T5ForConditionalGeneration
+from transformers import BertForMultipleChoice, T5Config, T5ForConditionalGeneration, Trainer, TrainingArguments
 
-from hf_pacgen.data.collation import collate, model_columns
+from hf_pacgen import ScoreConfig, pacgen
+from hf_pacgen.data.collation import AsTheTrainer, collate, model_columns
 from hf_pacgen.measures.landscape import mean_loss
 
 MODEL = tiny.make("bert")
@@ -199,3 +200,70 @@ def test_a_model_that_takes_anything_is_refused_what_it_does_not_name() -> None:
     assert model_columns(columns("x", "others"), Anything()).column_names == ["x"]
     with pytest.raises(ValueError, match=r"None of the dataset's columns \['text', 'label'\] is an input of Anything"):
         model_columns(columns("text", "label"), Anything())
+
+
+class Padding:
+    """A collator as those of transformers: every column becomes a tensor, and ragged ones are padded."""
+
+    def __init__(self) -> None:
+        self.seen: set[str] = set()
+
+    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Tensor]:
+        self.seen |= set().union(*rows)
+        longest = max(len(row["input_ids"]) for row in rows)
+        batch = {"input_ids": [row["input_ids"] + [0] * (longest - len(row["input_ids"])) for row in rows]}
+        rest = {key: [row[key] for row in rows] for key in rows[0] if key != "input_ids"}
+        return {key: torch.tensor(value) for key, value in (batch | rest).items()}
+
+
+def raw_rows() -> Any:
+    texts = ["good movie", "bad", "the sky is blue", "what"]
+    rows = [{"text": text, "idx": i, "input_ids": [i + 1] * (i + 2), "label": i % 3} for i, text in enumerate(texts)]
+    return datasets.Dataset.from_list(rows)
+
+
+def test_a_collator_of_ones_own_gets_what_the_trainer_gives_it(tmp_path: Any) -> None:
+    model, collator = tiny.make("bert"), Padding()
+    args = TrainingArguments(output_dir=str(tmp_path), per_device_train_batch_size=2, report_to=[], use_cpu=True)
+    trainer = Trainer(model, args, train_dataset=raw_rows(), data_collator=Padding())
+    for batch in trainer.get_train_dataloader():  # "text" is dropped before the collator makes tensors
+        assert set(batch) == {"input_ids", "label"}
+    quick = ScoreConfig(estimator="hutchinson", lipschitz_directions=0)
+    rows = raw_rows().rename_column("label", "labels")
+    found = pacgen(model, rows, collate_fn=collator, config=quick, batch_size=2, progress=False)
+    assert collator.seen == {"input_ids", "labels"}
+    alone = pacgen(
+        model,
+        rows.select_columns(["input_ids", "labels"]),
+        collate_fn=Padding(),
+        config=quick,
+        batch_size=2,
+        progress=False,
+    )
+    assert found.loss == alone.loss and found.score == alone.score
+
+
+def test_a_collator_that_needs_raw_columns_gets_them() -> None:
+    model = tiny.make("bert")
+    draws: list[float] = []
+
+    def collator(rows: list[dict[str, Any]]) -> dict[str, Tensor]:
+        draws.append(torch.rand(1).item())
+        return {
+            "input_ids": torch.tensor([[len(row["text"]) % 9 + 1, 2] for row in rows]),
+            "labels": torch.zeros(len(rows)).long(),
+        }
+
+    torch.manual_seed(0)
+    wrapped = AsTheTrainer(collator, model)
+    rows = list(raw_rows())
+    assert wrapped(rows)["input_ids"][:, 0].tolist() == [2, 4, 7, 5]
+    torch.manual_seed(0)
+    assert draws[-1] == torch.rand(1).item()  # the try that failed drew nothing
+    assert len(draws) == 2 and wrapped(rows) is not None and len(draws) == 3
+
+
+def test_other_rows_are_left_as_they_are() -> None:
+    model = tiny.make("bert")
+    for rows in ([(1, 2)], [{"input_ids": [1], "labels": 0}], [{"text": "a", "labels": 0}]):
+        assert AsTheTrainer(lambda given: given, model)(rows) == rows

@@ -74,3 +74,9 @@ def test_no_rule_and_no_parts() -> None:
     assert find_rule(rules(LABEL_NAMES, causal=False), [(cut, 1.0, [float("nan"), 1.0])], 1e-6) is None
     for batch in (T([1, 2]), BATCH | {"other": torch.zeros(7)}, BATCH | {"names": ["a"]}):
         assert not list(cuts(batch, 4, LABEL_NAMES))
+
+
+def test_labels_that_do_not_lie_one_after_another() -> None:
+    labels = torch.arange(24).view(3, 2, 4).permute(1, 2, 0)  # as channels that were moved
+    batch = {"pixel_values": torch.zeros(2, 3), "labels": labels}
+    assert not labels.is_contiguous() and len(list(cuts(batch, 2, ["labels"]))) == 2

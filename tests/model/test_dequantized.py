@@ -12,7 +12,7 @@ from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from hf_pacgen import ScoreConfig, pacgen
-from hf_pacgen.model.dequantized import _weights, dequantized, quantized_layers
+from hf_pacgen.model.dequantized import dequantize, dequantized, quantized_layers
 
 bitsandbytes = pytest.importorskip("bitsandbytes")
 
@@ -64,7 +64,7 @@ def test_the_trace_is_that_of_the_dequantized_model(bits: int, compute: torch.dt
     plain = {name.replace("base_model.model.", "").replace(".base_layer", ""): m for name, m in model.named_modules()}
     for name, module in reference.named_modules():
         if isinstance(module, nn.Linear) and "proj" in name:
-            module.weight.data.copy_(_weights(plain[name]))
+            module.weight.data.copy_(dequantize(plain[name]))
     reference = adapted(reference)
     expected = pacgen(reference, data(), config=config, progress=False)
     assert found.hessian_trace == pytest.approx(expected.hessian_trace, rel=0.05)

@@ -1,167 +1,243 @@
-"""Which columns hold the text, the image and the label, if the user does not say so."""
+"""The columns of a table: what each holds, and which one plays a part that no flag names."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import datasets
 
-from hf_pacgen.command_line.inputs.data import DataArguments
 from hf_pacgen.errors import InputError
 
-# names as data sets on the hub have them, the most telling first
-TEXT_NAMES = ("text", "sentence", "content", "review", "tweet", "document", "question", "utterance", "prompt", "title")
-PAIR_NAMES = [("sentence1", "sentence2"), ("premise", "hypothesis"), ("question1", "question2")]
-PAIR_NAMES += [("question", "sentence"), ("question", "passage"), ("query", "passage")]
-PAIR_NAMES += [("text1", "text2"), ("text_a", "text_b")]
-LABEL_NAMES = ("label", "labels", "target", "class", "category", "sentiment", "intent", "fine_label", "y")
-IMAGE_NAMES = ("image", "img", "images", "picture", "photo", "pixel_values")
 NO_LABELS = ("id", "idx", "index", "row", "uid", "guid")
 # beginnings of the types that a label may have; a column of nulls is refused later, for its empty cells
 NUMBERS_OR_NAMES = ("int", "uint", "bool", "float", "string", "large_string", "null")
+CHAT_KEYS = ({"role", "content"}, {"from", "value"})  # of OpenAI and TRL, and of ShareGPT
 
 
 @dataclass(frozen=True, kw_only=True)
 class Columns:
-    """The columns in use; None where the task has none."""
+    """The columns in use; None where the task has none.
+
+    Attributes:
+        text: the text, its words, the question, the source, the prompt, or the messages of a chat.
+        text_pair: the second text, or the context of a question.
+        image, audio: what is seen or heard.
+        choices: the answers to choose from: one column of lists, or several columns.
+        label: what the model has to predict.
+        labels: several columns of yes and no, one for each of the model's labels.
+        template: the text that a row of several columns makes, for a language model.
+    """
 
     text: str | None = None
     text_pair: str | None = None
     image: str | None = None
+    audio: str | None = None
+    choices: tuple[str, ...] = ()
     label: str | None = None
+    labels: tuple[str, ...] = ()
+    template: str | None = None
+    fields: tuple[str, ...] = ()
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """What the model is given."""
+        single = (self.text, self.text_pair, self.image, self.audio)
+        named = (*(name for name in single if name is not None), *self.choices, *self.fields)
+        return tuple(name for name in dict.fromkeys(named) if name != self.label)
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """What it has to predict."""
+        return (*((self.label,) if self.label is not None else ()), *self.labels)
+
+    @property
+    def used(self) -> tuple[str, ...]:
+        """The columns of the table that are read; of a dictionary's entry, such as ``translation.en``, the whole."""
+        return tuple(dict.fromkeys(name.partition(".")[0] for name in (*self.inputs, *self.outputs)))
+
+    @property
+    def title(self) -> str:
+        """Both, as in ``text -> label``."""
+        return " -> ".join(filter(None, (", ".join(self.inputs), ", ".join(self.outputs))))
 
 
-def image_and_label(table: datasets.Dataset, args: DataArguments) -> Columns:
-    """The columns of image classification."""
-    images = _those(table, _is_image)
-    named = _well_known(_those(table, _may_be_image), IMAGE_NAMES)
-    # a column of that name that holds images, else one with the names of files, else the only images there are
-    found = [name for name in named if name in images] or named or _only(images)
-    image = _chosen(table, "image", args.image_column, found)
-    return Columns(image=image, label=_label_column(table, args, {image}))
+def feature_of(table: datasets.Dataset, name: str) -> Any:
+    """What a column holds, or the entry of a column of dictionaries; None where there is none."""
+    outer, _, inner = name.partition(".")
+    if name in table.features:
+        return table.features[name]
+    found = table.features.get(outer)
+    if isinstance(found, (datasets.Translation, datasets.TranslationVariableLanguages)):
+        return datasets.Value("string") if inner in (found.languages or ()) else None
+    return found.get(inner) if isinstance(found, Mapping) else None
 
 
-def text_alone(table: datasets.Dataset, args: DataArguments) -> Columns:
-    """The column of a language model."""
-    return Columns(text=_text_column(table, args.text_column, taken=set()))
+def cells(rows: Mapping[str, Any], name: str) -> list[Any]:
+    """The cells of a column, or of an entry of a column of dictionaries."""
+    if name in rows:
+        return list(rows[name])
+    outer, _, inner = name.partition(".")
+    return [cell[inner] for cell in rows[outer]]
 
 
-def texts_and_label(table: datasets.Dataset, args: DataArguments) -> Columns:
-    """The columns of sequence classification: a text or a pair of texts, and the label."""
-    text, pair = args.text_column, args.text_pair_column
-    if text is None and pair is None:
-        # a pair that is well known comes before any single text: half of it would be another task
-        lower = {name.lower(): name for name in _those(table, _is_text)}
-        pairs = ((lower[first], lower[second]) for first, second in PAIR_NAMES if {first, second} <= set(lower))
-        text, pair = next(pairs, (None, None))
-    # the label may be text as well
-    text = _text_column(table, text, taken={pair, args.label_column})
-    if pair is not None:
-        _check(table, "text-pair", pair)
-    return Columns(text=text, text_pair=pair, label=_label_column(table, args, {text, pair}))
+def cell(row: Mapping[str, Any], name: str) -> Any:
+    """The same of one row."""
+    return cells({key: [value] for key, value in row.items()}, name)[0]
 
 
-def has_images(table: datasets.Dataset, args: DataArguments) -> bool:
-    """Whether there is a column of images, or one was named."""
-    return bool(args.image_column) or bool(_those(table, _is_image))
-
-
-def has_label(table: datasets.Dataset, args: DataArguments) -> bool:
-    """Whether one column must be the label, beside the text."""
-    return args.label_column is not None or bool(_labels(table, {args.text_column}))
-
-
-def _text_column(table: datasets.Dataset, given: str | None, taken: set[str | None]) -> str:
-    texts = [name for name in _those(table, _is_text) if name not in taken]
-    free = [name for name in texts if name.lower() not in LABEL_NAMES + NO_LABELS]
-    return _chosen(table, "text", given, _well_known(texts, TEXT_NAMES) or _only(free))
-
-
-def _label_column(table: datasets.Dataset, args: DataArguments, taken: set[str | None]) -> str:
-    return _chosen(table, "label", args.label_column, _labels(table, taken))
-
-
-def _labels(table: datasets.Dataset, taken: set[str | None]) -> list[str]:
-    free = [name for name in _those(table, _may_be_label) if name not in taken]
-    classes = [name for name in free if isinstance(table.features[name], datasets.ClassLabel)]
-    numbers = [name for name in free if not _is_text(table.features[name]) and name.lower() not in NO_LABELS]
-    # two columns of classes are a doubt for a person to settle; that of numbers is asked last, since it may be a count
-    return _well_known(free, LABEL_NAMES) or _only(classes) or _only(numbers)
-
-
-def _those(table: datasets.Dataset, fits: Callable[[Any], bool]) -> list[str]:
+def those(table: datasets.Dataset, fits: Callable[[Any], bool]) -> list[str]:
+    """The columns that fit."""
     return [name for name in table.column_names if fits(table.features[name])]
 
 
-def _well_known(names: list[str], known: Sequence[str]) -> list[str]:
-    return [name for wanted in known for name in names if name.lower() == wanted]  # best first
+def well_known(names: Sequence[str], known: Sequence[str]) -> list[str]:
+    """Those of the names that are known, the most telling first."""
+    return [name for wanted in known for name in names if name.lower() == wanted]
 
 
-def _only(names: list[str]) -> list[str]:
+def only(names: list[str]) -> list[str]:
+    """A single name."""
     return names if len(names) == 1 else []
 
 
-def _chosen(table: datasets.Dataset, role: str, given: str | None, found: list[str]) -> str:
-    if given is not None:
-        return _check(table, role, given)
-    if not found:
-        raise InputError(
-            f"Cannot tell which column holds the {role}: the data has {_listed(table)}. Name it with --{role}-column."
-        )
-    return found[0]
+def known_pair(names: Sequence[str], pairs: Sequence[tuple[str, str]]) -> tuple[str | None, str | None]:
+    """The first pair of names that go together."""
+    lower = {name.lower(): name for name in names}
+    found = ((lower[first], lower[second]) for first, second in pairs if {first, second} <= set(lower))
+    return next(found, (None, None))
 
 
-def _check(table: datasets.Dataset, role: str, name: str) -> str:
-    if name not in table.column_names:
-        raise InputError(f"The data has no column {name!r}; it has {_listed(table)}. Correct --{role}-column.")
-    fits, what = _ROLES[role]
-    if not fits(table.features[name]):
-        raise InputError(
-            f"The column {name!r} holds {_describe(table.features[name])}, expected {what}. Correct --{role}-column; "
-            f"the data has {_listed(table)}."
-        )
-    return name
+@dataclass(frozen=True)
+class Role:
+    """A part that a column plays: its name in sentences, its flag, and what may fill it."""
+
+    name: str
+    flag: str
+    fits: Callable[[Any], bool]
+    holds: str
+    nested: bool = False  # whether it may be an entry of a column of dictionaries
+
+    def chosen(self, table: datasets.Dataset, given: str | None, found: Sequence[str]) -> str:
+        """The column that was named, or the first of those found."""
+        if given is not None:
+            return self.check(table, given)
+        if not found:
+            raise InputError(
+                f"Cannot tell which column holds the {self.name}: the data has {listed(table)}. "
+                f"Name it with --{self.flag}."
+            )
+        return found[0]
+
+    def check(self, table: datasets.Dataset, name: str) -> str:
+        """A column that was named, if it can play this part."""
+        feature = feature_of(table, name) if self.nested else table.features.get(name)
+        if feature is None:
+            raise InputError(f"The data has no column {name!r}; it has {listed(table)}. Correct --{self.flag}.")
+        if not self.fits(feature):
+            raise InputError(
+                f"The column {name!r} holds {describe_feature(feature)}, expected {self.holds}. Correct --{self.flag}; "
+                f"the data has {listed(table)}."
+            )
+        return name
 
 
-def _listed(table: datasets.Dataset) -> str:
-    return ", ".join(f"{name!r} ({_describe(table.features[name])})" for name in table.column_names)
+def listed(table: datasets.Dataset) -> str:
+    """All columns with what they hold."""
+    return ", ".join(f"{name!r} ({describe_feature(table.features[name])})" for name in table.column_names)
 
 
-def _is_text(feature: Any) -> bool:
+def is_text(feature: Any) -> bool:
+    """Text."""
     return isinstance(feature, datasets.Value) and feature.dtype in ("string", "large_string")
 
 
-def _is_image(feature: Any) -> bool:
-    # parquet files that other libraries wrote hold the bytes and the name of each file
-    return isinstance(feature, datasets.Image) or (isinstance(feature, dict) and set(feature) == {"bytes", "path"})
+def is_list(feature: Any) -> bool:
+    """Lists of any kind."""
+    return isinstance(feature, (list, datasets.List, datasets.LargeList))
 
 
-def _may_be_image(feature: Any) -> bool:
-    return _is_image(feature) or _is_text(feature)  # text: the path of an image file
+def item_of(feature: Any) -> Any:
+    """What the lists of a column hold."""
+    return feature[0] if isinstance(feature, list) else feature.feature
 
 
-def _may_be_label(feature: Any) -> bool:
+def is_texts(feature: Any) -> bool:
+    """Lists of texts, such as words."""
+    return is_list(feature) and is_text(item_of(feature))
+
+
+def is_chat(feature: Any) -> bool:
+    """Lists of messages, of which each has a role and what is said."""
+    if not is_list(feature):
+        return False
+    item = item_of(feature)
+    # datasets reads JSON of messages that differ in their keys as a type of its own
+    if type(item).__name__ == "Json" or (isinstance(item, datasets.Value) and item.dtype == "json"):
+        return True
+    return isinstance(item, Mapping) and any(keys <= set(item) for keys in CHAT_KEYS)
+
+
+def is_image(feature: Any) -> bool:
+    """Images; parquet files that other libraries wrote hold the bytes and the name of each file."""
+    return isinstance(feature, datasets.Image) or (isinstance(feature, Mapping) and set(feature) == {"bytes", "path"})
+
+
+def may_be_image(feature: Any) -> bool:
+    """Images, or text: the path of an image file."""
+    return is_image(feature) or is_text(feature)
+
+
+def is_audio(feature: Any) -> bool:
+    """Sounds, or samples with their rate."""
+    if isinstance(feature, datasets.Audio):
+        return True
+    return isinstance(feature, Mapping) and ({"array", "sampling_rate"} <= set(feature) or is_image(feature))
+
+
+def may_be_audio(feature: Any) -> bool:
+    """Sounds, or text: the path of a sound file."""
+    return is_audio(feature) or is_text(feature)
+
+
+def may_be_class(feature: Any) -> bool:
+    """Numbers or names."""
     is_plain = isinstance(feature, datasets.Value) and feature.dtype.startswith(NUMBERS_OR_NAMES)
     return is_plain or isinstance(feature, datasets.ClassLabel)
 
 
-_ROLES: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "text": (_is_text, "text"),
-    "text-pair": (_is_text, "text"),
-    "image": (_may_be_image, "images"),
-    "label": (_may_be_label, "labels (numbers or names)"),
-}
+def are_classes(feature: Any) -> bool:
+    """Lists of numbers or names."""
+    return is_list(feature) and may_be_class(item_of(feature))
 
 
-def _describe(feature: Any) -> str:
+def may_be_label(feature: Any) -> bool:
+    """One class, or a list of several."""
+    return may_be_class(feature) or are_classes(feature)
+
+
+def is_dictionary(feature: Any) -> bool:
+    """Dictionaries, or lists of them."""
+    return isinstance(item_of(feature) if is_list(feature) else feature, Mapping) or isinstance(
+        feature, (datasets.Translation, datasets.TranslationVariableLanguages)
+    )
+
+
+def describe_feature(feature: Any) -> str:
+    """What a column holds, in a word or two."""
     if isinstance(feature, datasets.ClassLabel):
         return f"{feature.num_classes} classes"
     if isinstance(feature, datasets.Value):
-        return "text" if _is_text(feature) else feature.dtype
-    if _is_image(feature):
+        return "text" if is_text(feature) else feature.dtype
+    if is_image(feature):
         return "images"
-    if isinstance(feature, (list, datasets.List, datasets.LargeList)):
+    if is_chat(feature):
+        return "messages"
+    if is_texts(feature):
+        return "lists of texts"
+    if is_list(feature):
         return "lists"
+    if isinstance(feature, Mapping):
+        return f"dictionaries of {', '.join(feature)}"
     return type(feature).__name__.lower()

@@ -4,18 +4,30 @@ from __future__ import annotations
 
 from dataclasses import MISSING, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import datasets
 
+from hf_pacgen.command_line.inputs.sound_folder import is_sound_folder, read_sound_folder
 from hf_pacgen.command_line.quiet import quiet
-from hf_pacgen.config.settings import Config, Count, option
+from hf_pacgen.config.settings import Config, Count, number, option
 from hf_pacgen.errors import InputError, few, refusing
 
 FORMATS = {".parquet": "parquet", ".csv": "csv", ".tsv": "tsv", ".json": "json", ".jsonl": "json", ".ndjson": "json"}
+FORMATS |= {".txt": "text", ".text": "text"}
 # where the reader of `datasets` is not called as the format is, its name and options
 READERS: dict[str, tuple[str, dict[str, Any]]] = {"tsv": ("csv", {"sep": "\t"})}
 COMPRESSIONS = (".gz", ".bz2", ".xz", ".zip", ".zst")
+HEAD = 1000  # rows of a stream by which its columns and labels are judged
+
+
+def _share(value: Any, name: str) -> float:
+    if not number(value, name, minimum=0, strict=True) < 1:
+        raise ValueError(f"{name} must be a share between 0 and 1; got {value!r}. The usual one is 0.15.")
+    return float(value)
+
+
+Share = Annotated[float, _share]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,8 +38,8 @@ class DataArguments(Config):
 
     dataset: list[str] = option(
         MISSING,  # it must be given
-        "The training data: an id on the Hugging Face hub, one or more parquet, csv, json or jsonl files, "
-        "or a folder of them.",
+        "The training data: an id on the Hugging Face hub; one or more parquet, csv, tsv, json, jsonl or txt files, "
+        "compressed or not; or a folder of them, of images or sounds, or one that save_to_disk() wrote.",
     )
     dataset_config: str | None = option(
         None, "Name of the data set's configuration on the hub, such as 'sst2' of glue."
@@ -36,30 +48,83 @@ class DataArguments(Config):
         None, "Split to score, such as 'train' or 'train[:1000]'. By default 'train', or the only one there is."
     )
     text_column: str | None = option(
-        None, "Column with the text. By default a well-known name, or the only text column."
+        None,
+        "Column with the text: also the words of tags, the question, the source, the prompt, or messages of a chat. "
+        "By default a well-known name, or the only such column. translation.en is an entry of a column.",
     )
-    text_pair_column: str | None = option(None, "Column with the second text of a pair, for sequence classification.")
-    label_column: str | None = option(None, "Column with the label. By default a well-known name, such as 'label'.")
+    text_pair_column: str | None = option(
+        None, "Column with the second text of a pair, or with the context of a question."
+    )
+    label_column: str | None = option(
+        None,
+        "Column with what is to be predicted: a class, tags, answers, a target, a completion, a mask, objects or a "
+        "transcription. By default a well-known name, such as 'label'.",
+    )
+    choice_columns: list[str] | None = option(
+        None, "Column with lists of answers to choose from, or one column for each answer."
+    )
     image_column: str | None = option(None, "Column with the image. By default the only image column.")
+    audio_column: str | None = option(None, "Column with the sound. By default the only such column.")
+    template: str | None = option(
+        None,
+        "How the columns of a row make the text of a language model, such as '{question}\\n### {answer}'. The loss is "
+        "on the last column, or from --label-column on.",
+    )
+    assistant_only: bool = option(False, "In a chat, take the loss on what the assistant says alone.")
+    eos: Literal["auto", "add", "none"] = option(
+        "auto",
+        "Whether a text ends with the end-of-sequence token: 'auto' adds it to completions, as TRL does, and not to "
+        "plain texts.",
+    )
+    source_prefix: str | None = option(None, "Text before each source, such as 'summarize: ' for T5.")
+    mask_share: Share = option(0.15, "Share of the tokens that a masked language model has to predict.")
+    sample_by: Literal["line", "paragraph", "document"] = option("line", "What of a txt file is one text.")
+    streaming: bool = option(
+        False, "Read the data from its beginning, without a copy in the cache: for data larger than memory or disk."
+    )
     max_length: Count | None = option(
         None, "Cut texts after this many tokens. By default the most the model can take, and at most 512."
     )
 
 
-def load_table(args: DataArguments) -> datasets.Dataset:
-    """The rows of one split, after :func:`check_files`."""
+def load_rows(args: DataArguments) -> tuple[datasets.Dataset, datasets.IterableDataset | None]:
+    """The rows of one split, after :func:`check_files`; of a stream the first ones, and the stream."""
     names = args.dataset
+    if args.streaming and "[" in (args.split or ""):
+        raise InputError(
+            f"--split {args.split!r} is a part of a split, and a stream is read from its beginning: give the whole "
+            "split with --max-examples, or leave out --streaming."
+        )
     if len(names) == 1 and Path(names[0]).is_dir():
-        loaded = _load_folder(Path(names[0]), args.split)
+        loaded = _load_folder(Path(names[0]), args)
     elif any(_is_file_name(name) for name in names) or len(names) > 1:
-        loaded = _load_files(names, args.split)
+        loaded = _load_files(names, args)
     else:
         loaded = _load_from_hub(names[0], args)
-    table: datasets.Dataset = _choose_split(loaded, args.split, few(names, 1))
+    chosen, stream = _choose_split(loaded, args.split, few(names, 1)), None
+    if isinstance(chosen, datasets.IterableDataset):
+        failed = f"The data set {few(names, 1)!r} cannot be read as a stream"
+        with quiet(), refusing(failed, "Repair it, or leave out --streaming."):
+            stream = chosen if chosen.features is not None else chosen._resolve_features()
+            chosen = datasets.Dataset.from_list(list(stream.take(HEAD)), features=stream.features)
+    table: datasets.Dataset = chosen
     if len(table) == 0:  # of a slice such as train[:0], too
         empty = f"The data set {few(names, 1)!r} has no rows"
         raise InputError(f"{empty}: there is nothing to score. Give the training data.")
-    return table
+    return table, stream
+
+
+def check_complete(table: datasets.Dataset, column: str, what: str) -> None:
+    """Raise if a column has empty cells."""
+    # counted by arrow: the images of a column need not be decoded for it
+    cells = table.with_format("arrow").select_columns([column])[:][column]
+    if not cells.null_count:
+        return
+    first = cells.is_null().index(True).as_py()
+    raise InputError(
+        f"The column {column!r} has no value in {cells.null_count:,} of {len(table):,} rows (the first is row {first}, "
+        f"counted from 0): expected {what} in each. Remove those rows."
+    )
 
 
 def _format_of(name: str) -> str | None:
@@ -90,7 +155,8 @@ def check_files(args: DataArguments) -> None:
             raise InputError(f"The data set file {name!r} is empty: expected rows with named columns.")
 
 
-def _load_files(names: list[str], split: str | None) -> Any:
+def _load_files(names: list[str], args: DataArguments) -> Any:
+    split = args.split
     formats = {name: _format_of(name) for name in names}
     unknown = [name for name, kind in formats.items() if kind is None]
     if unknown:
@@ -100,6 +166,7 @@ def _load_files(names: list[str], split: str | None) -> Any:
         raise InputError(f"The data set files are of different formats ({', '.join(names)}): expected one format.")
     kind = str(formats[names[0]])
     reader, options = READERS.get(kind, (kind, {}))
+    options = {**options, **_how(kind, args)}
     several = "" if len(names) == 1 else f" (or one of the {len(names) - 1} others, or their columns differ)"
     failed = f"The data set file {names[0]!r}{several} could not be read as {kind}"
     # each reader has its own family of errors
@@ -117,26 +184,37 @@ def _load_files(names: list[str], split: str | None) -> Any:
             raise
 
 
-def _load_folder(folder: Path, split: str | None) -> Any:
+def _how(kind: str, args: DataArguments) -> dict[str, Any]:
+    # no more than is asked for, since each reader has settings of its own
+    return ({"sample_by": args.sample_by} if kind == "text" else {}) | ({"streaming": True} if args.streaming else {})
+
+
+def _load_folder(folder: Path, args: DataArguments) -> Any:
     remedy = (
-        "Expected one written by save_to_disk(), or with parquet, csv or json files of the same columns; or name the "
-        "files themselves."
+        "Expected one written by save_to_disk(), or with parquet, csv, json or txt files of the same columns, or with "
+        "images or sounds in folders of their labels; or name the files themselves."
     )
     # load_dataset refuses what save_to_disk() wrote
     saved = any((folder / name).is_file() for name in ("state.json", "dataset_dict.json"))
     with quiet(), refusing(f"The folder {str(folder)!r} could not be read as a data set", remedy):
-        return datasets.load_from_disk(str(folder)) if saved else datasets.load_dataset(str(folder), split=split)
+        if saved:  # which is read where it lies, and never as a whole
+            return datasets.load_from_disk(str(folder))
+        if is_sound_folder(folder):
+            return read_sound_folder(folder)
+        kinds = {_format_of(path.name) for path in folder.rglob("*") if path.is_file()}
+        how = _how("text" if kinds == {"text"} else "", args)
+        return datasets.load_dataset(str(folder), split=args.split, **how)
 
 
 def _load_from_hub(name: str, args: DataArguments) -> Any:
     failed = f"The data set {name!r} is no file or folder here, and could not be loaded from the Hugging Face hub"
     remedy = "Check the name, --dataset-config, --split and the connection."
     with quiet(data_bars=True), refusing(failed, remedy):  # a download takes long enough for bars
-        return datasets.load_dataset(name, args.dataset_config, split=args.split)
+        return datasets.load_dataset(name, args.dataset_config, split=args.split, **_how("", args))
 
 
 def _choose_split(loaded: Any, split: str | None, shown: str) -> Any:
-    if not isinstance(loaded, datasets.DatasetDict):
+    if not isinstance(loaded, (datasets.DatasetDict, datasets.IterableDatasetDict)):
         return loaded
     names = list(loaded)
     # a single split is taken by whatever name; of several, only "train" is surely what the model has seen

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import datasets
 import torch
 
-from hf_pacgen.command_line.inputs.columns import Columns
-from hf_pacgen.command_line.inputs.data import DataArguments, check_files, load_table
-from hf_pacgen.command_line.inputs.examples import Examples
-from hf_pacgen.command_line.inputs.labels import encode_labels
+from hf_pacgen.command_line.inputs.columns import Columns, cells, feature_of
+from hf_pacgen.command_line.inputs.data import DataArguments, check_files, load_rows
+from hf_pacgen.command_line.inputs.examples import Material, shown_example
 from hf_pacgen.command_line.inputs.models import (
     ModelArguments,
     choose_device,
@@ -21,8 +21,9 @@ from hf_pacgen.command_line.inputs.models import (
     processor_of,
 )
 from hf_pacgen.command_line.inputs.runs import chosen
-from hf_pacgen.command_line.inputs.tasks import Task, choose_task, trained_task
-from hf_pacgen.errors import InputError, few
+from hf_pacgen.command_line.inputs.tasks import Task, check_libraries, choose_task, trained_task
+from hf_pacgen.data.losses import IGNORED
+from hf_pacgen.errors import InputError, few, refusing
 
 MAX_NAME = 40  # characters of a model's path up to which it is shown in full
 
@@ -32,33 +33,70 @@ class Subject:
     """A model with its training data, ready to be measured."""
 
     model: Any
-    examples: Examples
-    title: str  # names both
+    examples: Any  # a dataset, or a stream of examples
+    title: str  # names both, and shows an example in a second line
     notes: tuple[str, ...]  # what was assumed about them, in sentences
 
 
 def load_subject(
     name: str, model_args: ModelArguments, data_args: DataArguments, *, device: torch.device, seed: int = 0
 ) -> Subject:
-    """The model and its training data; a head that the checkpoint lacks is made for the data's labels."""
+    """The model and its training data; with ``random_head``, one that it lacks is made for the data's labels."""
     check_files(data_args)
     config = load_config(name, model_args)
-    table = load_table(data_args)  # after the configuration, which is quicker to fetch and to refuse
-    task = choose_task(config, table, data_args, model_args.task)
-    columns = task.facts.choose_columns(table, data_args)
+    table, stream = load_rows(data_args)  # after the configuration, which is quicker to fetch and to refuse
+    task = choose_task(config, table, data_args, model_args.task, random_head=model_args.random_head)
+    facts = task.facts
+    check_libraries(task)
+    columns = facts.choose_columns(table, data_args, config)
     # a head for another task is no head for this one
-    new_head = trained_task(config) is not task
-    labels = encode_labels(table, columns.label, config, new_head=new_head) if columns.label is not None else None
+    new_head = model_args.random_head and trained_task(config) is not task
+    labels = None if facts.make_labels is None else facts.make_labels(table, columns, config, new_head=new_head)
     place, source = processor_of(name, model_args)
-    processor = task.facts.load_processor(place, **source)
-    examples = task.facts.make_examples(
-        table, columns, processor, config, labels=labels, max_length=data_args.max_length
+    processor = facts.load_processor(place, config, **source)
+    examples = facts.make_examples(
+        Material(
+            table=table,
+            columns=columns,
+            processor=processor,
+            config=config,
+            labels=labels,
+            args=data_args,
+            stream=stream,
+        )
     )
     # the weights come last: they take longest, and all that can be refused without them has been
     num_labels = labels.num_labels if labels is not None and new_head else None
     model, new = load_model(name, model_args, config, task, num_labels=num_labels, device=device, seed=seed)
-    notes = (*_untrained(new, task, new_head, seed), *(labels.notes if labels is not None else ()), *examples.notes)
-    return Subject(model=model, examples=examples, title=_title(name, data_args, columns, len(examples)), notes=notes)
+    shown = _example(task, table, columns, processor, examples)
+    rows = "streamed" if stream is not None else f"{len(table):,} rows"
+    return Subject(
+        model=model,
+        examples=examples,
+        title=f"{_title(name, data_args)} ({columns.title}; {rows})\n{shown}",
+        notes=(*_untrained(new, task, new_head, seed), *examples.notes),
+    )
+
+
+def _example(task: Task, table: Any, columns: Columns, processor: Any, examples: Any) -> str:
+    """What was taken as input and as label, by one example, in a line."""
+    if task.facts.shows_tokens:
+        example = next(iter(examples), None)
+        if example is None:  # of a stream, whose rows were not looked at before
+            raise InputError(f"All texts in the column {columns.text!r} are empty: there is no token to predict.")
+        pairs = list(zip(example["input_ids"], example["labels"], strict=True))
+        counted = [label for _, label in pairs if label != IGNORED]
+        given = [token for token, label in pairs if label == IGNORED or task is Task.MASKED_LM] or counted
+        return shown_example([processor.decode(given)], processor.decode(counted))
+    with refusing("The first row of the data cannot be read", "Repair or remove it."):  # an image, for one
+        first = table.select_columns([name for name in columns.used if name != columns.audio])[:1]
+    inputs = ["a sound" if name == columns.audio else cells(first, name)[0] for name in columns.inputs]
+    outputs = [_class_name(feature_of(table, name), cells(first, name)[0]) for name in columns.outputs]
+    return shown_example(inputs, outputs[0] if len(outputs) == 1 else outputs)
+
+
+def _class_name(feature: Any, value: Any) -> Any:
+    return feature.int2str(value) if isinstance(feature, datasets.ClassLabel) and value >= 0 else value
 
 
 def _untrained(new: tuple[str, ...], task: Task, new_head: bool, seed: int) -> tuple[str, ...]:
@@ -71,12 +109,11 @@ def _untrained(new: tuple[str, ...], task: Task, new_head: bool, seed: int) -> t
     )
 
 
-def _title(name: str, args: DataArguments, columns: Columns, count: int) -> str:
+def _title(name: str, args: DataArguments) -> str:
     model = name if len(name) <= MAX_NAME else "/".join(("...", *Path(name).parts[-2:]))
     # an id on the hub is shown with its owner, a path without its folders
     files = [Path(file).name if Path(file).exists() else file for file in args.dataset]
-    inputs = ", ".join(filter(None, (columns.text, columns.text_pair, columns.image)))
-    return f"{model} on {few(files, 2)} ({' -> '.join(filter(None, (inputs, columns.label)))}; {count:,} rows)"
+    return f"{model} on {few(files, 2)}"
 
 
 def load_named(
@@ -98,5 +135,5 @@ def load_named(
             f"The model {name!r} has no head for one of {', '.join(Task)}, so there is no loss to look at. "
             "Give a fine-tuned model, or load it with the head you want and pass the model itself."
         )
-    loaded, new = load_model(name, args, config, task, device=where, seed=seed)
-    return loaded, data, (f"The checkpoint lacks {few(new)}: initialized at random.",) if new else ()
+    loaded, _ = load_model(name, args, config, task, device=where, seed=seed)
+    return loaded, data, ()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -42,6 +43,9 @@ class ModelArguments(Config):
         "float32", "Data type of the weights; 'auto' is the one they were saved in. float32 is the most exact."
     )
     device: str = option("auto", "Device to compute on, such as 'cpu' or 'cuda:1'. 'auto' is a GPU if there is one.")
+    random_head: bool = option(
+        False, "Score a model whose head, or other weights, are not in the checkpoint: they are made at random."
+    )
     trust_remote_code: bool = option(False, "Run model code that comes with the model, from its author.")
     checkpoint: str | None = option(
         None,
@@ -102,6 +106,8 @@ def _loading(name: str) -> Iterator[None]:
         try:
             yield
         except Exception as error:
+            if library := re.search(r"requires the (\S+) library", str(error)):
+                raise InputError(f"{failed}: it needs {library[1]}. pip install {library[1]}") from error
             if "trust_remote_code" not in str(error):
                 raise
             # transformers' own text tells to set an argument of from_pretrained
@@ -141,6 +147,13 @@ def load_model(
         raise InputError(
             f"The weights of {name!r} do not fit its config.json: {key!r} has shape {tuple(saved)} in the "
             f"checkpoint and {tuple(expected)} by the configuration. Repair config.json, or save the model again."
+        )
+    new = {*new, *(key for key, *_ in mismatched)}
+    if new and not args.random_head:
+        raise InputError(
+            f"The checkpoint of {name!r} lacks {few(sorted(new))}, which {task.value} needs: made at random, they "
+            "would be scored as if they were trained. Fine-tune the model, save all of it, and give that folder; or "
+            "add --random-head to score it as it is (in Python, load it yourself)."
         )
     # a number without a meaning would look like any other
     if task.facts.causal and _looks_ahead(model):

@@ -9,17 +9,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hf_pacgen.config import Estimator, ScoreConfig
+from hf_pacgen.config import Estimator, Likelihood, ScoreConfig
 from hf_pacgen.curvature.checkpoint import Checkpoint
 from hf_pacgen.curvature.diagonal.blend import blend_, blend_share
 from hf_pacgen.curvature.diagonal.exact import Exact
 from hf_pacgen.curvature.diagonal.gauss_newton import GaussNewton
 from hf_pacgen.curvature.diagonal.hutchinson import Hutchinson
+from hf_pacgen.curvature.diagonal.sampled_labels import SampledLabels, find_likelihood, refuse_likelihood
 from hf_pacgen.curvature.diagonal.sums import DiagonalSums, pooled_trace
 from hf_pacgen.curvature.diagonal.through_outputs import EXACT, find_outputs
 from hf_pacgen.curvature.operators import Tick
 from hf_pacgen.curvature.weight_space import Vector, WeightSpace
-from hf_pacgen.data.contents import count_examples
 from hf_pacgen.data.losses import BatchLoss, LossKind, require_units
 from hf_pacgen.data.objective import LossChanged
 from hf_pacgen.maths.score_errors import DiagonalSample, Part
@@ -93,18 +93,23 @@ def estimate_diagonal(
         # what one process found the others do not know, and a checkpoint holds sums of the other kind
         if space.objective.batches.processes.size > 1 or checkpoint is not None:
             raise
+        if config.likelihood is not None:
+            raise
         space.restore()
         space.objective.kind = LossKind.OTHER
-        return _estimated(space, config, tick, checkpoint)
+        return _estimated(space, config, tick, checkpoint, drawn=False)
 
 
-def _estimated(space: WeightSpace, config: ScoreConfig, tick: Tick, checkpoint: Checkpoint | None) -> DiagonalEstimate:
+def _estimated(
+    space: WeightSpace, config: ScoreConfig, tick: Tick, checkpoint: Checkpoint | None, *, drawn: bool = True
+) -> DiagonalEstimate:
     processes = space.objective.batches.processes
     with processes.together():
-        estimator, notes, outputs = _supported(space, Estimator(config.estimator))
+        way = _supported(space, config, drawn=drawn)
+        estimator, notes = way.estimator, way.notes
         parts = _Parts.of(estimator, space, config)
         if parts.gradients is not None:
-            parts.gradients.outputs = outputs
+            parts.gradients.outputs, parts.gradients.likelihood = way.outputs, way.likelihood
     if checkpoint is not None:
         checkpoint.start(parts.tensors())
     sweep, sweeps = 0, 1 if parts.exact is not None else config.passes or 1
@@ -142,27 +147,58 @@ def _estimated(space: WeightSpace, config: ScoreConfig, tick: Tick, checkpoint: 
     )
 
 
-def _supported(space: WeightSpace, estimator: Estimator) -> tuple[Estimator, list[str], tuple[str, ...] | None]:
-    """The estimator that the loss allows, what to say of it, and the outputs that a Gauss-Newton part goes through."""
-    kind = space.objective.kind
-    if not estimator.facts.needs_labels or kind.facts is not None:
-        return estimator, [], None
+@dataclass(frozen=True)
+class _Way:
+    """The estimator that the loss allows, what to say of it, and how its Gauss-Newton part is had.
+
+    ``outputs`` are those that it goes through, ``likelihood`` is that from which targets are drawn; neither for the
+    cross-entropy that the loss was recognized as.
+    """
+
+    estimator: Estimator
+    notes: tuple[str, ...] = ()
+    outputs: tuple[str, ...] | None = None
+    likelihood: SampledLabels | None = None
+
+
+def _supported(space: WeightSpace, config: ScoreConfig, *, drawn: bool) -> _Way:
+    """How the loss can be estimated; ``drawn`` says whether targets may be drawn."""
+    kind, guard, estimator = space.objective.kind, space.objective.guard, Estimator(config.estimator)
+    if not estimator.facts.needs_labels:
+        return _Way(estimator)
+    known = kind.facts is not None
+    if known and config.likelihood in (None, Likelihood.SOFTMAX):
+        return _Way(estimator)
+    likelihood = find_likelihood(space, config.likelihood) if drawn else None
+    if config.likelihood is not None and likelihood is None:
+        raise refuse_likelihood(space, config.likelihood)
+    if likelihood is not None:
+        said = f"targets are drawn from the likelihood {likelihood.reading.likelihood.value!r}"
+        guard.add("Gauss-Newton", f"{said} of the outputs {', '.join(likelihood.reading.outputs)}")
+        if not likelihood.has_rest:
+            return _Way(estimator, likelihood=likelihood)
+        note = (
+            f"A part of the loss ({likelihood.beside:.0%} of its gradient, such as a router's auxiliary loss) does not "
+            f"come through the outputs {', '.join(likelihood.reading.outputs)}: in the Gauss-Newton part of the "
+            "diagonal it is Hutchinson's."
+        )
+        return _Way(estimator, (note,), likelihood=likelihood)
     found = find_outputs(space)
     if found is None:
         note = (
             f"The estimator is hutchinson instead of {estimator.value}: Gauss-Newton needs a cross-entropy on the "
             f"model's logits, or a loss of its outputs with a second derivative, and this is {kind.value}."
         )
-        return Estimator.HUTCHINSON, [note], None
+        return _Way(Estimator.HUTCHINSON, (note,))
     outputs, beside = found
-    space.objective.guard.add("Gauss-Newton", f"through the outputs {', '.join(outputs)}")
+    guard.add("Gauss-Newton", f"through the outputs {', '.join(outputs)}")
     if beside <= EXACT:
-        return estimator, [], outputs
+        return _Way(estimator, outputs=outputs)
     note = (
         f"A part of the loss ({beside:.0%} of its gradient, such as a router's auxiliary loss) does not come through "
         f"the outputs {', '.join(outputs)}, and is missing in the Gauss-Newton part of the diagonal."
     )
-    return estimator, [note], outputs
+    return _Way(estimator, (note,), outputs=outputs)
 
 
 def _add(space: WeightSpace, parts: _Parts, batch: Any, index: int, sweep: int) -> None:
@@ -174,15 +210,19 @@ def _add(space: WeightSpace, parts: _Parts, batch: Any, index: int, sweep: int) 
         parts.counts[3] += parts.exact.num_hvps - before
         _check_gradient(finite, index)
     if parts.gradients is not None and sweep < parts.gradient_passes:
+        hvps, gradients = parts.gradients.num_hvps, parts.gradients.num_gradients
         finite, true = parts.gradients.add(batch, index, sweep)
         _check_gradient(finite, index)
-        parts.counts[4] += 1 if parts.gradients.outputs is None else 2
+        parts.counts[3] += parts.gradients.num_hvps - hvps
+        parts.counts[4] += parts.gradients.num_gradients - gradients
     if sweep == 0:
         if true is None:
             space.restore()
             with torch.no_grad():
                 true = space.objective.loss(batch, index)
-        parts.counts[:3] += torch.tensor([true.total.item(), true.units, count_examples(batch)], dtype=torch.float64)
+        parts.counts[:3] += torch.tensor(
+            [true.total.item(), true.units, space.objective.batches.examples_in(index, batch)], dtype=torch.float64
+        )
         parts.counts[5] += 1
     if parts.probes is not None:
         before = parts.probes.num_hvps

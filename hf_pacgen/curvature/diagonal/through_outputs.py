@@ -1,14 +1,13 @@
 """The Gauss-Newton diagonal of any loss on a model's outputs, through the loss's own second derivative there.
 
-With z the outputs, J their Jacobian and B = ∂²ℓ/∂z², the matrix is Jᵀ B J.  For independent normal v of the outputs'
-shape E (Jᵀ B v) ⊙ (Jᵀ v) is its diagonal: B v is a product with the head alone, and costs next to nothing.  For a
-squared error, B is a multiple of 1 and this is the same as labels drawn from a Gaussian.
+With z the outputs, J their Jacobian and B = ∂²ℓ/∂z², the matrix is Jᵀ B J.  For independent signs v of the outputs'
+shape E (Jᵀ B v) ⊙ (Jᵀ v) is its diagonal: B v is a product with the head alone, and costs next to nothing.  Of all v
+with E v vᵀ = 1, signs scatter it least.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -16,6 +15,7 @@ from torch import Tensor
 
 from hf_pacgen.curvature.weight_space import Vector, WeightSpace
 from hf_pacgen.data.losses import BatchLoss
+from hf_pacgen.data.outputs import caught, named_outputs
 from hf_pacgen.model.embeddings import dense
 
 __all__ = ["find_outputs", "output_gradients"]
@@ -24,8 +24,6 @@ COVERED = 0.3
 """Part of a gradient, at most, that may not come through the outputs, such as that of a router's auxiliary loss."""
 EXACT = 1e-2
 """Part of a gradient that rounding may leave over."""
-SKIPPED = ("loss", "hidden_states", "attentions", "past_key_values")
-"""Outputs that no loss is made of."""
 REFUSALS = (RuntimeError, NotImplementedError)
 
 
@@ -39,11 +37,11 @@ def find_outputs(space: WeightSpace) -> tuple[tuple[str, ...], float] | None:
         return None
     index, batch = objective.first
     space.restore()
-    with _caught(objective.model) as found:
+    with caught(objective.model) as found:
         total = objective.loss(batch, index).total
     if not total.requires_grad:
         return None
-    named = dict(_tensors(found[-1])) if found else {}
+    named = named_outputs(found[-1]) if found else {}
     reached = {}
     for name, output in named.items():
         (slope,) = torch.autograd.grad(total, [output], retain_graph=True, allow_unused=True)
@@ -74,12 +72,12 @@ def output_gradients(
     """Jᵀ B v, Jᵀ v and the loss of a batch, at w."""
     objective = space.objective
     space.restore()
-    with _caught(objective.model) as found, torch.enable_grad():
+    with caught(objective.model) as found, torch.enable_grad():
         result = objective.loss(batch, index)
     true = BatchLoss(result.total.detach(), result.units)
     if not result.total.requires_grad:
         return {}, {}, true
-    named = dict(_tensors(found[-1]))
+    named = named_outputs(found[-1])
     outputs = [named[name] for name in names if name in named]
     draws, products = _curved(result.total, outputs, key)
     gradients = []
@@ -95,39 +93,13 @@ def _curved(total: Tensor, outputs: list[Tensor], key: int) -> tuple[list[Tensor
     draws = []
     for place, output in enumerate(outputs):
         generator = torch.Generator(device=output.device).manual_seed((key + place) & (2**63 - 1))
-        draws.append(torch.randn(output.shape, generator=generator, dtype=output.dtype, device=output.device))
+        draws.append(2 * torch.randint(0, 2, output.shape, generator=generator, device=output.device).to(output) - 1)
     curved = [(slope, v) for slope, v in zip(slopes, draws, strict=True) if slope.requires_grad]
     if not curved:  # linear in its outputs
         return draws, [torch.zeros_like(v) for v in draws]
     ways, along = zip(*curved, strict=True)
     products = torch.autograd.grad(ways, outputs, along, retain_graph=True, allow_unused=True)
     return draws, [torch.zeros_like(v) if p is None else p for p, v in zip(products, draws, strict=True)]
-
-
-@contextmanager
-def _caught(model: torch.nn.Module) -> Iterator[list[Any]]:
-    """What the model gives, call by call."""
-    found: list[Any] = []
-    handle = model.register_forward_hook(lambda module, args, output: found.append(output))
-    try:
-        yield found
-    finally:
-        handle.remove()
-
-
-def _tensors(outputs: Any) -> Iterator[tuple[str, Tensor]]:
-    if isinstance(outputs, Tensor):
-        pairs: Any = [("output", outputs)]
-    elif isinstance(outputs, Mapping):
-        pairs = outputs.items()
-    elif isinstance(outputs, (tuple, list)):
-        pairs = [(f"output {i}", value) for i, value in enumerate(outputs)]
-    else:
-        pairs = vars(outputs).items()
-    for name, value in pairs:
-        floating = isinstance(value, Tensor) and value.is_floating_point() and value.requires_grad
-        if floating and value.ndim and name not in SKIPPED:
-            yield name, value
 
 
 def _choices(names: list[str]) -> Iterator[tuple[str, ...]]:

@@ -122,7 +122,8 @@ def test_four_bits(run: Run, base: Path, tmp_path: Path, monkeypatch: pytest.Mon
     words = ("--dataset", data, *QUICK, "--load-in-4bit")
     code, out, _ = run("score", folder, *words)
     assert code == 0 and "7 quantized layers" in out
-    refused(run, "--load-in-4bit is for the frozen base of a PEFT adapter.*is a whole model", "score", base, *words)
+    whole = saved_models.bert(tmp_path / "whole")
+    refused(run, "--load-in-4bit is for the frozen base of a PEFT adapter.*is a whole model", "score", whole, *words)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     refused(run, "--load-in-4bit needs bitsandbytes, which is not installed: pip install", "score", folder, *words)
 

@@ -64,7 +64,7 @@ def test_inferred_columns(columns: dict[str, Any], task: Task, expected: tuple[s
             r"holds the text: the data has 'body' \(text\), 'summary'",
         ),
         ({"text": TEXT, "a": CLASS, "b": CLASS}, SEQUENCE, r"holds the label: .*'a' \(2 classes\).*--label-column"),
-        ({"messages": datasets.List(TEXT)}, CAUSAL, r"holds the text: the data has 'messages' \(lists\)"),
+        ({"messages": datasets.List(TEXT)}, CAUSAL, r"holds the text: the data has 'messages' \(lists of texts\)"),
         (
             {"scan": IMAGE, "mask": IMAGE, "label": INT},
             PICTURE,

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import bz2
+import gzip
+import lzma
+import zipfile
 from pathlib import Path
 from typing import Any
 
 import datasets
 import pytest
+import task_models
 from command_runs import QUICK, ROWS, Run, refused, write_csv
+
+from hf_pacgen.errors import InputError
 
 
 def test_folders_of_data(run: Run, models: dict[str, Path], tmp_path: Path) -> None:
@@ -111,3 +118,88 @@ def test_a_table_without_rows(run: Run, models: dict[str, Path], tmp_path: Path)
     datasets.Dataset.from_dict({"text": [], "label": []}, features).to_parquet(data)
     message = "'.*train.parquet' has no rows: there is nothing to score"
     refused(run, message, "score", models["classifier"], "--dataset", data)
+
+
+ENDINGS = ["csv", "tsv", "json", "jsonl", "parquet", "csv.gz", "jsonl.xz", "csv.bz2", "jsonl.zst", "csv.zip", "shards"]
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+@pytest.mark.parametrize("streaming", [False, True])
+def test_every_form_of_file(ending: str, streaming: bool, models: dict[str, Path], tmp_path: Path) -> None:
+    table = datasets.Dataset.from_list([{"text": text, "label": label} for text, label in ROWS])
+    plain, _, compression = ending.partition(".")
+    file = tmp_path / f"train.{plain}"
+    if plain == "shards":
+        for i in range(2):
+            (tmp_path / "shards").mkdir(exist_ok=True)
+            table.shard(2, i).to_parquet(tmp_path / "shards" / f"part-{i:05d}-of-00002.parquet")
+        file = tmp_path / "shards"
+    elif plain in ("csv", "tsv"):
+        table.to_csv(file, sep={"csv": ",", "tsv": "\t"}[plain], index=False)
+    elif plain == "parquet":
+        table.to_parquet(file)
+    else:
+        table.to_json(file)
+    if compression:
+        if compression == "zst":
+            pytest.importorskip("zstandard")
+        file = compressed(file, compression)
+    found = task_models.subject(models["classifier"], file, streaming=streaming)
+    assert len(list(found.examples)) == 5 and "text -> label" in found.title
+    assert sorted(one["labels"] for one in found.examples) == [0, 0, 0, 1, 1]
+
+
+def compressed(file: Path, kind: str) -> Path:
+    content, made = file.read_bytes(), file.with_name(f"{file.name}.{kind}")
+    if kind == "zip":
+        with zipfile.ZipFile(made, "w") as archive:
+            archive.writestr(file.name, content)
+    elif kind == "zst":
+        import zstandard
+
+        made.write_bytes(zstandard.compress(content))
+    else:
+        made.write_bytes({"gz": gzip, "xz": lzma, "bz2": bz2}[kind].compress(content))
+    file.unlink()
+    return made
+
+
+def test_texts_by_lines_paragraphs_and_documents(models: dict[str, Path], tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("good movie\nbad food\n\nthe movie was\n")
+    for sample_by, count in (("line", 3), ("paragraph", 2), ("document", 1)):
+        for data in (tmp_path / "a.txt", tmp_path):
+            found = task_models.subject(models["language model"], data, sample_by=sample_by)
+            assert len(found.examples) == count
+    assert "1 of 4 texts are empty" in " ".join(task_models.subject(models["language model"], tmp_path).notes)
+
+
+def test_streams(models: dict[str, Path], tmp_path: Path) -> None:
+    rows = [{"text": "good", "label": i % 2} for i in range(1002)]
+    data = task_models.write_rows(tmp_path / "d.jsonl", [*rows, {"text": "bad", "label": 7}])
+    found = task_models.subject(models["classifier"], data, streaming=True)
+    assert "(text -> label; streamed)" in found.title
+    with pytest.raises(InputError, match="label 7 in the column 'label' is none of those in the first rows of the str"):
+        list(found.examples)
+    task_models.write_rows(data, [*rows, {"text": None, "label": 1}])
+    with pytest.raises(InputError, match=r"'text' has no value in row 1002 \(counted from 0\)"):
+        list(task_models.subject(models["classifier"], data, streaming=True).examples)
+    with pytest.raises(InputError, match=r"--split 'train.:2.' is a part of a split, and a stream is read from its"):
+        task_models.subject(models["classifier"], data, streaming=True, split="train[:2]")
+    task_models.write_rows(data, [{"text": " "}, {"text": ""}])
+    with pytest.raises(InputError, match="All texts in the column 'text' are empty"):
+        task_models.subject(models["language model"], data, streaming=True)
+    task_models.write_rows(data, [{"text": " "}, {"text": "good movie"}])
+    assert len(list(task_models.subject(models["language model"], data, streaming=True).examples)) == 1
+
+
+def test_splits_of_a_stream(run: Run, models: dict[str, Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    table = datasets.Dataset.from_list([{"text": text, "label": label} for text, label in ROWS]).to_iterable_dataset()
+
+    def load(name: str, config: str | None, split: str | None, streaming: bool) -> Any:
+        return datasets.IterableDatasetDict({"train": table, "test": table.take(1)})
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    words = ["score", models["classifier"], "--dataset", "user/tweets", "--streaming", *QUICK]
+    code, out, _ = run(*words)
+    assert code == 0 and "(text -> label; streamed)" in out
+    refused(run, "has no split 'dev'; it has train, test", *words, "--split", "dev")

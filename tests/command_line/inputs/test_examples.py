@@ -5,13 +5,17 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import datasets
 import pytest
 import saved_models
+import task_models
 from command_runs import QUICK, Run, refused, write_csv, write_images
 from PIL import Image
 from transformers import ViTImageProcessorPil
 
 from hf_pacgen import PACGenResult
+from hf_pacgen.command_line.inputs.examples import shown_example
+from hf_pacgen.errors import InputError
 
 
 def test_language_model_counts_predicted_tokens(run: Run, models: dict[str, Path], tmp_path: Path) -> None:
@@ -83,3 +87,41 @@ def test_broken_processors(run: Run, models: dict[str, Path], tmp_path: Path) ->
         (vision / "preprocessor_config.json").write_text(content)
         message = "image processor of '.*vision' cannot be loaded: .*or remove its preprocessor_config.json"
         refused(run, message, "score", vision, "--dataset", data, *QUICK)
+
+
+def test_texts_in_dictionaries(models: dict[str, Path], tmp_path: Path) -> None:
+    rows = [{"pair": {"a": "good", "b": "bad movie"}, "label": 1}, {"pair": {"a": "bad", "b": "the"}, "label": 0}]
+    data = task_models.write_rows(tmp_path / "d.jsonl", rows)
+    nested = {"text_column": "pair.a", "text_pair_column": "pair.b"}
+    plain = task_models.write_rows(tmp_path / "p.jsonl", [row["pair"] | {"label": row["label"]} for row in rows])  # type: ignore[operator]
+    flat = {"text_column": "a", "text_pair_column": "b"}
+    found = [task_models.subject(models["classifier"], d, **f).examples for d, f in ((data, nested), (plain, flat))]
+    assert list(found[0]) == list(found[1])
+    for settings in ({"text_column": "pair.b"}, {"text_column": "pair.b", "label_column": "pair.a"}):
+        assert len(list(task_models.subject(models["language model"], data, **settings).examples)) == 2
+    with pytest.raises(InputError, match=r"no column 'pair.a'; it has 'pair' \(dictionaries of a, b\).*--label-column"):
+        task_models.subject(models["classifier"], data, text_column="pair.b", label_column="pair.a")
+
+
+def test_a_first_image_that_cannot_be_read(run: Run, models: dict[str, Path], tmp_path: Path) -> None:
+    cells = [{"bytes": b"no image", "path": None}]
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.Value("int64")})
+    datasets.Dataset.from_dict({"image": cells, "label": [0]}, features).to_parquet(tmp_path / "d.parquet")
+    refused(
+        run,
+        "first row of the data cannot be read: .*identify",
+        "score",
+        models["vision"],
+        "--dataset",
+        tmp_path / "d.parquet",
+    )
+
+
+def test_an_example_is_shown_in_a_line() -> None:
+    assert shown_example(["good " * 40], "label " * 40).count("…") == 2
+    assert len(shown_example(["good " * 40], "label " * 40)) == 80
+    assert shown_example(["good"], "bad") == "'good' -> 'bad'"
+    assert (
+        shown_example([[{"role": "user", "content": "hi"}], b"12"], {"text": ["a"]})
+        == "[user: 'hi'], 2 bytes -> {text: ['a']}"
+    )

@@ -25,6 +25,7 @@ def test_encoder_gets_a_seeded_head_and_says_so(run: Run, models: dict[str, Path
             "--dataset",
             data,
             *QUICK,
+            "--random-head",
             "--seed",
             seed,
             "--output",
@@ -48,7 +49,8 @@ def test_head_for_other_labels_is_replaced_when_the_task_is_given(
     config = (folder / "config.json").read_text()
     (folder / "config.json").write_text(config.replace("ForSequenceClassification", "ForTokenClassification"))
     words = ("score", folder, "--dataset", write_csv(tmp_path / "t.csv"), "--task", "sequence-classification", *QUICK)
-    code, out, _ = run(*words)
+    refused(run, "trained for token-classification and has no head for sequence-classification: a head made", *words)
+    code, out, _ = run(*words, "--random-head")
     assert code == 0 and "classifier.bias, classifier.weight were initialized at random" in out
 
 
@@ -92,7 +94,26 @@ def test_bad_flags(run: Run, models: dict[str, Path], tmp_path: Path, flags: lis
 
 def test_task_that_cannot_be_told(run: Run, models: dict[str, Path], tmp_path: Path) -> None:
     data = write_csv(tmp_path / "train.csv", [("good",), ("bad",)], ("text",))
-    refused(run, r"Cannot tell the task.*\(BertModel\).*--task", "score", models["encoder"], "--dataset", data)
+    words = ("score", models["encoder"], "--dataset", data)
+    refused(run, r"\(BertModel\) is a base model: give it a trained head.*add --random-head", *words)
+    refused(run, r"Cannot tell the task.*\(BertModel\).*--task", *words, "--random-head")
     config = json.loads((models["classifier"] / "config.json").read_text())
-    (tmp_path / "config.json").write_text(json.dumps({**config, "architectures": ["BertForTokenClassification"]}))
-    refused(run, r"\(BertForTokenClassification\): expected", "score", tmp_path, "--dataset", write_csv(data))
+    (tmp_path / "config.json").write_text(json.dumps({**config, "architectures": ["BertForNextSentencePrediction"]}))
+    refused(run, r"\(BertForNextSentencePrediction\): expected", "score", tmp_path, "--dataset", write_csv(data))
+
+
+def test_a_base_model_is_never_scored_with_a_random_head_unasked(
+    run: Run, models: dict[str, Path], tmp_path: Path
+) -> None:
+    words = ("score", models["encoder"], "--dataset", write_csv(tmp_path / "t.csv"), "--task")
+    refused(
+        run,
+        r"is a base model: give it a trained head for sequence-classification. Fine-tune it.*--random-head",
+        *words,
+        "sequence-classification",
+    )
+    folder = saved_models.bert(tmp_path / "no architecture")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "architectures": None}))
+    refused(run, "lacks cls.predictions.*made at random", *words[:1], folder, *words[2:], "causal-lm")
+    assert run(*words[:1], folder, *words[2:], "sequence-classification", *QUICK)[0] == 0  # it has that head

@@ -14,6 +14,7 @@ from transformers import (
     BertConfig,
     BertForMaskedLM,
     BertLMHeadModel,
+    DetrConfig,
     GPT2Config,
     GPT2LMHeadModel,
     LlamaConfig,
@@ -114,3 +115,14 @@ def test_weights_that_are_missing_or_of_other_shapes(run: Run, models: dict[str,
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "intermediate_size": 24}))
     refused(run, r"do not fit its config.json: '.*' has shape \(.*16", "score", folder, "--dataset", data)
+
+
+def test_a_library_that_the_model_needs(tmp_path: Path) -> None:
+    settings: Any = {"use_timm_backbone": True, "backbone": "resnet18", "use_pretrained_backbone": False}
+    config: Any = DetrConfig(**settings)
+    config.architectures = ["DetrForObjectDetection"]
+    config.save_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    config = load_config(str(tmp_path), ModelArguments(device="cpu"))
+    with pytest.raises(InputError, match=r"cannot be loaded: it needs timm. pip install timm"):
+        load_model(str(tmp_path), ModelArguments(), config, Task.OBJECT_DETECTION, device=torch.device("cpu"))

@@ -6,7 +6,7 @@ from typing import Any
 
 import datasets
 import pytest
-from transformers import BertConfig, GPT2Config, ViTConfig
+from transformers import BartConfig, BertConfig, GPT2Config, LlavaConfig, ViTConfig
 
 from hf_pacgen.command_line.inputs.data import DataArguments
 from hf_pacgen.command_line.inputs.tasks import Task, choose_task, trained_task
@@ -31,6 +31,20 @@ LABELED, UNLABELED, PICTURES = {"text": TEXT, "label": INT}, {"text": TEXT}, {"i
     ("config", "architecture", "columns", "expected"),
     [
         (BertConfig(), "BertForSequenceClassification", LABELED, SEQUENCE),
+        (BertConfig(), "BertForMaskedLM", LABELED, Task.MASKED_LM),
+        (BertConfig(), "BertForTokenClassification", LABELED, Task.TOKEN_CLASSIFICATION),
+        (GPT2Config(), "GPT2LMHeadModel", LABELED, CAUSAL),
+        (BartConfig(), "BartForConditionalGeneration", LABELED, Task.SEQ2SEQ),
+    ],
+)
+def test_task_of_a_trained_model(config: Any, architecture: str, columns: dict[str, Any], expected: Task) -> None:
+    config.architectures = [architecture]
+    assert choose_task(config, table(columns), arguments(), None) is expected
+
+
+@pytest.mark.parametrize(
+    ("config", "architecture", "columns", "expected"),
+    [
         (BertConfig(), "BertModel", LABELED, SEQUENCE),
         (BertConfig(), "BertForMaskedLM", LABELED, SEQUENCE),
         (BertConfig(), None, LABELED, SEQUENCE),
@@ -39,15 +53,15 @@ LABELED, UNLABELED, PICTURES = {"text": TEXT, "label": INT}, {"text": TEXT}, {"i
         (ViTConfig(), "ViTModel", PICTURES, PICTURE),
     ],
 )
-def test_task(config: Any, architecture: str | None, columns: dict[str, Any], expected: Task) -> None:
+def test_task_of_a_random_head(config: Any, architecture: str | None, columns: dict[str, Any], expected: Task) -> None:
     config.architectures = [architecture] if architecture else None
-    assert choose_task(config, table(columns), arguments(), None) is expected
+    assert choose_task(config, table(columns), arguments(), None, random_head=True) is expected
 
 
 @pytest.mark.parametrize(
     ("config", "architecture", "columns"),
     [
-        (BertConfig(), "BertForTokenClassification", LABELED),
+        (BertConfig(), "BertForNextSentencePrediction", LABELED),
         (BertConfig(), "BertModel", UNLABELED),
         (ViTConfig(), "ViTModel", LABELED),
     ],
@@ -55,7 +69,20 @@ def test_task(config: Any, architecture: str | None, columns: dict[str, Any], ex
 def test_task_that_cannot_be_told(config: Any, architecture: str, columns: dict[str, Any]) -> None:
     config.architectures = [architecture]
     with pytest.raises(InputError, match=rf"Cannot tell the task .*\({architecture}\).*--task"):
-        choose_task(config, table(columns), arguments(), None)
+        choose_task(config, table(columns), arguments(), None, random_head=True)
+
+
+@pytest.mark.parametrize("architecture", ["BertModel", "BertForPreTraining"])
+def test_a_base_model_is_called_one(architecture: str) -> None:
+    config = BertConfig(architectures=[architecture])
+    with pytest.raises(InputError, match=rf"\({architecture}\) is a base model: give it a trained head"):
+        choose_task(config, table(LABELED), arguments(), None)
+
+
+def test_a_model_with_a_head_for_something_else_is_not_called_a_base_model() -> None:
+    config = LlavaConfig(architectures=["LlavaForConditionalGeneration"])
+    with pytest.raises(InputError, match=r"Cannot tell the task .*\(LlavaForConditionalGeneration\)"):
+        choose_task(config, table(LABELED), arguments(), None)
 
 
 def test_task_that_does_not_fit_the_model() -> None:

@@ -1,0 +1,130 @@
+"""Sounds as the inputs of models: decoded, brought to the model's rate, with a class or what is said."""
+
+from __future__ import annotations
+
+import importlib.util
+import io
+import wave
+from collections.abc import Mapping, Sequence
+from math import gcd
+from typing import Any
+
+import datasets
+import numpy
+import torch
+
+from hf_pacgen.command_line.inputs.data import check_complete
+from hf_pacgen.command_line.inputs.examples import Examples, Material, Rows, StreamedExamples
+from hf_pacgen.data.losses import IGNORED
+from hf_pacgen.errors import InputError, refusing
+
+INPUT_NAMES = ("input_values", "input_features")
+
+
+def heard(material: Material) -> Examples | StreamedExamples:
+    """Sounds with the encoded label."""
+    label, labels = str(material.columns.label), material.labels
+    return _sounds(material, material.processor, lambda rows: [labels(raw) for raw in rows[label]])  # type: ignore[misc]
+
+
+def transcribed(material: Material) -> Examples | StreamedExamples:
+    """Sounds with the letters of what is said; the loss aligns them (CTC)."""
+    label = str(material.columns.label)
+    extractor, tokenizer = material.processor
+    check_complete(material.table, label, "a transcription")
+
+    def spoken(rows: Rows) -> list[list[int]]:
+        found: list[list[int]] = tokenizer(rows[label])["input_ids"]
+        return found
+
+    return _sounds(material, extractor, spoken)
+
+
+def _sounds(material: Material, extractor: Any, labels_of: Any) -> Examples | StreamedExamples:
+    column, rate = str(material.columns.audio), int(extractor.sampling_rate)
+    check_complete(material.table, column, "a sound")
+    if isinstance(material.table.features[column], datasets.Audio):  # decoded here: torchcodec may not be installed
+        material = material.cast(column, datasets.Audio(decode=False))
+
+    def encode(rows: Rows, numbers: Sequence[int]) -> list[dict[str, Any]]:
+        sounds = [at_rate(*samples_of(cell, n), rate) for cell, n in zip(rows[column], numbers, strict=True)]
+        examples = []
+        for sound, label in zip(sounds, labels_of(rows), strict=True):
+            with refusing("The model's feature extractor refuses a sound", "Repair preprocessor_config.json."):
+                made = extractor(sound, sampling_rate=rate)
+            key = next(name for name in INPUT_NAMES if name in made)
+            examples.append({key: numpy.asarray(made[key][0], dtype=numpy.float32), "labels": label})
+        return examples
+
+    def collate(examples: list[Any]) -> dict[str, Any]:
+        key = next(name for name in INPUT_NAMES if name in examples[0])
+        batch = dict(extractor.pad([{key: one[key]} for one in examples], padding=True, return_tensors="pt"))
+        labels = [one["labels"] for one in examples]
+        if isinstance(labels[0], list):
+            rows = [torch.tensor(one, dtype=torch.long) for one in labels]
+            batch["labels"] = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=IGNORED)
+        else:
+            batch["labels"] = torch.tensor(labels)
+        return batch
+
+    return material.examples(encode, collate=collate)
+
+
+def samples_of(cell: Any, row: int) -> tuple[numpy.ndarray, int]:
+    """The samples of a sound in [-1, 1], one channel, and their rate.
+
+    WAV files of integers are read by the standard library; all others need soundfile.
+    """
+    if isinstance(cell, Mapping) and cell.get("array") is not None:
+        return _one_channel(numpy.asarray(cell["array"], dtype=numpy.float32).T), int(cell["sampling_rate"])
+    content = cell.get("bytes") if isinstance(cell, Mapping) else None
+    path = cell.get("path") if isinstance(cell, Mapping) else cell
+    failed = f"The sound of row {row} (counted from 0; {path or 'its bytes'}) cannot be read"
+    if content is None:
+        with refusing(failed, "Correct its name."), open(str(path), "rb") as file:
+            content = file.read()
+    if importlib.util.find_spec("soundfile") is not None:
+        import soundfile
+
+        with refusing(failed, "Repair or remove it."):
+            samples, rate = soundfile.read(io.BytesIO(content), dtype="float32")
+        return _one_channel(samples), int(rate)
+    with refusing(
+        failed, "Install soundfile, which reads other files than WAV: pip install soundfile.", kind=Exception
+    ):
+        return _of_wave(content)
+
+
+def _of_wave(content: bytes) -> tuple[numpy.ndarray, int]:
+    with wave.open(io.BytesIO(content)) as file:
+        width, channels, rate = file.getsampwidth(), file.getnchannels(), file.getframerate()
+        raw = file.readframes(file.getnframes())
+    if width == 1:  # the only width without a sign
+        samples = numpy.frombuffer(raw, numpy.uint8).astype(numpy.float32) / 128 - 1
+    elif width == 3:
+        low = numpy.frombuffer(raw, numpy.uint8).reshape(-1, 3)
+        padded = numpy.concatenate([numpy.zeros((len(low), 1), numpy.uint8), low], axis=1)
+        samples = padded.reshape(-1).view("<i4").astype(numpy.float32) / 2**31
+    else:
+        samples = numpy.frombuffer(raw, f"<i{width}").astype(numpy.float32) / 2.0 ** (8 * width - 1)
+    return _one_channel(samples.reshape(-1, channels)), rate
+
+
+def _one_channel(samples: numpy.ndarray) -> numpy.ndarray:
+    mixed = samples if samples.ndim == 1 else samples.mean(axis=1)
+    return numpy.asarray(mixed, dtype=numpy.float32)
+
+
+def at_rate(samples: numpy.ndarray, rate: int, wanted: int) -> numpy.ndarray:
+    """Samples at another rate."""
+    if rate == wanted:
+        return samples
+    if importlib.util.find_spec("scipy") is None:
+        raise InputError(
+            f"The sounds have {rate:,} samples a second and the model takes {wanted:,}: scipy brings them there, which "
+            "is not installed. pip install scipy, or convert the sounds."
+        )
+    from scipy.signal import resample_poly
+
+    common = gcd(rate, wanted)
+    return numpy.asarray(resample_poly(samples, wanted // common, rate // common), dtype=numpy.float32)
