@@ -149,7 +149,7 @@ def verdict(rows: Sequence[Measures], found: dict[str, Order]) -> str:
     if made is None:
         return left or "none, since K(η) is not known of all runs."
     label = "K(η)/m" if DECIDES[0] in found else "K(η)"
-    lead = made.names[: next((i for i, tie in enumerate(made.tied, start=1) if tie is False), len(made.names))]
+    lead = _lead(made)
     if made.tied[0] is None:
         first = f"{lead[0]} is lowest by {label}; whether it can be told from {made.names[1]} is unknown."
     elif len(lead) == 1:
@@ -157,6 +157,11 @@ def verdict(rows: Sequence[Measures], found: dict[str, Order]) -> str:
     else:
         first = f"no single one: {' ≈ '.join(lead)} are lowest by {label}, and cannot be told apart."
     other = found.get("relative_sharpness")
-    if other is not None and other.names[0] not in lead:
-        first += f" By relative sharpness it is {other.names[0]}: the two do not agree."
+    if other is not None and not set(_lead(other)) & set(lead):
+        first += f" By relative sharpness it is {' ≈ '.join(_lead(other))}: the two do not agree."
     return f"{first} {left}" if left else first
+
+
+def _lead(order: Order) -> Sequence[str]:
+    """The lowest run, and those that cannot be told from it."""
+    return order.names[: next((i for i, tie in enumerate(order.tied, start=1) if tie is False), len(order.names))]

@@ -96,5 +96,7 @@ def test_the_verdict_is_one_line() -> None:
         for row, value in ((low, 5.0), (high, 1.0))
     ]
     assert said(*relative).endswith("By relative sharpness it is high: the two do not agree.")
+    tied = [dataclasses.replace(row, relative_sharpness_stderr=9.0) for row in relative]
+    assert said(*tied) == "low is lowest by K(η), of 2 runs of equal training loss."  # no order to disagree with
     assert "others are 0.1 to 0.1" in said(low, high, dataclasses.replace(low, name="apart", loss=3.0))
     assert said(low, dataclasses.replace(low, name="apart", loss=3.0)).startswith("No run is ranked")

@@ -1,7 +1,7 @@
 """Does the ± of a score hold? Scores with many seeds beside the value of all data with exact curvature.
 
-    python examples/benchmarks/coverage.py --output coverage.json
-    python examples/benchmarks/coverage.py --subjects residual --seeds 10
+    python examples/benchmarks/coverage_of_errors.py --output coverage.json
+    python examples/benchmarks/coverage_of_errors.py --subjects residual --seeds 10
 
 Four small networks, trained here in seconds: a LeNet on scikit-learn's digits, a BERT on a rule of tokens, a GPT-2 on
 a Markov chain, and a BERT that knows nothing on few examples, where most of the curvature is not Gauss-Newton's.
