@@ -20,8 +20,10 @@ from sweep.forms import BOXES
 from sweep.ranking import AXES, Row, article_axes, correlations, explained, factorial
 
 RHO = ("max of 2", "median")
+NEW = "[1 rms, median]"
+"""ε and ρ of the defaults."""
 OLD = "[0.1, max of 2]"
-"""ε and ρ of the defaults of version 0.3: γ = ε = 0.1 and the larger of two displacements."""
+"""ε and ρ of the defaults of release 0.1: γ = ε = 0.1 and the larger of two displacements."""
 GAPS = ("gap in loss", "gap in error", "test loss", "test error")
 PEERS = (
     "trace",
@@ -240,7 +242,7 @@ def rounded(value: Any) -> Any:
     return float(f"{value:.4g}") if isinstance(value, float) else value
 
 
-def draw_trends(table: pandas.DataFrame, folder: Path, measure: str = "K/m" + OLD) -> None:
+def draw_trends(table: pandas.DataFrame, folder: Path, measure: str = "K/m" + NEW) -> None:
     """Gap and metric along the two axes of the article: mean over seeds, and every run as a point."""
     import matplotlib
 
