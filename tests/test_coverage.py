@@ -1,4 +1,4 @@
-"""± of a score holds: it has the exact value in it as often as it says, also where Gauss-Newton misses the curvature."""
+"""± of a score holds: it has the exact value in it as often as it says, also where Gauss-Newton misses most."""
 
 from __future__ import annotations
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from hf_pacgen.config import ScoreConfig
 from hf_pacgen.curvature.diagonal.sampled_labels import SampledLabels
-from hf_pacgen.curvature.diagonal.sums import SHIFT, DiagonalSums
+from hf_pacgen.curvature.diagonal.sums import DiagonalSums
 from hf_pacgen.curvature.diagonal.through_outputs import output_gradients
 from hf_pacgen.curvature.displacement import TensorDirection
 from hf_pacgen.curvature.weight_space import Vector, WeightSpace, zeros_like
@@ -53,7 +53,7 @@ class GaussNewton:
         del sampled  # or its graph would be there beside the gradient
         gradient = self.space.take_gradient()
         self.num_gradients += 1
-        finite = self.sums.add_gradient(index + SHIFT * sweep, gradient, true.units, objective.rows.of(index))
+        finite = self.sums.add_gradient(self.sums.group(index, sweep), gradient, true.units, objective.rows.of(index))
         return finite, true
 
     def _add_drawn(self, likelihood: SampledLabels, batch: Any, index: int, sweep: int) -> tuple[bool, BatchLoss]:
@@ -62,7 +62,7 @@ class GaussNewton:
         if not true.units:
             return True, true
         self.num_gradients += 1
-        group = index + SHIFT * sweep
+        group = self.sums.group(index, sweep)
         if not likelihood.has_rest:
             return self.sums.add_gradient(group, gradient, true.units, rows.of(index)), true
         diagonal = {name: dense(g).to(self.space.zeros_type(name)).square() for name, g in gradient.items()}
@@ -80,4 +80,4 @@ class GaussNewton:
         names = self.space.weights
         whole = {name: plain[name] if name in plain else zeros_like(names[name]) for name in names}
         direction = TensorDirection(whole)
-        return self.sums.add_probe(index + SHIFT * sweep, curved, direction, true.units, {}), true
+        return self.sums.add_probe(self.sums.group(index, sweep), curved, direction, true.units, {}), true

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from hf_pacgen.config import ScoreConfig
-from hf_pacgen.curvature.diagonal.sums import SHIFT, DiagonalSums
+from hf_pacgen.curvature.diagonal.sums import DiagonalSums
 from hf_pacgen.curvature.hvp import HessianProduct
 from hf_pacgen.curvature.weight_space import Vector, WeightSpace
 
@@ -38,5 +38,5 @@ class Hutchinson:
         if not units:
             return True
         self.num_hvps += 1
-        # the number of the pass shifts the groups, or a batch would always meet the same others
-        return self.sums.add_probe(index + SHIFT * sweep, values, probe, units, self.space.objective.rows.of(index))
+        group = self.sums.group(index, sweep)
+        return self.sums.add_probe(group, values, probe, units, self.space.objective.rows.of(index))

@@ -17,7 +17,7 @@ from hf_pacgen.curvature.weight_space import Vector, WeightSpace
 from hf_pacgen.maths.student import interval_stderr
 from hf_pacgen.model.embeddings import dense, pick_rows
 
-__all__ = ["NUM_GROUPS", "SHIFT", "DiagonalSums", "pooled_trace"]
+__all__ = ["NUM_GROUPS", "DiagonalSums", "pooled_trace"]
 
 NUM_GROUPS = 64
 """Batches are dealt to this many groups, whose spread gives the standard error of a trace."""
@@ -111,6 +111,11 @@ class DiagonalSums:
                 for start, (part, *pieces) in chunks(dense(given[name]), *(total[name] for total in sums)):
                     part = part.to(pieces[0].dtype)
                     yield name, start, part, pieces[0], pieces[1] if len(pieces) > 1 else None
+
+    def group(self, index: int, sweep: int) -> int:
+        """The group of a batch in a pass."""
+        # of a subset the choice of examples counts too: passes over one batch are no further batches
+        return index if self.space.objective.batches.is_subset else index + SHIFT * sweep
 
     def _count(self, group: int, found: Mapping[str, Tensor], units: float) -> bool:
         nothing = torch.zeros(2, dtype=torch.float64)
