@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 from hf_pacgen.config.settings import count, natural
 from hf_pacgen.data.checksums import batch_checksum
 from hf_pacgen.data.collation import collate, model_columns
-from hf_pacgen.data.contents import batch_tensors, count_examples, truncate
+from hf_pacgen.data.contents import batch_tensors, count_examples, documents, truncate
 from hf_pacgen.distributed.processes import Processes
 from hf_pacgen.model.state import seed_everything
 
@@ -172,12 +172,12 @@ class Batches:
         """Number of examples in a batch of a pass: of pairs that a collator makes two rows of, the pairs."""
         rows = count_examples(batch)
         if self.indices is not None:
-            return len(self.indices[index])
+            return _pairs(batch, rows, len(self.indices[index]))
         loader = self.data if isinstance(self.data, DataLoader) and self.max_examples is None else None
         if loader is None or not loader.batch_size or not _sized(loader.dataset):
             return rows
         given = min(loader.batch_size, len(loader.dataset) - index * loader.batch_size)  # type: ignore[arg-type]
-        return given if given > 0 and rows == 2 * given else rows
+        return _pairs(batch, rows, given)
 
     def count(self) -> int | None:
         """Number of batches that a pass of this process goes over, None where the data does not tell beforehand."""
@@ -375,6 +375,12 @@ class _Form(Enum):
                 "are needed. Pass a list of batches, a DataLoader or a dataset."
             )
         return cls.BATCHES
+
+
+def _pairs(batch: Any, rows: int, given: int) -> int:
+    """Pairs, where a collator makes two rows of each of the examples given; else the rows, or documents in one."""
+    is_pairs = given > 0 and rows == 2 * given and documents(batch) is None
+    return given if is_pairs else rows
 
 
 def _sized(data: Any) -> bool:

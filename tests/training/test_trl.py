@@ -114,7 +114,7 @@ def test_the_loss_of_trls_trainers_is_scored(case: str, folder: Path, tmp_path: 
         count += items
     assert result.loss == pytest.approx(total / count, rel=1e-5)
     assert result.estimator == ("hutchinson" if case == "smoothing" else "blend")
-    assert result.num_examples == {"pairs": 32}.get(CASES[case][1], 24)
+    assert result.num_examples == {"pairs": 16}.get(CASES[case][1], 24)
 
 
 @pytest.mark.filterwarnings("ignore")
