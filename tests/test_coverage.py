@@ -11,6 +11,8 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "examples" / "benchmarks"))
 
 import coverage_of_errors as coverage
 
+from hf_pacgen import ScoreConfig, pacgen
+
 
 @pytest.mark.parametrize("name", ["lenet", "residual"])
 def test_intervals_have_the_exact_value_in_them(name: str) -> None:
@@ -25,8 +27,6 @@ def test_intervals_have_the_exact_value_in_them(name: str) -> None:
 
 
 def test_the_residual_case_is_one() -> None:
-    from hf_pacgen import ScoreConfig, pacgen
-
     subject = coverage.residual()
     rows = coverage.Rows(subject.examples)
     exact, part = (

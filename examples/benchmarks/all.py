@@ -22,7 +22,8 @@ from transformers import HfArgumentParser
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results"
 EVIDENCE = HERE.parent / "evidence" / "correlations.json"
-NAMES = ("curvature", "spectrum", "noise", "certificate", "scale", "house")
+NAMES = ("curvature", "losses", "coverage_of_errors", "spectrum", "noise", "certificate", "scale", "house")
+LEVELS = tuple(f"relative sharpness[{level}]" for level in ("0.03", "0.1", "0.3", "1"))
 Figure = tuple[str, float, str, float]
 """What, measured, "<=" or ">=", wanted."""
 
@@ -141,7 +142,7 @@ def evidence(found: dict[str, Any]) -> Iterator[Figure | None]:
     """Kendall's τ with the gap in loss, from the runs of ``generalization_sweep.py``."""
     lenets = found.get("lenet", {}).get("rows", {}).get("gap in loss", [])
     names = ("K/m[0.1, max of 2]", "K/m[1 rms, median]", "kl_excess/m[1 rms, median]", "kl_curvature/m")
-    others = [find(lenets, "measure", n) for n in ("trace", "lambda_max", "relative sharpness[0.3]")]
+    others = [find(lenets, "measure", n) for n in ("trace", "lambda_max", *LEVELS)]
     for name in names:
         row = find(lenets, "measure", name)
         if row and all(others):
@@ -158,8 +159,28 @@ def evidence(found: dict[str, Any]) -> Iterator[Figure | None]:
             yield f"{task}, {names[1]}: granulated τ", row["granulated"], ">=", wanted
 
 
+def losses(found: dict[str, Any]) -> Iterator[Figure | None]:
+    """Error of the blend's diagonal by loss, of ``losses.py``."""
+    for kind, row in found.items():
+        for name, ratio in row.items():
+            if name.startswith("blend / better"):
+                yield f"{kind}, {name} gradients", ratio, "<=", 1.15
+
+
+def coverage(found: dict[str, Any]) -> Iterator[Figure | None]:
+    """How often ± holds, of ``coverage_of_errors.py``: the least of all values of a network."""
+    for network, parts in found.items():
+        for part in ("all examples", "half of them"):
+            row = {name: value["covered"] for name, value in parts[part].items() if value["covered"] is not None}
+            if row:
+                least = min(row, key=lambda name: row[name])
+                yield f"{network}, {part}: 95 % intervals with the exact value, least ({least})", row[least], ">=", 0.85
+
+
 READERS: dict[str, Callable[[Any], Iterator[Figure | None]]] = {
     "curvature": curvature,
+    "losses": losses,
+    "coverage_of_errors": coverage,
     "spectrum": spectrum,
     "noise": noise,
     "certificate": certificate,

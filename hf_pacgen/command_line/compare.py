@@ -112,12 +112,17 @@ def run(argv: list[str]) -> None:
         reused += is_known
         # what was measured survives a kill; runs of before that are still to come stay in the file
         if output not in (None, STDOUT) and call.is_main and not is_known:
-            done = {row.origin["model"]["weights"] for row in rows}
-            later = [old for old in known if old.origin and old.origin["model"]["weights"] not in done]
-            call.keep(partial(save_json, [*rows, *later]), str(output))
+            call.keep(partial(save_json, [*rows, *_left_out(known, rows)]), str(output))
+    lost = [old.name for old in _left_out(known, rows)]
     shown = [dataclasses.replace(row, status=call.in_flags(row.status)) for row in rows]
     files = {"output": partial(save_json, rows), "csv": partial(save_csv, rows), "plot": partial(_plot, rows)}
-    call.finish(files, lambda: print_comparison(shown, reused=reused))
+    call.finish(files, lambda: print_comparison(shown, reused=reused, left_out=lost))
+
+
+def _left_out(known: Sequence[Measures], rows: Sequence[Measures]) -> list[Measures]:
+    """Runs of a file that are not among these: the file has what was asked for, and no others."""
+    there = {row.origin["model"]["weights"] for row in rows}
+    return [old for old in known if not old.origin or old.origin["model"]["weights"] not in there]
 
 
 def _measured(

@@ -13,6 +13,7 @@ from rich.table import Table
 
 from hf_pacgen.command_line.comparison_file import correlations
 from hf_pacgen.command_line.printing import print_notes
+from hf_pacgen.errors import few
 from hf_pacgen.maths.rank_correlation import rank_interval
 from hf_pacgen.measures.ranking import Order, orders, ranked, stderr_of, unranked
 from hf_pacgen.results.measures import MEASURES, Measures
@@ -32,7 +33,7 @@ def natural(name: str) -> list[Any]:
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name)]
 
 
-def print_comparison(rows: Sequence[Measures], *, reused: int = 0) -> None:
+def print_comparison(rows: Sequence[Measures], *, reused: int = 0, left_out: Sequence[str] = ()) -> None:
     """Print a row for every run, what does not fit below, the order and a verdict, and what limits the numbers."""
     console = Console()
     if not console.is_terminal:
@@ -59,6 +60,8 @@ def print_comparison(rows: Sequence[Measures], *, reused: int = 0) -> None:
     notes = [s if len(names) == of_all else f"{', '.join(names)}: {s}" for s, names in said.items()]
     if reused:
         notes.append(f"{reused} of {count} were in the file already, and were not measured again.")
+    if left_out:
+        notes.append(f"The file had other runs, which were not named and are no longer in it: {few(left_out)}.")
     print_notes(console, notes)
 
 

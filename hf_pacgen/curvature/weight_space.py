@@ -111,14 +111,19 @@ class WeightSpace:
         In root mean squares it is a part of each tensor's; of a matrix B of an adapter W + BA, a part of what moves
         W + BA by the size of W (:func:`~hf_pacgen.model.adapters.merged_sizes`), if that is more.
         """
-        reaches: Mapping[str, float] = {}
+        reaches: Mapping[str, float | None] = {}
         if EpsilonScale(scale).facts.of_tensor:
             reaches = merged_sizes(self.objective.model, self.objective.parameters)
+        if unread := sum(reach is None for reach in reaches.values()):
+            self.objective.guard.note(
+                f"The weights that {unread} adapter matrices are added to cannot be read, so their box is in "
+                "proportion to the adapter alone, and K(η) may say little of them. Give epsilon as a length."
+            )
         squares = [torch.linalg.vector_norm(w.detach(), dtype=wide(w)).double().square() for w in self.weights.values()]
         totals = self.total(torch.stack([square.cpu() for square in squares])).tolist()
         sizes = [p.numel() for p in self.objective.parameters.values()]
         return {
-            name: half_width(epsilon, scale, total / max(size, 1), reaches.get(name, 0.0))
+            name: half_width(epsilon, scale, total / max(size, 1), reaches.get(name) or 0.0)
             for name, total, size in zip(self.weights, totals, sizes, strict=True)
         }
 

@@ -128,8 +128,8 @@ def explain(
         return None
     scales, smoothing, uniform = fitted
     value = _value(reading, terms, scales, smoothing)
-    # weights found by the slopes would fit the slopes of other losses too: these have to fit the value as well
-    if not uniform and not _near(value.detach(), total.detach(), 10 * tolerance):
+    # weights found by the slopes would fit the slopes of other losses too (focal ones): they have to fit the value
+    if not uniform and not _near(value.detach(), total.detach(), tolerance):
         return None
     return Explained(reading, terms, scales, smoothing, uniform, value, total - value.to(total.dtype))
 

@@ -8,13 +8,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
+from hf_pacgen.distributed.shards import is_sharded
 from hf_pacgen.model.dequantized import dequantize, is_quantized
 
 __all__ = ["merged_sizes"]
 
 
-def merged_sizes(model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> dict[str, float]:
+def merged_sizes(model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> dict[str, float | None]:
     """For each matrix B of an adapter W + s B A, the size of its entries that moves W + s B A by the size of W.
 
     Noise of half-width N on B moves an entry of s B A by s N √(Σ_k A_kj²/3) in root mean square, so the box
@@ -27,12 +29,13 @@ def merged_sizes(model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> di
         parameters: those that are trained, whole or sharded (then a collective: call it on every process).
 
     Returns:
-        rms(W) √d/(s ‖A‖) by the name of B (of A, for embeddings); other parameters are absent.
+        rms(W) √d/(s ‖A‖) by the name of B (of A, for embeddings), None where W cannot be read; other parameters, and
+        those beside a matrix of zeros, are absent.
     """
     # by name as well: a layer that is sharded at rest has other parameters while its whole weights are at hand
     names = {id(parameter): name for name, parameter in model.named_parameters(remove_duplicate=False)}
     names |= {id(parameter): name for name, parameter in parameters.items()}
-    found: dict[str, float] = {}
+    found: dict[str, float | None] = {}
     for layer in model.modules():
         for key, fixed, free, inner in _pairs(layer):
             name = names.get(id(free))
@@ -41,8 +44,8 @@ def merged_sizes(model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> di
             size, length = _base_size(layer), _norm(fixed)
             scaling = abs(float(layer.scaling[key]))  # type: ignore[index, arg-type]
             outer = fixed.numel() // max(fixed.shape[inner], 1)
-            if size is not None and length > 0 and scaling > 0:
-                found[name] = size * math.sqrt(outer) / (scaling * length)
+            if length > 0 and scaling > 0:
+                found[name] = None if size is None else size * math.sqrt(outer) / (scaling * length)
     return found
 
 
@@ -62,17 +65,19 @@ def _pairs(layer: Any) -> Iterator[tuple[str, Tensor, Tensor, int]]:
 
 @torch.no_grad()
 def _base_size(layer: Any) -> float | None:
-    # the root mean square of the weight that an adapter is added to; None of a layer that has none
+    # the root mean square of the weight that an adapter is added to; None of one that is packed in a way of its own
     base = layer.get_base_layer()
     weight = getattr(base, "weight", None)
     if not isinstance(weight, Tensor) or weight.is_meta or weight.numel() == 0:
         return None
     if is_quantized(base):
         weight = dequantize(base)
+    elif is_traceable_wrapper_subclass(weight) and not is_sharded(weight):
+        return None
     return _norm(weight) / math.sqrt(weight.numel()) if weight.is_floating_point() else None
 
 
 @torch.no_grad()
 def _norm(weight: Tensor) -> float:
     norm = torch.linalg.vector_norm(weight.detach(), dtype=torch.promote_types(weight.dtype, torch.float32))
-    return float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
+    return float(norm.full_tensor() if is_sharded(norm) else norm)

@@ -44,6 +44,7 @@ def test_a_run_that_is_in_the_file_is_not_measured_again(
     stop.clear()
     code, out, _ = run("compare", folder, "--dataset", train, *words)
     assert code == 0 and measured[2:] == ["checkpoint-1000"] and "1 of 2 runs were in the file already" in out
+    assert "no longer in it" not in out
     first = json.loads((tmp_path / "m.json").read_text())["runs"]
     assert [row["name"] for row in first] == ["checkpoint-200", "checkpoint-1000"]
     assert {key: first[0]["origin"]["data"][key] for key in ("name", "rows")} == {"name": [str(train)], "rows": 5}
@@ -57,6 +58,11 @@ def test_a_run_that_is_in_the_file_is_not_measured_again(
     measured.clear()
     assert run("compare", folder, "--dataset", train, *words)[0] == 0 and len(measured) == 2  # of other draws
     assert json.loads((tmp_path / "m.json").read_text())["runs"][0]["score"] == first[0]["score"]
+    # the file has what was named, and says what it has lost
+    code, out, _ = run("compare", runs[0], "--dataset", train, *words)
+    said = " ".join(out.split())
+    assert code == 0 and "which were not named and are no longer in it: checkpoint-1000." in said
+    assert [row["name"] for row in json.loads((tmp_path / "m.json").read_text())["runs"]] == [runs[0].name]
 
 
 def test_what_cannot_be_known_is_measured() -> None:

@@ -34,6 +34,8 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"displacement": 0}, "displacement must be a finite number greater than 0"),
     ({"standard_error": 1}, "standard_error must be True or False; got 1"),
     ({"seed": -1}, "seed must be an integer of at least 0"),
+    ({"likelihood": "softmax", "estimator": "exact"}, "likelihood='softmax' was given together with estimator='exact'"),
+    ({"likelihood": "poisson"}, "likelihood must be one of 'softmax', 'bernoulli', 'gaussian', 'spans'; got 'poisson'"),
     ({"rho": 1.0}, "rho=1.0 was given together with lipschitz_directions=4"),
 ]
 

@@ -8,6 +8,7 @@ import pytest
 import tiny
 import torch
 import transformers as t
+from launch import on_two_processes
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -149,3 +150,20 @@ def test_the_router_of_a_mixture_of_experts_is_left_to_products() -> None:
     assert found.stderr is not None and alone.stderr is not None
     wrong = (found.values[router] - expected) / (found.stderr[router].square() + alone.stderr[router].square()).sqrt()
     assert wrong.square().mean().item() < 2.5
+
+
+def _by_process(count: int, expected: float) -> None:
+    torch.set_num_threads(1)
+    model, batches = data("gaussian")
+    config = ScoreConfig(estimator="gauss_newton", passes=4)
+    found = hessian_diagonal(model, batches[:count], config=config, loss_fn=own("gaussian"), progress=False)
+    if abs(found.trace - expected) > 1e-9 * expected or found.estimator != "gauss_newton":
+        raise AssertionError((found.estimator, found.trace, expected))
+
+
+@pytest.mark.parametrize("count", [4, 1], ids=["even", "a rank without a batch"])
+def test_two_processes_draw_the_targets_of_one(count: int) -> None:
+    model, batches = data("gaussian")
+    config = ScoreConfig(estimator="gauss_newton", passes=4)
+    alone = hessian_diagonal(model, batches[:count], config=config, loss_fn=own("gaussian"), progress=False)
+    on_two_processes(_by_process, count, alone.trace)

@@ -59,6 +59,13 @@ def test_what_is_not_of_the_form_is_not_explained() -> None:
     margin = functional.cross_entropy(z - 2 * functional.one_hot(labels, 3), labels)
     for total in (margin, z.square().sum(), functional.cross_entropy(z, labels) + z.var(0).sum()):
         assert explained("softmax", total, z, {"labels": labels}) is None
+    # a focal loss far from its labels: its slopes are those of a weighted one, its value is a fifth less
+    shift = torch.tensor([[2.0], [3.0], [4.0]]).repeat(2, 1)
+    far = (0.1 * z - shift * functional.one_hot(labels, 3)).detach().requires_grad_()
+    each = functional.cross_entropy(far, labels, reduction="none")
+    focal = ((1 - (-each).exp()) ** 2 * each).sum()
+    reading = next(readings(Likelihood.SOFTMAX, far, causal=False))
+    assert explain(focal, reading, far, {"labels": labels}, ("labels",), tolerance=3e-2) is None  # that of bfloat16
     y = torch.zeros(6, 3, dtype=torch.float64)
     assert explained("gaussian", functional.l1_loss(z, y, reduction="sum"), z, {"labels": y}) is None
     assert explained("bernoulli", (z - 2).square().sum(), z, {"labels": y + 2}) is None  # targets beyond 0 and 1

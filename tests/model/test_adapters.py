@@ -36,6 +36,7 @@ def test_noise_of_that_size_moves_the_merged_weight_by_its_size(targets: list[st
     assert sorted(sizes) == sorted(name for name in trained(model) if "lora_B" in name or "embedding_A" in name)
     layers = {name: m for name, m in model.named_modules() if hasattr(m, "get_delta_weight")}
     for name, size in sizes.items():
+        assert size is not None
         layer = layers[name.split(".lora_")[0]]
         before = layer.get_base_layer().weight.detach().clone()
         ups = model.get_parameter(name)
@@ -59,6 +60,25 @@ def test_other_parameters_have_no_reach() -> None:
             if "lora_A" in name:
                 p.zero_()
     assert merged_sizes(adapter, trained(adapter)) == {}
+
+
+def test_a_base_that_cannot_be_read_is_said() -> None:
+    model = adapted(["c_attn"])
+    for layer in model.modules():
+        if hasattr(layer, "get_base_layer") and hasattr(layer, "scaling"):
+            base = layer.get_base_layer()
+            packed = base.weight.detach().clone()
+            del base.weight  # as quantized layers have it, whose weights are in integers of another name
+            base.register_buffer("qweight", packed)
+            base.forward = lambda x, w=packed, b=base.bias: x @ w + b
+    assert set(merged_sizes(model, trained(model)).values()) == {None}
+    tokens = torch.randint(0, 40, (8, 8), generator=torch.Generator().manual_seed(0))
+    config = ScoreConfig(lipschitz_directions=0, rho=1.0)
+    data = [{"input_ids": part, "labels": part} for part in tokens.split(4)]
+    result = pacgen(model, data, config=config, progress=False)
+    assert any("The weights that 1 adapter matrices are added to cannot be read" in note for note in result.notes)
+    absolute = ScoreConfig(lipschitz_directions=0, rho=1.0, epsilon=0.1)
+    assert not any("cannot be read" in n for n in pacgen(model, data, config=absolute, progress=False).notes)
 
 
 def test_a_fresh_adapter_feels_the_loss() -> None:

@@ -163,7 +163,7 @@ def load_model(
             "pacgen(AutoModelForMaskedLM.from_pretrained(...), data); or, if it was trained as a decoder, put "
             '"is_decoder": true into its config.json.'
         )
-    return model, tuple(sorted({*new, *(key for key, *_ in mismatched)}))
+    return model, tuple(sorted(new))
 
 
 def _load_whole(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -45,7 +45,8 @@ class SampledLabels:
     space: WeightSpace
     reading: Reading
     beside: float = 0.0
-    _scales: dict[int, tuple[tuple[Tensor, ...], float]] = field(default_factory=dict)
+    _scales: tuple[tuple[Tensor, ...], float] | None = None
+    """Of the batch whose gradient was taken last."""
     _product: HessianProduct | None = None
 
     @property
@@ -74,7 +75,7 @@ class SampledLabels:
                 "first batch had. Use estimator='hutchinson', or give every batch targets of the same form."
             )
         if self.has_rest:
-            self._scales[index] = explained.scales, explained.smoothing
+            self._scales = explained.scales, explained.smoothing
         device = explained.scales[0].device
         sampled = explained.sampled(torch.Generator(device=device).manual_seed(key & (2**63 - 1)))
         del explained, result
@@ -82,19 +83,21 @@ class SampledLabels:
         return space.take_gradient(), true
 
     def rest_diagonal(self, batch: Any, index: int, config: ScoreConfig, sweep: int) -> Vector:
-        """z ⊙ H z of what :meth:`gradient` has left of the batch's summed loss, for signs z."""
+        """z ⊙ H z of what :meth:`gradient`, called just before, has left of the batch's summed loss, for signs z."""
         if self._product is None:
             self._product = HessianProduct(self.space, config.hvp, displacement=config.displacement)
         probe = self.space.signs(config.seed, "rest", sweep, index)
-        with self._rest_only(batch, index):
+        with self._rest_only(batch):
             values, _ = self._product(batch, index, probe)
         signs = self.space.stored(probe)
         return {name: dense(value).detach() * signs[name].to(value.dtype) for name, value in values.items()}
 
     @contextmanager
-    def _rest_only(self, batch: Any, index: int) -> Iterator[None]:
+    def _rest_only(self, batch: Any) -> Iterator[None]:
         objective = self.space.objective
-        scales, smoothing = self._scales[index]
+        if self._scales is None:
+            raise LookupError("What is left of a loss is known once gradient() was called for the batch.")
+        scales, smoothing = self._scales
         batch = send_to_device(batch, objective.device)
 
         def rest(total: Tensor, outputs: Any) -> Tensor:
