@@ -14,8 +14,8 @@ LARGE = 60
 FLOORS: dict[str, str] = {
     # from the ground up; a module imports from its own folder and from those above it in this list
     "": "errors facts files old_paths register",
-    "maths": "arrays binary_kl certified_bound counter_rng distributions lanczos likelihoods noise_scale pac_bayes "
-    "rank_correlation score score_errors student truncation",
+    "maths": "arrays binary_kl certified_bound counter_rng distributions held_out_bounds lanczos likelihoods "
+    "noise_scale pac_bayes rank_correlation score score_errors student truncation",
     "config": "certificate noise score settings sharpness spectrum",
     "results": "base certificate diagonal fields landscape lipschitz measures pacgen relative_sharpness sharpness "
     "spectrum summary worst_case",
