@@ -10,10 +10,12 @@ import datasets
 from hf_pacgen.command_line.inputs import columns as c
 from hf_pacgen.command_line.inputs.columns import Columns, Role
 from hf_pacgen.command_line.inputs.data import DataArguments
+from hf_pacgen.command_line.inputs.formats import of_template
 from hf_pacgen.errors import InputError
 
 # names as data sets on the hub have them, the most telling first
 TEXT_NAMES = ("text", "sentence", "content", "review", "tweet", "document", "question", "utterance", "prompt", "title")
+HALVES = ("question", "prompt", "title", "utterance")  # of these names, which say little beside another text
 PAIR_NAMES = [("sentence1", "sentence2"), ("premise", "hypothesis"), ("question1", "question2")]
 PAIR_NAMES += [("question", "sentence"), ("question", "passage"), ("query", "passage")]
 PAIR_NAMES += [("text1", "text2"), ("text_a", "text_b")]
@@ -28,7 +30,10 @@ SPOKEN_NAMES = ("text", "sentence", "transcription", "transcript", "normalized_t
 QUESTION_NAMES, CONTEXT_NAMES, ANSWER_NAMES = ("question",), ("context", "passage"), ("answers", "answer")
 CHOICE_NAMES = ("choices", "options", "endings", "answers", "candidates")
 CHOSEN_NAMES = ("label", "answer", "answerkey", "correct", "gold", "target")
-ASKED_NAMES = ("sent1", "ctx_a", "question", "ctx", "startphrase", "context", "premise", "sentence", "text")
+ASKED_NAMES = ("sent1", "question", "ctx", "startphrase", "context", "premise", "sentence", "text", "goal", "prompt")
+# a text, and what begins each answer to it: of SWAG, HellaSwag, RACE, Cosmos QA and the like
+LED_NAMES = [("sent1", "sent2"), ("ctx_a", "ctx_b"), ("article", "question"), ("context", "question")]
+LED_NAMES += [("passage", "question"), ("paragraph", "question")]
 SOURCE_NAMES = [("source", "target"), ("src", "tgt"), ("document", "summary"), ("article", "highlights")]
 SOURCE_NAMES += [("article", "summary"), ("dialogue", "summary"), ("text", "summary"), ("input", "output")]
 SOURCE_NAMES += [("input_text", "target_text"), ("inputs", "targets"), ("text", "target"), ("question", "answer")]
@@ -101,8 +106,12 @@ def texts_and_label(table: datasets.Dataset, args: DataArguments, config: Any = 
     if pair is not None:
         PAIR.check(table, pair)
     if labels := _yes_or_no(table, args, config):
-        return Columns(text=text, text_pair=pair, labels=labels)
-    return Columns(text=text, text_pair=pair, label=_label_column(table, args, {text, pair}, LABEL))
+        columns = Columns(text=text, text_pair=pair, labels=labels)
+    else:
+        columns = Columns(text=text, text_pair=pair, label=_label_column(table, args, {text, pair}, LABEL))
+    if args.text_column is not None or pair is not None or text.lower() not in HALVES:
+        return columns
+    return c.check_whole(table, columns, "Name what it reads with --text-column and --text-pair-column.")
 
 
 def words_and_tags(table: datasets.Dataset, args: DataArguments, config: Any = None) -> Columns:
@@ -125,7 +134,15 @@ def question_and_answers(table: datasets.Dataset, args: DataArguments, config: A
 
 
 def source_and_target(table: datasets.Dataset, args: DataArguments, config: Any = None) -> Columns:
-    """The columns of a model from text to text."""
+    """The columns of a model from text to text, or those of a template, which ends with the target."""
+    if args.template is not None:
+        columns = of_template(table, args)
+        if columns.label is None:
+            raise InputError(
+                f"--template {args.template!r} names one column: expected the source and then the target, such as "
+                "'{question} {answer}'."
+            )
+        return columns
     source, target = args.text_column, args.label_column
     texts = c.those(table, c.is_text)
     if source is None and target is None:
@@ -139,7 +156,12 @@ def source_and_target(table: datasets.Dataset, args: DataArguments, config: Any 
     if source is None:
         source = SOURCE.chosen(table, None, c.only([name for name in texts if name != target]))
     SOURCE.check(table, source)
-    return Columns(text=source, label=TARGET.chosen(table, target, c.only([n for n in texts if n != source])))
+    columns = Columns(text=source, label=TARGET.chosen(table, target, c.only([n for n in texts if n != source])))
+    remedy = (
+        "Name the source and the target with --text-column and --label-column, or write both with --template, such as "
+        "'{question} {context} {answer}', which ends with the target."
+    )
+    return columns if args.text_column is not None else c.check_whole(table, columns, remedy)
 
 
 def text_and_choices(table: datasets.Dataset, args: DataArguments, config: Any = None) -> Columns:
@@ -154,15 +176,20 @@ def text_and_choices(table: datasets.Dataset, args: DataArguments, config: Any =
         lists = c.well_known(c.those(table, CHOICES.fits), CHOICE_NAMES)
         choices = tuple(sorted(endings)) if len(endings) > 1 else (CHOICES.chosen(table, None, lists),)
     texts = [name for name in c.those(table, c.is_text) if name not in (*choices, args.label_column)]
-    text = TEXT.chosen(table, args.text_column, c.well_known(texts, ASKED_NAMES) or c.only(texts))
-    pair = args.text_pair_column
-    if pair is None and text == "sent1" and "sent2" in texts:  # SWAG: the beginning of every ending
-        pair = "sent2"
+    text, pair = args.text_column, args.text_pair_column
+    if text is None and pair is None:
+        text, pair = c.known_pair(texts, LED_NAMES)
+    text = TEXT.chosen(table, text, c.well_known(texts, ASKED_NAMES) or c.only(texts))
     if pair is not None:
         PAIR.check(table, pair)
     free = [name for name in c.those(table, c.may_be_class) if name not in (text, pair, *choices)]
     label = CLASS.chosen(table, args.label_column, c.well_known(free, CHOSEN_NAMES))
-    return Columns(text=text, text_pair=pair, choices=choices, label=label)
+    columns = Columns(text=text, text_pair=pair, choices=choices, label=label)
+    # HellaSwag has its two parts as one, too
+    if args.text_column is not None or pair == "ctx_b":
+        return columns
+    remedy = "Name the text with --text-column, and what begins each answer with --text-pair-column."
+    return c.check_whole(table, columns, remedy)
 
 
 def has_images(table: datasets.Dataset, args: DataArguments) -> bool:

@@ -16,6 +16,13 @@ NUMBERS_OR_NAMES = ("int", "uint", "bool", "float", "string", "large_string", "n
 CHAT_KEYS = ({"role", "content"}, {"from", "value"})  # of OpenAI and TRL, and of ShareGPT
 
 
+PARTS = (
+    "instruction question query prompt context passage paragraph article document story input inputs premise".split()
+)
+PARTS += "hypothesis system system_prompt history background goal ctx ctx_a ctx_b sent1 sent2 sentence".split()
+"""Names of columns that are a part of what a model reads: where one is left over, the rest may be half an example."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Columns:
     """The columns in use; None where the task has none.
@@ -107,6 +114,22 @@ def known_pair(names: Sequence[str], pairs: Sequence[tuple[str, str]]) -> tuple[
     lower = {name.lower(): name for name in names}
     found = ((lower[first], lower[second]) for first, second in pairs if {first, second} <= set(lower))
     return next(found, (None, None))
+
+
+def check_whole(table: datasets.Dataset, columns: Columns, remedy: str) -> Columns:
+    """The columns that were found by their names, if no other is a part of what the model reads.
+
+    Raises:
+        InputError: there is one.  Half of an example would be scored in silence.
+    """
+    used = {*columns.used, *columns.choices}
+    left = [name for name in those(table, is_text) if name.lower() in PARTS and name not in used]
+    if left:
+        raise InputError(
+            f"The columns {columns.title} would be taken, and {left[0]!r} may be a part of what the model reads: the "
+            f"data has {listed(table)}. {remedy}"
+        )
+    return columns
 
 
 @dataclass(frozen=True)

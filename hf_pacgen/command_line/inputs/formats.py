@@ -30,13 +30,14 @@ PART_NAMES: tuple[str, ...] = (
 PART_NAMES += ("output", "answer", "target", "chosen", "rejected")
 CHAT_NAMES = ("messages", "conversations", "conversation", "chat", "dialog", "dialogue")
 COMPLETED = [("prompt", "completion"), ("prompt", "response"), ("prompt", "output"), ("prompt", "answer")]
-COMPLETED += [("instruction", "response"), ("question", "answer"), ("question", "response"), ("query", "response")]
+COMPLETED += [("question", "answer"), ("question", "response"), ("query", "response")]
 COMPLETED += [("input", "output"), ("inputs", "targets"), ("input", "target"), ("source", "target")]
 ALPACA = (
     "Below is an instruction that describes a task{with_input}. Write a response that appropriately completes the "
     "request.\n\n### Instruction:\n{instruction}\n\n{input}### Response:\n"
 )
 """The template of Stanford Alpaca, by which rows of instruction, input and output are most often written."""
+WHOLE = "Write the whole with --template, or name the prompt and its completion with --text-column and --label-column."
 PAIRED = ", paired with an input that provides further context"
 
 TEXT = Role("text", "text-column", lambda f: c.is_text(f) or c.is_chat(f), "text, or lists of messages", nested=True)
@@ -46,7 +47,7 @@ PART = Role("completion", "label-column", TEXT.fits, TEXT.holds, nested=True)
 def language_columns(table: datasets.Dataset, args: DataArguments, config: Any = None) -> Columns:
     """The columns of a causal language model: a text, a chat, a prompt with its completion, or a template's."""
     if args.template is not None:
-        return _of_template(table, args)
+        return of_template(table, args)
     texts, chats = c.those(table, c.is_text), c.those(table, c.is_chat)
     if args.text_column is not None:
         text = TEXT.check(table, args.text_column)
@@ -60,12 +61,17 @@ def language_columns(table: datasets.Dataset, args: DataArguments, config: Any =
     if found := c.well_known(chats, CHAT_NAMES):
         return Columns(text=found[0])
     lower = {name.lower(): name for name in texts}
-    if {"instruction", "output"} <= set(lower):
-        fields = tuple(lower[name] for name in ("instruction", "input") if name in lower)
-        return Columns(template=ALPACA, fields=fields, label=lower["output"])
+    prompt, completion = c.known_pair([*texts, *chats], COMPLETED[:1])
+    if prompt is not None:  # whatever stands beside them, as for TRL
+        return _alike(table, Columns(text=prompt, label=completion))
+    said = next((lower[name] for name in ("output", "response") if name in lower), None)
+    if "instruction" in lower and said is not None:
+        extra = next((lower[name] for name in ("input", "context") if name in lower), None)
+        fields = (lower["instruction"], *(() if extra is None else (extra,)))
+        return c.check_whole(table, Columns(template=ALPACA, fields=fields, label=said), WHOLE)
     prompt, completion = c.known_pair([*texts, *chats], COMPLETED)
     if prompt is not None:
-        return _alike(table, Columns(text=prompt, label=completion))
+        return c.check_whole(table, _alike(table, Columns(text=prompt, label=completion)), WHOLE)
     return Columns(text=_whole_text(table, texts, chats))
 
 
@@ -104,7 +110,8 @@ def _alike(table: datasets.Dataset, columns: Columns) -> Columns:
     return columns
 
 
-def _of_template(table: datasets.Dataset, args: DataArguments) -> Columns:
+def of_template(table: datasets.Dataset, args: DataArguments) -> Columns:
+    """The columns that ``--template`` names, and the one with which what is to be predicted begins."""
     template = str(args.template).replace("\\n", "\n").replace("\\t", "\t")  # as typed in a shell
     try:
         fields = [name for _, name, _, _ in Formatter().parse(template) if name is not None]

@@ -37,8 +37,8 @@ def continued(material: Material) -> Examples | StreamedExamples:
     is_chat = columns.template is None and c.is_chat(c.feature_of(material.table, str(columns.text)))
     if args.assistant_only and not is_chat:
         raise InputError(
-            f"--assistant-only is for conversations, and {columns.title} are texts. Leave it out: the loss of "
-            "a completion is on the completion alone."
+            f"--assistant-only is for conversations, and the data has texts ({columns.title}). Leave it out: the loss "
+            "of a completion is on the completion alone."
         )
     if is_chat:
         return _chats(material)
@@ -90,7 +90,12 @@ def _completions(material: Material) -> Examples | StreamedExamples:
             "with another, give it with --template.",
         )
     # an instruction may have no input
-    return _counted(material, tokens, notes, optional=columns.fields if columns.template is not None else ())
+    return _counted(material, tokens, notes, optional=_optional(columns))
+
+
+def _optional(columns: c.Columns) -> tuple[str, ...]:
+    """Columns of a template that may be empty: all but what is to be predicted."""
+    return tuple(name for name in columns.fields if name != columns.label)
 
 
 def _pair(columns: c.Columns, row: Mapping[str, Any]) -> tuple[str, str]:
@@ -233,14 +238,20 @@ def hidden(ids: list[int], special: Any, tokenizer: Any, share: float, row: int)
 
 def translated(material: Material) -> Examples | StreamedExamples:
     """Source texts, and their targets as labels."""
-    source, target = str(material.columns.text), str(material.columns.label)
-    tokenizer, limit = material.processor, material.token_limit()
-    prefix = material.args.source_prefix or ""
+    columns, tokenizer, limit = material.columns, material.processor, material.token_limit()
+    target, prefix = str(columns.label), material.args.source_prefix or ""
+
+    def pairs(rows: Rows) -> list[tuple[str, str]]:
+        if columns.template is not None:
+            both = [filled(columns, row) for row in unbatched(rows)]
+        else:
+            both = list(zip(c.cells(rows, str(columns.text)), c.cells(rows, target), strict=True))
+        return [(prefix + source.rstrip() if columns.template else prefix + source, end) for source, end in both]
 
     def encode(rows: Rows, numbers: Sequence[int]) -> list[dict[str, Any]]:
-        texts = [prefix + text for text in c.cells(rows, source)]
-        examples = encoded_rows(tokenizer(texts, truncation=True, max_length=limit), len(numbers))
-        targets = tokenizer(text_target=c.cells(rows, target), truncation=True, max_length=limit)["input_ids"]
+        texts, ends = zip(*pairs(rows), strict=True)
+        examples = encoded_rows(tokenizer(list(texts), truncation=True, max_length=limit), len(numbers))
+        targets = tokenizer(text_target=list(ends), truncation=True, max_length=limit)["input_ids"]
         for example, labels, number in zip(examples, targets, numbers, strict=True):
             if not labels:
                 raise InputError(
@@ -250,4 +261,9 @@ def translated(material: Material) -> Examples | StreamedExamples:
             example["labels"] = labels
         return examples
 
-    return material.examples(encode, notes=_lengths(material, source, limit))
+    for name in columns.used:
+        if name not in _optional(columns):
+            check_complete(material.table, name, "a value")
+    first = pairs(material.table.select_columns(list(columns.used))[:LOOKED_AT])
+    lengths = [len(ids) for ids in tokenizer([source for source, _ in first])["input_ids"]]
+    return material.examples(encode, notes=cut_note(lengths, limit), optional=_optional(columns))

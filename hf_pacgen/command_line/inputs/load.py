@@ -21,7 +21,7 @@ from hf_pacgen.command_line.inputs.models import (
     processor_of,
 )
 from hf_pacgen.command_line.inputs.runs import chosen
-from hf_pacgen.command_line.inputs.tasks import Task, check_libraries, choose_task, trained_task
+from hf_pacgen.command_line.inputs.tasks import Task, check_libraries, check_settings, choose_task, trained_task
 from hf_pacgen.data.losses import IGNORED
 from hf_pacgen.errors import InputError, few, refusing
 
@@ -48,6 +48,7 @@ def load_subject(
     task = choose_task(config, table, data_args, model_args.task, random_head=model_args.random_head)
     facts = task.facts
     check_libraries(task)
+    check_settings(task, data_args)
     columns = facts.choose_columns(table, data_args, config)
     # a head for another task is no head for this one
     new_head = model_args.random_head and trained_task(config) is not task

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from transformers.models.auto import modeling_auto as auto
 from hf_pacgen.command_line.inputs import choosing, formats, labels, language, pictures, processors, sounds, texts
 from hf_pacgen.command_line.inputs.columns import Columns
 from hf_pacgen.command_line.inputs.data import DataArguments
+from hf_pacgen.command_line.inputs.other_tasks import from_python, other_task
 from hf_pacgen.errors import InputError
 from hf_pacgen.facts import Choice
 
@@ -36,6 +38,7 @@ class TaskFacts:
         causal: each token is predicted from those before it, so the model must not see the later ones.
         shows_tokens: inputs and labels are shown as the tokens they became, since columns do not tell.
         needs: libraries without which the loss cannot be computed.
+        reads: the settings of data, beside those of all tasks, that it heeds; others are refused.
     """
 
     auto_class: str
@@ -50,6 +53,7 @@ class TaskFacts:
     causal: bool = False
     shows_tokens: bool = False
     needs: tuple[str, ...] = ()
+    reads: tuple[str, ...] = ()
 
 
 class Task(Choice):
@@ -67,6 +71,7 @@ class Task(Choice):
             suits=choosing.has_label,
             load_processor=processors.load_tokenizer,
             make_examples=texts.classified,
+            reads=("label_column", "text_column", "text_pair_column", "max_length"),
             loss="cross-entropy of the class; squared error for regression, binary cross-entropies for several labels",
             formats=(
                 ("text, label", "one class: a number, or a name of the model's"),
@@ -86,6 +91,7 @@ class Task(Choice):
             make_labels=labels.tag_labels,
             load_processor=processors.load_word_tokenizer,
             make_examples=texts.tagged,
+            reads=("label_column", "text_column", "max_length"),
             loss="cross-entropy of the tag of each word, on its first token",
             formats=(("tokens, ner_tags", "lists of words, and of a number or a name for each"),),
         ),
@@ -98,6 +104,7 @@ class Task(Choice):
             choose_columns=choosing.question_and_answers,
             load_processor=processors.load_tokenizer,
             make_examples=texts.answered,
+            reads=("label_column", "text_column", "text_pair_column", "max_length"),
             loss="mean cross-entropy of the first and the last token of the answer",
             formats=(
                 ("question, context, answers", "SQuAD's: answers is {text: [...], answer_start: [...]}, or empty"),
@@ -112,6 +119,7 @@ class Task(Choice):
             choose_columns=choosing.source_and_target,
             load_processor=processors.load_tokenizer,
             make_examples=language.translated,
+            reads=("label_column", "text_column", "template", "source_prefix", "max_length"),
             loss="cross-entropy of the tokens of the target",
             formats=(
                 ("source, target", "texts, under this or another well-known pair of names (document, summary)"),
@@ -127,6 +135,7 @@ class Task(Choice):
             choose_columns=formats.language_columns,
             load_processor=processors.load_tokenizer,
             make_examples=language.continued,
+            reads=("label_column", "text_column", "template", "assistant_only", "eos", "max_length"),
             loss="cross-entropy of the next token",
             formats=(
                 ("text", "the loss on every token but the first"),
@@ -147,6 +156,7 @@ class Task(Choice):
             choose_columns=formats.whole_text,
             load_processor=processors.load_tokenizer,
             make_examples=language.masked,
+            reads=("text_column", "mask_share", "max_length"),
             loss="cross-entropy of the hidden tokens: 15 % of each text (--mask-share), drawn by its row",
             formats=(("text", "a text"),),
             shows_tokens=True,
@@ -160,6 +170,7 @@ class Task(Choice):
             choose_columns=choosing.text_and_choices,
             load_processor=processors.load_tokenizer,
             make_examples=texts.chosen_among,
+            reads=("label_column", "text_column", "text_pair_column", "choice_columns", "max_length"),
             loss="cross-entropy of the right answer among all",
             formats=(
                 ("sent1, sent2, ending0, ..., label", "SWAG's: each ending is read after sent2"),
@@ -178,6 +189,7 @@ class Task(Choice):
             suits=choosing.has_images,
             load_processor=processors.load_image_processor,
             make_examples=pictures.seen,
+            reads=("label_column", "image_column"),
             loss="cross-entropy of the class",
             formats=(
                 ("image, label", "images, or the names of their files"),
@@ -193,6 +205,7 @@ class Task(Choice):
             choose_columns=choosing.image_and_mask,
             load_processor=processors.load_image_processor,
             make_examples=pictures.segmented,
+            reads=("label_column", "image_column"),
             loss="cross-entropy of the class of each pixel that is not 255",
             formats=(("image, label", "images, and images whose pixels are classes"),),
         ),
@@ -206,6 +219,7 @@ class Task(Choice):
             make_labels=pictures.object_labels,
             load_processor=processors.load_image_processor,
             make_examples=pictures.detected,
+            reads=("label_column", "image_column"),
             loss="of classes and boxes, matched with the model's (needs scipy)",
             formats=(("image, objects", "{bbox: [[left, top, width, height], ...], category: [...]}, in pixels"),),
             needs=("scipy",),
@@ -220,6 +234,7 @@ class Task(Choice):
             make_labels=labels.class_labels,
             load_processor=processors.load_feature_extractor,
             make_examples=sounds.heard,
+            reads=("label_column", "audio_column"),
             loss="cross-entropy of the class",
             formats=(
                 ("audio, label", "sounds, the names of their files, or {array: [...], sampling_rate: 16000}"),
@@ -235,6 +250,7 @@ class Task(Choice):
             choose_columns=choosing.audio_and_text,
             load_processor=processors.load_speech_processor,
             make_examples=sounds.transcribed,
+            reads=("label_column", "audio_column"),
             loss="connectionist temporal classification: minus the log probability of the transcription",
             formats=(("audio, text", "sounds, and what is said in them"),),
         ),
@@ -273,12 +289,18 @@ def choose_task(
                 return task
     if trained is not None:
         return trained
+    if (other := other_task(architectures)) is not None:
+        raise InputError(
+            f"The model ({', '.join(architectures)}) is trained for {other}, which is none of the tasks of the command "
+            f"line ({', '.join(Task)}). {from_python(architectures)}"
+        )
     if architectures and all(map(_is_headless, architectures)) and not random_head:
         raise InputError(_headless(architectures, None, None))
+    remedy = f"Give it with --task ({', '.join(possible)}); for" if possible else "For"
     raise InputError(
         f"Cannot tell the task of the model from its config.json ({', '.join(architectures) or 'no architecture'}): "
-        f"expected a model for one of {', '.join(Task)}. Give it with --task; for other tasks call "
-        "hf_pacgen.pacgen() from Python."
+        f"expected a model for one of {', '.join(Task)}. {remedy} other tasks call hf_pacgen.pacgen(model, "
+        "train_dataset, collate_fn=data_collator) from Python."
     )
 
 
@@ -309,6 +331,19 @@ def is_trained_for(config: Any, task: Task) -> bool:
         return True
     # of classes that two tasks know, such as BART's
     return bool(_class_names(task.facts.heads).intersection(architectures))
+
+
+def check_settings(task: Task, args: DataArguments) -> None:
+    """Raise if a setting was given that the task does not heed: it would be ignored in silence."""
+    heeded = {name for other in Task for name in other.facts.reads}
+    for field in dataclasses.fields(args):
+        is_given = getattr(args, field.name) != field.default
+        if field.name in heeded and is_given and field.name not in task.facts.reads:
+            those = [other.value for other in Task if field.name in other.facts.reads]
+            raise InputError(
+                f"--{field.name.replace('_', '-')} is for {', '.join(those)}, and the task is {task.value}. Leave it "
+                "out, or give the --task that is meant."
+            )
 
 
 def check_libraries(task: Task) -> None:

@@ -47,6 +47,16 @@ def chosen(task: str, columns: dict[str, Any], config: Any = None, **given: Any)
             "sent1, sent2, ending0, ending1 -> label",
         ),
         ("multiple-choice", {"question": TEXT, "options": TEXTS, "answer": TEXT}, "question, options -> answer"),
+        (
+            "multiple-choice",  # RACE
+            {"article": TEXT, "question": TEXT, "options": TEXTS, "answer": TEXT},
+            "article, question, options -> answer",
+        ),
+        (
+            "multiple-choice",  # HellaSwag, whose ctx is its two parts
+            {"ctx_a": TEXT, "ctx_b": TEXT, "ctx": TEXT, "endings": TEXTS, "label": TEXT},
+            "ctx_a, ctx_b, endings -> label",
+        ),
         ("image-segmentation", {"image": IMAGE, "annotation": IMAGE}, "image -> annotation"),
         ("image-segmentation", {"photo": IMAGE, "map": IMAGE}, "photo -> map"),
         ("object-detection", {"image_id": INT, "image": IMAGE, "objects": BOXES}, "image -> objects"),
@@ -110,6 +120,36 @@ def test_a_column_for_each_label() -> None:
 def test_what_cannot_be_told(task: str, columns: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         chosen(task, columns)
+
+
+@pytest.mark.parametrize(
+    ("task", "columns", "left", "taken"),
+    [
+        ("seq2seq", {"instruction": TEXT, "input": TEXT, "output": TEXT}, "instruction", "input -> output"),
+        ("seq2seq", {"question": TEXT, "context": TEXT, "answer": TEXT}, "context", "question -> answer"),
+        (
+            "multiple-choice",  # COPA
+            {"premise": TEXT, "question": TEXT, "choice1": TEXT, "choice2": TEXT, "label": INT},
+            "premise",
+            "question, choice1, choice2 -> label",
+        ),
+        ("sequence-classification", {"paragraph": TEXT, "question": TEXT, "label": INT}, "paragraph", "question"),
+        ("causal-lm", {"system_prompt": TEXT, "question": TEXT, "response": TEXT}, "system_prompt", "question"),
+        ("causal-lm", {"question": TEXT, "context": TEXT, "answer": TEXT}, "context", "question -> answer"),
+    ],
+)
+def test_half_an_example_is_not_taken_in_silence(task: str, columns: dict[str, Any], left: str, taken: str) -> None:
+    with pytest.raises(InputError, match=f"The columns {taken}.* would be taken, and '{left}' may be a part of what"):
+        chosen(task, columns)
+
+
+def test_a_template_of_source_and_target() -> None:
+    columns = {"question": TEXT, "context": TEXT, "answer": TEXT}
+    assert chosen("seq2seq", columns, template="{question} {context} {answer}") == "question, context -> answer"
+    with pytest.raises(
+        InputError, match=r"--template '\{question\}' names one column: expected the source and then the"
+    ):
+        chosen("seq2seq", columns, template="{question}")
 
 
 def test_entries_that_are_not_there() -> None:

@@ -33,6 +33,8 @@ def found(columns: dict[str, Any], **given: Any) -> Any:
         ({"messages": CHAT, "source": TEXT}, "messages"),
         ({"conversations": SHARED}, "conversations"),
         ({"instruction": TEXT, "input": TEXT, "output": TEXT, "text": TEXT}, "instruction, input -> output"),
+        ({"instruction": TEXT, "context": TEXT, "response": TEXT}, "instruction, context -> response"),
+        ({"prompt": TEXT, "completion": TEXT, "question": TEXT}, "prompt -> completion"),
         ({"question": TEXT, "answer": TEXT}, "question -> answer"),
         ({"prompt": TEXT}, "prompt"),
         ({"body": TEXT, "stars": INT}, "body"),

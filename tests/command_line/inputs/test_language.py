@@ -238,7 +238,7 @@ def test_sources_and_targets(kind: str, tmp_path: Path) -> None:
         (
             PROMPTS,
             {"assistant_only": True},
-            "--assistant-only is for conversations, and prompt -> completion are texts",
+            r"--assistant-only is for conversations, and the data has texts \(prompt -> completion\)",
         ),
         ([{"text": "a", "label": 1}], {"label_column": "label"}, "names the completion, and nothing names the prompt"),
         ([{"prompt": "good", "chosen": "a", "rejected": "b"}], {}, "may be a part of what the model was trained on"),

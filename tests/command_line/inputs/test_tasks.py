@@ -9,7 +9,7 @@ import pytest
 from transformers import BartConfig, BertConfig, GPT2Config, LlavaConfig, ViTConfig
 
 from hf_pacgen.command_line.inputs.data import DataArguments
-from hf_pacgen.command_line.inputs.tasks import Task, choose_task, trained_task
+from hf_pacgen.command_line.inputs.tasks import Task, check_settings, choose_task, trained_task
 from hf_pacgen.errors import InputError
 
 TEXT, INT, IMAGE = datasets.Value("string"), datasets.Value("int64"), datasets.Image()
@@ -61,7 +61,7 @@ def test_task_of_a_random_head(config: Any, architecture: str | None, columns: d
 @pytest.mark.parametrize(
     ("config", "architecture", "columns"),
     [
-        (BertConfig(), "BertForNextSentencePrediction", LABELED),
+        (BertConfig(), "BertForSomethingOfOnesOwn", LABELED),
         (BertConfig(), "BertModel", UNLABELED),
         (ViTConfig(), "ViTModel", LABELED),
     ],
@@ -79,10 +79,42 @@ def test_a_base_model_is_called_one(architecture: str) -> None:
         choose_task(config, table(LABELED), arguments(), None)
 
 
-def test_a_model_with_a_head_for_something_else_is_not_called_a_base_model() -> None:
-    config = LlavaConfig(architectures=["LlavaForConditionalGeneration"])
-    with pytest.raises(InputError, match=r"Cannot tell the task .*\(LlavaForConditionalGeneration\)"):
+@pytest.mark.parametrize(
+    ("architecture", "what"),
+    [
+        ("LlavaForConditionalGeneration", "images with text"),
+        ("WhisperForConditionalGeneration", "speech to text by a decoder"),
+        ("BertForNextSentencePrediction", "next-sentence prediction"),
+        ("MaskFormerForInstanceSegmentation", "instance or panoptic segmentation"),
+        ("Mask2FormerForUniversalSegmentation", "instance or panoptic segmentation.*with a loss_fn that seeds torch"),
+    ],
+)
+def test_a_model_for_something_else_is_refused_with_what_it_is_for(architecture: str, what: str) -> None:
+    config = LlavaConfig(architectures=[architecture])
+    message = rf"\({architecture}\) is trained for {what}"
+    with pytest.raises(InputError, match=message):
         choose_task(config, table(LABELED), arguments(), None)
+    with pytest.raises(InputError, match=r"none of the tasks .*hf_pacgen.pacgen\(model, train_dataset, collate_fn="):
+        choose_task(config, table(LABELED), arguments(), None)
+
+
+@pytest.mark.parametrize(
+    ("task", "given", "message"),
+    [
+        (Task.SEQ2SEQ, {"eos": "add"}, "--eos is for causal-lm, and the task is seq2seq"),
+        (Task.MASKED_LM, {"label_column": "label"}, "--label-column is for sequence-classification, .*is masked-lm"),
+        (PICTURE, {"max_length": 8}, "--max-length is for .*, and the task is image-classification"),
+        (SEQUENCE, {"template": "{text}"}, "--template is for seq2seq, causal-lm, and"),
+    ],
+)
+def test_a_setting_that_a_task_does_not_heed_is_refused(task: Task, given: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        check_settings(task, arguments(**given))
+
+
+def test_settings_that_every_task_heeds() -> None:
+    for task in Task:
+        check_settings(task, DataArguments(dataset=["a", "b"], split="test", streaming=True))
 
 
 def test_task_that_does_not_fit_the_model() -> None:
