@@ -36,7 +36,8 @@ FLOORS: dict[str, str] = {
     "trainer trainer_loss",
     "command_line": "card certify compare comparison_file comparison_table completion inputs.adapters inputs.chat "
     "inputs.choosing inputs.columns inputs.data inputs.examples inputs.fingerprint inputs.formats inputs.labels "
-    "inputs.language inputs.load inputs.models inputs.other_tasks inputs.pictures inputs.processors inputs.runs "
+    "inputs.language inputs.load inputs.models inputs.other_tasks inputs.pictures inputs.processors "
+    "inputs.recorded inputs.runs "
     "inputs.sound_folder inputs.sounds inputs.tasks inputs.texts inputs.weights main parser printing quiet register "
     "run_options score sharpness suggestions",
     "evaluate_module": "pacgen.app pacgen.pacgen",

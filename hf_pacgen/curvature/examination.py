@@ -324,9 +324,9 @@ class _Examination:
             self.guard.note(
                 "The gradient that trains the model is not the derivative of its loss along a random direction: the "
                 f"loss's slope is {slopes[0]:.4g} and the gradient's {slope:.4g}, its second difference {bends[0]:.4g} "
-                f"and the gradient's {curvature:.4g} (a detached norm as in DoRA, a reversed or masked gradient, a "
-                "straight-through estimate). What is measured is the derivative of that gradient, not the Hessian of "
-                "the loss."
+                f"and the gradient's {curvature:.4g} (a detached norm as in DoRA, a reversed or masked gradient "
+                "such as that of padding in an embedding, a straight-through estimate). What is measured is the "
+                "derivative of that gradient, not the Hessian of the loss."
             )
 
     def _losses(self, step: float) -> tuple[float, float]:

@@ -150,9 +150,9 @@ class Batches:
         return self.indices is None or self.max_examples < len(self.data)
 
     def num_examples(self) -> int:
-        """Number of examples in the data given, before ``max_examples``."""
+        """Number of examples in the data given, before ``max_examples``; of windows of a text, that of the texts."""
         if self.indices is not None:
-            return len(self.data)
+            return getattr(self.data, "num_independent", len(self.data))
         if isinstance(self.data, DataLoader) and not self.data.drop_last and _sized(self.data.dataset):
             return len(self.data.dataset)  # type: ignore[arg-type]
         self._reseed()

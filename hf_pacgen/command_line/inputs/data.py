@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from dataclasses import MISSING, dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -14,10 +15,11 @@ from hf_pacgen.config.settings import Config, Count, number, option
 from hf_pacgen.errors import InputError, few, refusing
 
 FORMATS = {".parquet": "parquet", ".csv": "csv", ".tsv": "tsv", ".json": "json", ".jsonl": "json", ".ndjson": "json"}
-FORMATS |= {".txt": "text", ".text": "text"}
+FORMATS |= {".txt": "text", ".text": "text", ".arrow": "arrow"}
 # where the reader of `datasets` is not called as the format is, its name and options
 READERS: dict[str, tuple[str, dict[str, Any]]] = {"tsv": ("csv", {"sep": "\t"})}
 COMPRESSIONS = (".gz", ".bz2", ".xz", ".zip", ".zst")
+DESCRIBES = ("README.md", "metadata.csv", "metadata.jsonl", "metadata.parquet", "dataset_infos.json")
 HEAD = 1000  # rows of a stream by which its columns and labels are judged
 
 
@@ -71,10 +73,13 @@ class DataArguments(Config):
         "on the last column, or from --label-column on.",
     )
     assistant_only: bool = option(False, "In a chat, take the loss on what the assistant says alone.")
+    completion_only: bool = option(
+        True, "Of a prompt with its completion, take the loss on the completion alone, as TRL does."
+    )
     eos: Literal["auto", "add", "none"] = option(
         "auto",
-        "Whether a text ends with the end-of-sequence token: 'auto' adds it to completions, as TRL does, and not to "
-        "plain texts.",
+        "Whether a text ends with the end-of-sequence token: 'auto' adds it to completions, and to plain texts if the "
+        "model comes from TRL's SFTTrainer, which does so.",
     )
     source_prefix: str | None = option(None, "Text before each source, such as 'summarize: ' for T5.")
     mask_share: Share = option(0.15, "Share of the tokens that a masked language model has to predict.")
@@ -83,7 +88,9 @@ class DataArguments(Config):
         False, "Read the data from its beginning, without a copy in the cache: for data larger than memory or disk."
     )
     max_length: Count | None = option(
-        None, "Cut texts after this many tokens. By default the most the model can take, and at most 512."
+        None,
+        "Cut texts after this many tokens. By default as the SFTTrainer that made the model did, else the most the "
+        "model can take, and at most 512.",
     )
 
 
@@ -165,6 +172,7 @@ def _load_files(names: list[str], args: DataArguments) -> Any:
     if len(set(formats.values())) > 1:  # `datasets` would read all of them as the first
         raise InputError(f"The data set files are of different formats ({', '.join(names)}): expected one format.")
     kind = str(formats[names[0]])
+    _check_readable(names, kind)
     reader, options = READERS.get(kind, (kind, {}))
     options = {**options, **_how(kind, args)}
     several = "" if len(names) == 1 else f" (or one of the {len(names) - 1} others, or their columns differ)"
@@ -176,7 +184,7 @@ def _load_files(names: list[str], args: DataArguments) -> Any:
         except ValueError as error:
             if "corresponds to no data" in str(error):  # a header without a row
                 raise InputError(f"The data set file {names[0]!r} has no rows: there is nothing to score.") from error
-            if split is not None and "split" in str(error).lower():
+            if split is not None and any(word in str(error).lower() for word in ("split", "instruction")):
                 raise InputError(
                     f"--split {split!r} is not a split of the files given: what files hold is called 'train', "
                     f"of which a part is written as 'train[:1000]'. Leave --split out to score all of it."
@@ -184,7 +192,30 @@ def _load_files(names: list[str], args: DataArguments) -> Any:
             raise
 
 
+def _check_readable(names: list[str], kind: str) -> None:
+    """Raise for what the readers would take in silence, or refuse in words that do not help."""
+    for name in names:
+        if name.lower().endswith(".zst") and importlib.util.find_spec("zstandard") is None:
+            raise InputError(
+                f"The data set file {name!r} is compressed by zstd, which needs zstandard: pip install zstandard, or "
+                "unpack it."
+            )
+        if kind == "csv" and Path(name).suffix.lower() == ".csv":
+            with open(name, encoding="utf-8", errors="replace") as file:
+                head = file.readline().strip()
+            other = next((mark for mark in (";", "\t", "|") if mark in head and "," not in head), None)
+            if other is not None:
+                raise InputError(
+                    f"The data set file {name!r} has columns set apart by {other!r} ({head[:60]!r}): expected commas. "
+                    "Convert it, or rename it to .tsv where these are tabs."
+                )
+
+
 def _how(kind: str, args: DataArguments) -> dict[str, Any]:
+    if args.sample_by != "line" and kind != "text":  # it would be ignored in silence
+        raise InputError(
+            f"--sample-by {args.sample_by} is for txt files, and {few(args.dataset, 1)} is none. Leave it out."
+        )
     # no more than is asked for, since each reader has settings of its own
     return ({"sample_by": args.sample_by} if kind == "text" else {}) | ({"streaming": True} if args.streaming else {})
 
@@ -198,12 +229,30 @@ def _load_folder(folder: Path, args: DataArguments) -> Any:
     saved = any((folder / name).is_file() for name in ("state.json", "dataset_dict.json"))
     with quiet(), refusing(f"The folder {str(folder)!r} could not be read as a data set", remedy):
         if saved:  # which is read where it lies, and never as a whole
-            return datasets.load_from_disk(str(folder))
+            return _part(datasets.load_from_disk(str(folder)), args.split, str(folder))
         if is_sound_folder(folder):
-            return read_sound_folder(folder)
-        kinds = {_format_of(path.name) for path in folder.rglob("*") if path.is_file()}
-        how = _how("text" if kinds == {"text"} else "", args)
+            return _part(read_sound_folder(folder), args.split, str(folder))
+        how = _how("text" if _kinds_in(folder) == {"text"} else "", args)
         return datasets.load_dataset(str(folder), split=args.split, **how)
+
+
+def _kinds_in(folder: Path) -> set[str]:
+    """The formats of the tables in a folder.
+
+    Raises:
+        InputError: there are several, of which `datasets` would read the most frequent one in silence.
+    """
+    files = [path for path in folder.rglob("*") if path.is_file() and not path.name.startswith((".", "_"))]
+    found = {kind: path for path in reversed(files) if (kind := _format_of(path.name)) is not None}
+    # what describes data, or its images: no tables of their own; a README may say which files are the data
+    described = any(path.name in DESCRIBES for path in files)
+    if len(found) > 1 and not described:
+        several = ", ".join(sorted(str(path.relative_to(folder)) for path in found.values()))
+        raise InputError(
+            f"The folder {str(folder)!r} has data of different formats ({several}): expected one. Name the files that "
+            "are meant, or put the others elsewhere."
+        )
+    return set(found)
 
 
 def _load_from_hub(name: str, args: DataArguments) -> Any:
@@ -211,6 +260,27 @@ def _load_from_hub(name: str, args: DataArguments) -> Any:
     remedy = "Check the name, --dataset-config, --split and the connection."
     with quiet(data_bars=True), refusing(failed, remedy):  # a download takes long enough for bars
         return datasets.load_dataset(name, args.dataset_config, split=args.split, **_how("", args))
+
+
+def _part(loaded: Any, split: str | None, shown: str) -> Any:
+    """A split, or a part of one such as ``train[:1000]``, of data that no reader of `datasets` has cut already."""
+    if split is None:
+        return loaded
+    tables = loaded if isinstance(loaded, datasets.DatasetDict) else {str(loaded.split or "train"): loaded}
+    with refusing(
+        f"--split {split!r} cannot be read", "Write a split, such as train, or a part of one: 'train[:1000]'."
+    ):
+        wanted = datasets.ReadInstruction.from_spec(split)
+    names = [part.splitname for part in wanted._relative_instructions]
+    if unknown := [name for name in names if name not in tables]:
+        has = f"The data set {shown!r} has no split {unknown[0]!r}; it has {', '.join(tables)}."
+        raise InputError(f"{has} Choose the one the model was trained on with --split.")
+    parts = wanted.to_absolute({name: len(table) for name, table in tables.items()})
+    rows = [
+        tables[part.splitname].select(range(*slice(part.from_, part.to).indices(len(tables[part.splitname]))))
+        for part in parts
+    ]
+    return rows[0] if len(rows) == 1 else datasets.concatenate_datasets(rows)
 
 
 def _choose_split(loaded: Any, split: str | None, shown: str) -> Any:

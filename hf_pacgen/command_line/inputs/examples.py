@@ -70,6 +70,7 @@ class Parts(Dataset):
 
     def __init__(self, rows: Examples, where: Sequence[tuple[int, int]], encode: Callable[..., Any]) -> None:
         self.rows, self.where, self.encode = rows, where, encode
+        self.num_independent = len(rows)  # parts of one row are no examples of their own: η counts rows
         self.notes, self.collate_examples = rows.notes, rows.collate_examples
 
     def __len__(self) -> int:
@@ -129,6 +130,7 @@ class Material:
         labels: how raw labels become the model's; None where the task has no classes.
         args: what the user said of the data.
         stream: all rows, where they are not read into a table.
+        length: most tokens of an example in the run that made the model; None where it is not known.
     """
 
     table: datasets.Dataset
@@ -138,6 +140,7 @@ class Material:
     labels: Labels | None = None
     args: DataArguments
     stream: datasets.IterableDataset | None = None
+    length: int | None = None
 
     def examples(
         self,
@@ -184,7 +187,7 @@ class Material:
         known = [limit for limit in limits if isinstance(limit, int) and 0 < limit < UNLIMITED]
         largest = min(known, default=UNLIMITED)
         if asked is None:
-            return min(largest, DEFAULT_MAX_LENGTH)
+            return min(largest, self.length or DEFAULT_MAX_LENGTH)
         if asked > largest:  # the model would fail on an index in the middle of the work
             raise InputError(f"--max-length {asked} is more than the {largest} tokens that the model can take.")
         return asked

@@ -64,7 +64,20 @@ def _plain(material: Material) -> Examples | StreamedExamples:
             example["labels"] = list(example["input_ids"])
         return examples
 
+    notes += _unended(material, ending)
     return material.examples(encode, notes=(*notes, *_lengths(material, text, limit)))
+
+
+def _unended(material: Material, ending: str | None) -> tuple[str, ...]:
+    """A sentence where plain texts have no end that is to be predicted: trainers differ in this."""
+    tokenizer = material.processor
+    made = tokenizer("a")["input_ids"]
+    if ending is not None or material.args.eos == "none" or tokenizer.eos_token_id in (None, made[-1]):
+        return ()
+    return (
+        f"No {tokenizer.eos_token} was added to the texts, as most scripts train; if yours did, as TRL's SFTTrainer "
+        "does, give --eos add.",
+    )
 
 
 def _completions(material: Material) -> Examples | StreamedExamples:
@@ -78,7 +91,7 @@ def _completions(material: Material) -> Examples | StreamedExamples:
     def tokens(rows: Rows, numbers: Sequence[int]) -> list[Tokens]:
         both = [parts(row) for row in unbatched(rows)]
         wholes = tokenizer([prompt + completion for prompt, completion in both])["input_ids"]
-        if columns.label is None:  # a template of one column is a text
+        if columns.label is None or not material.args.completion_only:  # a template of one column is a text
             return [(ids, None) for ids in wholes]
         prompts = tokenizer([prompt for prompt, _ in both])["input_ids"]
         return [_after(ids, head) for ids, head in zip(wholes, prompts, strict=True)]
@@ -111,7 +124,7 @@ def _chats(material: Material) -> Examples | StreamedExamples:
         said, extra = messages_of(c.cell(row, text), number), extras_of(row)
         ends: Messages = messages_of(c.cell(row, columns.label), number) if columns.label is not None else []
         ids, mask = chat.marked(said + ends, number, extra) if alone else (chat.ids(said + ends, extra=extra), None)
-        if columns.label is None:
+        if columns.label is None or not material.args.completion_only:
             return ids, mask
         _, after = _after(ids, chat.ids(said, prompt=True, extra=extra))
         return ids, [a and b for a, b in zip(after, mask, strict=True)] if mask is not None else after

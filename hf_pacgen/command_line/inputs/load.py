@@ -20,6 +20,7 @@ from hf_pacgen.command_line.inputs.models import (
     load_model,
     processor_of,
 )
+from hf_pacgen.command_line.inputs.recorded import as_trained, length_of, recorded, with_text_column
 from hf_pacgen.command_line.inputs.runs import chosen
 from hf_pacgen.command_line.inputs.tasks import Task, check_libraries, check_settings, choose_task, trained_task
 from hf_pacgen.data.losses import IGNORED
@@ -49,12 +50,17 @@ def load_subject(
     facts = task.facts
     check_libraries(task)
     check_settings(task, data_args)
+    # only a causal language model's texts are made in more than one way
+    run = recorded(name) if facts.causal else {}
+    data_args = with_text_column(data_args, run, table)
     columns = facts.choose_columns(table, data_args, config)
     # a head for another task is no head for this one
     new_head = model_args.random_head and trained_task(config) is not task
     labels = None if facts.make_labels is None else facts.make_labels(table, columns, config, new_head=new_head)
     place, source = processor_of(name, model_args)
     processor = facts.load_processor(place, config, **source)
+    ending = getattr(processor, "eos_token", None)
+    data_args, taken = as_trained(data_args, run, columns, table, ending)
     examples = facts.make_examples(
         Material(
             table=table,
@@ -64,6 +70,7 @@ def load_subject(
             labels=labels,
             args=data_args,
             stream=stream,
+            length=length_of(run),
         )
     )
     # the weights come last: they take longest, and all that can be refused without them has been
@@ -75,7 +82,7 @@ def load_subject(
         model=model,
         examples=examples,
         title=f"{_title(name, data_args)} ({columns.title}; {rows})\n{shown}",
-        notes=(*_untrained(new, task, new_head, seed), *examples.notes),
+        notes=(*_untrained(new, task, new_head, seed), *taken, *examples.notes),
     )
 
 

@@ -135,7 +135,7 @@ class Task(Choice):
             choose_columns=formats.language_columns,
             load_processor=processors.load_tokenizer,
             make_examples=language.continued,
-            reads=("label_column", "text_column", "template", "assistant_only", "eos", "max_length"),
+            reads=("label_column", "text_column", "template", "assistant_only", "completion_only", "eos", "max_length"),
             loss="cross-entropy of the next token",
             formats=(
                 ("text", "the loss on every token but the first"),

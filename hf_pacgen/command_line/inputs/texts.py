@@ -124,6 +124,9 @@ def answered(material: Material) -> Examples | Parts | StreamedExamples:
             return [part for row in encode(columns, numbers) for part in row["parts"]]
 
         rows.encode = flat
+        rows.notes += (
+            "Of a stream η counts windows of contexts, unless num_training_examples says how many questions.",
+        )
         return rows
     where: list[tuple[int, int]] = []
     texts = material.table.select_columns(list(dict.fromkeys((question, context))))
@@ -131,8 +134,11 @@ def answered(material: Material) -> Examples | Parts | StreamedExamples:
         counted = windows(texts[first : first + COUNTED_AT_ONCE])["overflow_to_sample_mapping"]
         where += [(first + row, counted[:i].count(row)) for i, row in enumerate(counted)]
     if len(where) > len(texts):
-        cut = f"{len(where):,} windows of at most {limit} tokens were made of {len(texts):,} contexts"
-        rows.notes += (f"{cut}; where the answer is not in a window, its label is the first token.",)
+        cut = f"{len(where):,} windows of at most {limit} tokens were made of the contexts of {len(texts):,} questions"
+        rows.notes += (
+            f"{cut}: the loss is their mean, as in training, and η counts questions. Where the answer is not in a "
+            "window, its label is the first token.",
+        )
     return Parts(rows, where, lambda row, part: dict(row["parts"][part]))
 
 

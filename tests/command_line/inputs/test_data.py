@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bz2
 import gzip
+import importlib.util
 import lzma
 import zipfile
 from pathlib import Path
@@ -58,7 +59,7 @@ def test_data_from_the_hub(
         ),
         ("broken.json", '{"text": "a", "label": 1}\n{"text": "b", ', "broken.json' could not be read as json"),
         ("broken.parquet", "PAR0", "broken.parquet' could not be read as parquet"),
-        ("notes.doc", "text", "format of the data set file '.*notes.doc'.*one that ends in .csv, .json"),
+        ("notes.doc", "text", "format of the data set file '.*notes.doc'.*one that ends in .arrow, .csv, .json"),
         ("other.csv", "words,label\na,1\n", "ok"),
         (
             "numbers.csv",
@@ -121,6 +122,7 @@ def test_a_table_without_rows(run: Run, models: dict[str, Path], tmp_path: Path)
 
 
 ENDINGS = ["csv", "tsv", "json", "jsonl", "parquet", "csv.gz", "jsonl.xz", "csv.bz2", "jsonl.zst", "csv.zip", "shards"]
+ENDINGS += ["arrow"]
 
 
 @pytest.mark.parametrize("ending", ENDINGS)
@@ -138,6 +140,9 @@ def test_every_form_of_file(ending: str, streaming: bool, models: dict[str, Path
         table.to_csv(file, sep={"csv": ",", "tsv": "\t"}[plain], index=False)
     elif plain == "parquet":
         table.to_parquet(file)
+    elif plain == "arrow":
+        table.save_to_disk(str(tmp_path / "saved"))
+        file = (tmp_path / "saved" / "data-00000-of-00001.arrow").rename(file)
     else:
         table.to_json(file)
     if compression:
@@ -147,6 +152,50 @@ def test_every_form_of_file(ending: str, streaming: bool, models: dict[str, Path
     found = task_models.subject(models["classifier"], file, streaming=streaming)
     assert len(list(found.examples)) == 5 and "text -> label" in found.title
     assert sorted(one["labels"] for one in found.examples) == [0, 0, 0, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("split", "labels"),
+    [("train[:2]", [1, 0]), ("train[-1:]", [0]), ("train[20%:60%]", [0, 1]), ("train[:1]+train[4:]", [1, 0])],
+)
+@pytest.mark.parametrize("kind", ["table", "splits"])
+def test_parts_of_what_is_saved_on_disk(
+    kind: str, split: str, labels: list[int], models: dict[str, Path], tmp_path: Path
+) -> None:
+    table = datasets.Dataset.from_list([{"text": text, "label": label} for text, label in ROWS])
+    saved: Any = table if kind == "table" else datasets.DatasetDict({"train": table, "test": table.select([0])})
+    saved.save_to_disk(str(tmp_path / "saved"))
+    found = task_models.subject(models["classifier"], tmp_path / "saved", split=split)
+    assert [one["labels"] for one in found.examples] == labels
+
+
+def test_parts_that_are_not_there(run: Run, models: dict[str, Path], tmp_path: Path) -> None:
+    datasets.Dataset.from_list([{"text": "good", "label": 1}]).save_to_disk(str(tmp_path / "saved"))
+    words = ("score", models["classifier"], "--dataset", tmp_path / "saved", "--split")
+    refused(run, "has no split 'test'; it has train", *words, "test[:2]")
+    refused(run, r"--split 'train\[x\]' cannot be read: .* Write a split, such as train, or a part", *words, "train[x]")
+    write_csv(tmp_path / "a.csv")
+    file = ("score", models["classifier"], "--dataset", tmp_path / "a.csv")
+    refused(run, r"--split 'train\[x\]' is not a split of the files given", *file, "--split", "train[x]")
+    refused(run, "--sample-by document is for txt files", *file, "--sample-by", "document")
+
+
+def test_files_that_would_be_read_otherwise_in_silence(run: Run, models: dict[str, Path], tmp_path: Path) -> None:
+    words = ("score", models["language model"], "--dataset")
+    (tmp_path / "a.csv").write_text("text;label\ngood movie;1\n")
+    refused(run, r"a.csv' has columns set apart by ';' \('text;label'\): expected commas", *words, tmp_path / "a.csv")
+    (tmp_path / "both").mkdir()
+    write_csv(tmp_path / "both" / "a.csv")
+    datasets.Dataset.from_list([{"text": "good"}]).to_parquet(tmp_path / "both" / "b.parquet")
+    refused(run, r"data of different formats \(a.csv, b.parquet\): expected one", *words, tmp_path / "both")
+
+
+def test_zstd_without_its_library(run: Run, models: dict[str, Path], tmp_path: Path, monkeypatch: Any) -> None:
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *more: None if name == "zstandard" else find(name))
+    (tmp_path / "a.jsonl.zst").write_bytes(b"(")
+    words = ("score", models["classifier"], "--dataset", tmp_path / "a.jsonl.zst")
+    refused(run, "is compressed by zstd, which needs zstandard: pip install zstandard, or unpack it", *words)
 
 
 def compressed(file: Path, kind: str) -> Path:

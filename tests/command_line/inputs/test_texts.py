@@ -12,6 +12,7 @@ from task_data import NAMED, SQUAD, SWAG, TAGS, WORDS
 from tokenizers import pre_tokenizers
 from transformers import AutoTokenizer, RobertaConfig, RobertaForTokenClassification, RobertaTokenizer
 
+from hf_pacgen import pacgen
 from hf_pacgen.errors import InputError
 
 
@@ -54,15 +55,18 @@ def test_answers_in_windows_of_their_context(tmp_path: Path) -> None:
     # of the windows of the long context, those that hold the whole answer
     assert said[0] == "blue" and said[-1] == "[CLS]" and said[1:-1].count("the movie") in (1, 2)
     assert set(said[1:-1]) == {"the movie", "[CLS]"}
-    assert "windows of at most 40 tokens were made of 3 contexts" in " ".join(found.notes)
+    assert "windows of at most 40 tokens were made of the contexts of 3 questions" in " ".join(found.notes)
+    scored = pacgen(found.model, found.examples, config=m.QUICK, batch_size=2, progress=False)
+    assert (scored.eta, scored.num_examples) == (3, len(found.examples)) and len(found.examples) > 3
     expected = m.mean_loss(model, [dict(one) for one in found.examples])
     assert m.loss_of(folder, SQUAD, max_length=limit) == pytest.approx(expected, rel=1e-5)
     whole = tokens("what color ?", "the sky is blue .", padding="max_length", max_length=128)
     hand = {**whole, "start_positions": 8, "end_positions": 8}
     assert tokens.convert_ids_to_tokens(whole["input_ids"])[8] == "blue"
     assert m.loss_of(folder, SQUAD[:1]) == pytest.approx(m.mean_loss(model, [hand]), rel=1e-5)
-    streamed = list(m.subject(folder, SQUAD, max_length=limit, streaming=True).examples)
-    assert streamed == [dict(one) for one in found.examples]
+    streamed = m.subject(folder, SQUAD, max_length=limit, streaming=True)
+    assert list(streamed.examples) == [dict(one) for one in found.examples]
+    assert "counts windows of contexts, unless num_training_examples" in " ".join(streamed.notes)
     listed = [{**row, "answers": [{"text": "blue", "answer_start": 11}]} for row in SQUAD[:1]]
     assert dict(m.subject(folder, listed).examples[0])["start_positions"] == 8
 
