@@ -88,19 +88,20 @@ def _is_of(folder: Path, file: str, origin: Mapping[str, Any]) -> bool:
     known = origin.get("model") or {}
     if not known.get("weights"):
         return False
-    # as the result's model was: in its data type, and quantized as it was
-    from hf_pacgen.command_line.inputs.weights import folder_fingerprint  # torch and transformers take seconds
+    from hf_pacgen.command_line.inputs.weights import is_of  # torch and transformers take seconds
 
     try:
-        found = folder_fingerprint(folder, dtype=known.get("dtype"), load_in_4bit=bool(known.get("load_in_4bit")))
+        same, found = is_of(folder, known)
     except InputError as error:
         raise InputError(
             f"The weights of {str(folder)!r} cannot be compared with those that {file!r} is of: "
             f"{str(error).rstrip('.')}. Write the card all the same with --force."
         ) from error
-    if found != known["weights"]:
+    if not same:
+        asked = str(known.get("adapter") or known["weights"])
         raise InputError(
-            f"{file!r} is of other weights ({known.get('name')!r}, {known['weights'][:12]}) than the model in "
-            f"{str(folder)!r} ({str(found)[:12]}). Give its own result, or write it all the same with --force."
+            f"{file!r} is of other weights ({known.get('name')!r}, {asked[:12]}) than the model in "
+            f"{str(folder)!r} ({found[:12] or 'no adapter'}). Give its own result, or write it all the same with "
+            "--force."
         )
     return True

@@ -6,7 +6,8 @@ import dataclasses
 import sys
 from typing import Any, TypeVar
 
-from hf_pacgen.model.fingerprint import weights_fingerprint
+from hf_pacgen.model.dequantized import quantized_layers
+from hf_pacgen.model.fingerprint import adapter_fingerprint, weights_fingerprint
 from hf_pacgen.model.state import unwrap
 
 R = TypeVar("R")
@@ -19,7 +20,8 @@ def origin_of(model: Any, data: Any) -> dict[str, Any]:
     """The origin of a measure of a model; all processes that share its weights call this together.
 
     ``model`` has its name, revision, data type, and as ``weights`` the :func:`weights_fingerprint` (None where weights
-    cannot be read); ``data``, of a ``datasets.Dataset``, its name, split, rows and fingerprint.
+    cannot be read), of an adapter on a quantized base also the :func:`adapter_fingerprint` as ``adapter``; ``data``, of
+    a ``datasets.Dataset``, its name, split, rows and fingerprint.
     """
     inner = unwrap(model)
     config = getattr(inner, "config", None)
@@ -38,6 +40,8 @@ def origin_of(model: Any, data: Any) -> dict[str, Any]:
             "revision": getattr(config, "_commit_hash", None),
             "dtype": None if first is None else str(first.dtype).removeprefix("torch."),
             "weights": weights_fingerprint(inner),
+            # a quantized base has no checksum that is the same everywhere, and its adapter has
+            **({"adapter": adapter_fingerprint(inner)} if quantized_layers(inner) else {}),
         },
         "data": {key: value for key, value in known.items() if value is not None},
         "versions": {

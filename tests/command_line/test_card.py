@@ -12,6 +12,7 @@ import hf_pacgen.cards
 import peft
 import pytest
 import saved_models
+import torch
 from command_runs import QUICK
 from huggingface_hub import metadata_load
 from sample_cards import CERTIFICATE, metrics
@@ -117,6 +118,47 @@ def test_a_result_that_does_not_say_is_taken_with_a_word(
 ) -> None:
     assert main(["card", str(result_file), "--model", str(folder)]) == 0
     assert "does not say which weights it is of" in capsys.readouterr().out
+
+
+def lora(folder: Path, base: Path, seed: int) -> Path:
+    """An adapter of a classifier, made at random."""
+    torch.manual_seed(seed)
+    model = AutoModelForSequenceClassification.from_pretrained(base)
+    config = peft.LoraConfig(task_type="SEQ_CLS", r=2, target_modules=["query"], init_lora_weights=False)
+    peft.get_peft_model(model, config).save_pretrained(str(folder))
+    return folder
+
+
+def test_a_result_of_a_base_in_4_bits_is_known_by_its_adapter(runs: list[Path], tmp_path: Path, capsys: Any) -> None:
+    pytest.importorskip("bitsandbytes")
+    base, data = saved_models.bert(tmp_path / "base"), runs[0].parents[1] / "train.csv"
+    folder, other = lora(tmp_path / "adapter", base, 0), lora(tmp_path / "other", base, 1)
+    card = scored(folder, tmp_path / "r.json", data, "--load-in-4bit")
+    assert main(card) == 0 and "not compared" not in capsys.readouterr().out
+    index: Any = metadata_load(folder / "README.md")
+    assert index["model-index"][0]["results"][0]["task"]["type"] == "text-classification"
+    assert main([*card[:-1], str(other)]) == 2
+    assert "is of other weights" in capsys.readouterr().err
+    assert main([*card[:-1], str(base)]) == 2
+    assert "(no adapter)" in capsys.readouterr().err
+    before = json.loads((tmp_path / "r.json").read_text())
+    del before["origin"]["model"]["adapter"]
+    (tmp_path / "r.json").write_text(json.dumps(before))
+    assert main(card) == 2
+    assert "a base in 4 bits has no checksum that is the same everywhere" in capsys.readouterr().err
+
+
+def test_a_run_stands_for_the_checkpoint_that_was_scored(runs: list[Path], tmp_path: Path, capsys: Any) -> None:
+    run, data = tmp_path / "run", runs[0].parents[1] / "train.csv"
+    for step, model in ((5, runs[1]), (10, runs[2])):
+        shutil.copytree(model, run / f"checkpoint-{step}")
+    for words in ((), ("--checkpoint", "5")):
+        assert main(scored(run, tmp_path / "r.json", data, *words)) == 0
+        assert metrics(run)["pacgen"]["value"] == PACGenResult.load(tmp_path / "r.json").score
+    shutil.rmtree(run / "checkpoint-5")
+    capsys.readouterr()
+    assert main(["card", str(tmp_path / "r.json"), "--model", str(run)]) == 2
+    assert "is of other weights" in capsys.readouterr().err
 
 
 def test_an_adapters_result_and_a_certificate(runs: list[Path], tmp_path: Path, capsys: Any) -> None:

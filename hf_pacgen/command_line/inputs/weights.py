@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,31 @@ import transformers
 
 from hf_pacgen.command_line.inputs.adapters import put_on
 from hf_pacgen.command_line.inputs.models import ModelArguments, load_config
+from hf_pacgen.command_line.inputs.runs import checkpoints, is_model
 from hf_pacgen.command_line.quiet import quiet
 from hf_pacgen.errors import InputError, refusing
-from hf_pacgen.model.fingerprint import weights_fingerprint
+from hf_pacgen.model.fingerprint import tensors_fingerprint, weights_fingerprint
+
+
+def is_of(folder: Path, known: Mapping[str, Any]) -> tuple[bool, str]:
+    """Whether a folder has the weights that a result knows, and their checksum; of a run, one of its checkpoints.
+
+    Args:
+        known: the ``model`` of a result's origin.
+
+    Raises:
+        InputError: the weights cannot be read.
+    """
+    found = [] if is_model(folder) else checkpoints(folder)
+    # of a run the checkpoint that was scored, else the last
+    scored = Path(str(known.get("name"))).name
+    place = next((path for path in found if path.name == scored), found[-1] if found else folder)
+    if (adapter := known.get("adapter")) is not None:
+        saved = ModelArguments().adapter(str(place))
+        checksum = "" if saved is None else tensors_fingerprint(saved.weights())
+        return checksum == adapter, checksum
+    checksum = str(folder_fingerprint(place, dtype=known.get("dtype"), load_in_4bit=bool(known.get("load_in_4bit"))))
+    return checksum == known["weights"], checksum
 
 
 def folder_fingerprint(folder: Path, *, dtype: str | None = None, load_in_4bit: bool = False) -> str | None:

@@ -20,6 +20,14 @@ from hf_pacgen.show.cards.document import Card, to_model_card
 
 __all__ = ["CARD", "CHART", "NUMBERS", "card_section", "certificate_section", "evaluation_results", "update_model_card"]
 
+OF_ADAPTERS = {
+    "SEQ_CLS": "text-classification",
+    "TOKEN_CLS": "token-classification",
+    "QUESTION_ANS": "question-answering",
+    "CAUSAL_LM": "text-generation",
+    "SEQ_2_SEQ_LM": "text2text-generation",
+}
+"""The hub's names of tasks by the task types of PEFT."""
 CARD, CHART, NUMBERS = "README.md", "pacgen_by_module.png", "pacgen.json"  # files in a model's folder
 
 
@@ -131,20 +139,41 @@ def _task_type(metadata: Mapping[str, Any], folder: Path | None) -> str | None:
             return str(group["task"]["type"])
     if isinstance(metadata.get("pipeline_tag"), str):
         return str(metadata["pipeline_tag"])
-    if folder is None or not (folder / "config.json").is_file():
+    if folder is None:
         return None
-    from transformers.modelcard import TASK_MAPPING  # only now: it brings all of transformers
+    adapter = _read(folder / "adapter_config.json")
+    if str(adapter.get("task_type")) in OF_ADAPTERS:
+        return OF_ADAPTERS[str(adapter["task_type"])]
+    kind = (adapter.get("auto_mapping") or {}).get("base_model_class")
+    base = Path(str(adapter.get("base_model_name_or_path") or folder))
+    architectures = [kind] if kind else _read(folder / "config.json", base / "config.json").get("architectures")
+    return _task_of(architectures) if isinstance(architectures, list) else None
 
-    mapping: Mapping[str, Any] = TASK_MAPPING
+
+def _read(*files: Path) -> dict[str, Any]:
+    """The first of some configurations that is there; nothing where it is none, as a card does not depend on it."""
+    file = next((file for file in files if file.is_file()), None)
     try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        architectures = set(config.get("architectures") or [])
-    except (ValueError, AttributeError, TypeError):  # not a configuration: the card does not depend on it
-        return None
-    for task, names in mapping.items():
+        found = {} if file is None else json.loads(file.read_text(encoding="utf-8"))
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _task_of(architectures: list[Any]) -> str | None:
+    from transformers.modelcard import TASK_MAPPING  # only now: it brings all of transformers
+    from transformers.models.auto import modeling_auto as auto
+
+    further: list[tuple[str, Mapping[str, Any]]] = [
+        ("image-segmentation", auto.MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES),
+        ("image-segmentation", auto.MODEL_FOR_UNIVERSAL_SEGMENTATION_MAPPING_NAMES),
+        ("multiple-choice", auto.MODEL_FOR_MULTIPLE_CHOICE_MAPPING_NAMES),
+    ]
+    mappings: Mapping[str, Any] = TASK_MAPPING
+    for task, names in (*mappings.items(), *further):
         for name in names.values():  # of a class, or of several
-            if architectures & ({name} if isinstance(name, str) else set(name)):
-                return task
+            if set(map(str, architectures)) & ({name} if isinstance(name, str) else set(name)):
+                return str(task)
     return None
 
 

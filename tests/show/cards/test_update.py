@@ -159,6 +159,31 @@ def test_a_new_card_of_a_saved_model_names_library_and_task(folder: Path) -> Non
     assert (data.library_name, data.pipeline_tag) == ("transformers", "image-classification")
 
 
+@pytest.mark.parametrize(
+    ("adapter", "base", "expected"),
+    [
+        ({"task_type": "CAUSAL_LM"}, None, "text-generation"),
+        ({"task_type": None, "auto_mapping": {"base_model_class": "ViTForImageClassification"}}, None, "image-classif"),
+        ({"task_type": None}, "BertForMaskedLM", "fill-mask"),
+        ({"task_type": "OF_ANOTHER_RELEASE"}, None, "other"),
+        (None, "SegformerForSemanticSegmentation", "image-segmentation"),
+        (None, "BertForMultipleChoice", "multiple-choice"),
+    ],
+)
+def test_the_task_of_an_adapter_and_of_its_base(
+    adapter: dict[str, Any] | None, base: str | None, expected: str, folder: Path, tmp_path: Path
+) -> None:
+    place = folder if adapter is None else tmp_path / "base"
+    place.mkdir(exist_ok=True)
+    if adapter is not None:
+        (folder / "adapter_config.json").write_text(json.dumps({**adapter, "base_model_name_or_path": str(place)}))
+    if base is not None:
+        (place / "config.json").write_text(json.dumps({"architectures": [base]}))
+    update_model_card(folder, RESULT)
+    index = metadata_load(folder / "README.md")["model-index"]  # type: ignore[index]
+    assert index[0]["results"][0]["task"]["type"].startswith(expected)
+
+
 @pytest.mark.parametrize("config", ["not JSON", "[]", '{"architectures": 3}', '{"architectures": ["Mine"]}'])
 def test_a_config_that_tells_no_task(config: str, folder: Path) -> None:
     (folder / "config.json").write_text(config)
