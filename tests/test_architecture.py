@@ -34,9 +34,9 @@ FLOORS: dict[str, str] = {
     "certify": "certify draws error_rate posterior priors refinement search splits validity",
     "training": "arguments callback.callback callback.guard clipping estimates hooks noisy_step run_facts scores "
     "trainer trainer_loss",
-    "command_line": "card certify compare comparison_file comparison_table completion inputs.adapters inputs.chat "
-    "inputs.choosing inputs.columns inputs.data inputs.examples inputs.fingerprint inputs.formats inputs.labels "
-    "inputs.language inputs.load inputs.models inputs.other_tasks inputs.pictures inputs.processors "
+    "command_line": "card certify compare comparison_file comparison_table completion flags inputs.adapters "
+    "inputs.chat inputs.choosing inputs.columns inputs.data inputs.examples inputs.fingerprint inputs.formats "
+    "inputs.labels inputs.language inputs.load inputs.models inputs.other_tasks inputs.pictures inputs.processors "
     "inputs.recorded inputs.runs "
     "inputs.sound_folder inputs.sounds inputs.tasks inputs.texts inputs.weights main parser printing quiet register "
     "run_options score sharpness suggestions",

@@ -131,7 +131,7 @@ def _measured(
     """The measures of a run, and whether they were known."""
     args, config = call.args, call.config
     subject = call.load(model)
-    test_data = None if test is None else call.load(model, test).examples
+    test_data = None if test is None else call.load_other(model, subject, test)
     origin = _origin(call, subject, model, test_data)
     if (before := same_run(known, origin)) is not None:
         return dataclasses.replace(before, name=name), True

@@ -10,10 +10,9 @@ import argparse
 import importlib
 import os
 import sys
-from typing import Any
 
 from hf_pacgen import __version__
-from hf_pacgen.command_line.completion import EXIT_CODES, asked_command, complete
+from hf_pacgen.command_line.completion import EXIT_CODES, complete
 from hf_pacgen.errors import InputError
 
 COMMANDS = {
@@ -32,10 +31,8 @@ def main(argv: list[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # a terminal that has no Ψ shows '?' instead of failing
+    complete(list(COMMANDS))
     parser = _parser()
-    if (asking := asked_command(list(COMMANDS))) is not None:
-        importlib.import_module(f"hf_pacgen.command_line.{asking}").run([])
-    complete(parser)
     words = sys.argv[1:] if argv is None else argv
     try:
         # only the first word is ours; a flag that argparse does not know is no command either
@@ -70,6 +67,5 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=__version__)
     # no subparsers of argparse: they would need every command's flags, and so every import
-    command: Any = parser.add_argument("command", nargs="?", metavar="COMMAND", help=argparse.SUPPRESS)
-    command.completer = lambda **_: list(COMMANDS)  # where argcomplete looks
+    parser.add_argument("command", nargs="?", metavar="COMMAND", help=argparse.SUPPRESS)
     return parser

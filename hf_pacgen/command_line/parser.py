@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 import torch
 from transformers import HfArgumentParser
 
-from hf_pacgen.command_line.completion import EXIT_CODES, complete
+from hf_pacgen.command_line.completion import EXIT_CODES
 from hf_pacgen.command_line.suggestions import complaint
 from hf_pacgen.errors import InputError
 
@@ -77,7 +77,6 @@ class CommandParser(HfArgumentParser):
 
     def settings(self, argv: list[str]) -> tuple[Any, ...]:
         """The dataclasses, then the namespace of further arguments; what is unknown or refused is an InputError."""
-        complete(self)
         # first: argparse would ask for a required flag, and not name the wrong one that was given for it
         if (wrong := complaint(argv, self._option_string_actions)) is not None:
             self.error(wrong)

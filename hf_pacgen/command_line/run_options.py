@@ -16,7 +16,7 @@ from accelerate import Accelerator
 
 from hf_pacgen.command_line.inputs.data import DataArguments
 from hf_pacgen.command_line.inputs.fingerprint import data_fingerprint
-from hf_pacgen.command_line.inputs.load import Subject, load_subject
+from hf_pacgen.command_line.inputs.load import Subject, load_data, load_subject
 from hf_pacgen.command_line.inputs.models import ModelArguments, choose_device
 from hf_pacgen.command_line.inputs.runs import chosen, expanded
 from hf_pacgen.command_line.parser import CommandParser
@@ -108,12 +108,16 @@ class Run:
             self.accelerator = Accelerator(cpu=self.device.type == "cpu")
             self.device = self.accelerator.device  # one for each process
 
-    def load(self, model: str, data_args: DataArguments | None = None) -> Subject:
-        """A model with its training data, or with other data."""
-        data = data_args or self.data_args
+    def load(self, model: str) -> Subject:
+        """A model with its training data."""
         # of a head that the checkpoint lacks: the seed of the measurement, so that one seed repeats the whole command
         with self.apart(), quiet() if self.quiet else nullcontext():
-            return load_subject(model, self.model_args, data, device=self.device, seed=self.config.seed)
+            return load_subject(model, self.model_args, self.data_args, device=self.device, seed=self.config.seed)
+
+    def load_other(self, model: str, subject: Subject, data_args: DataArguments) -> Any:
+        """Other data of a model that is loaded, with the labels of its training data."""
+        with self.apart(), quiet() if self.quiet else nullcontext():
+            return load_data(model, self.model_args, data_args, labels=subject.labels).examples
 
     @contextmanager
     def apart(self) -> Iterator[None]:

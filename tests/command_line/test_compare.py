@@ -6,13 +6,22 @@ import csv
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import datasets
 import pytest
-from command_runs import ROWS, Run, refused
+import saved_models
+import task_models as m
+import torch
+from command_runs import ROWS, Run, refused, write_csv
 
+import hf_pacgen.command_line.inputs.load
+from hf_pacgen import pacgen
 from hf_pacgen.command_line.compare import short_names
 from hf_pacgen.command_line.comparison_file import correlations
+from hf_pacgen.command_line.inputs.data import DataArguments
+from hf_pacgen.command_line.inputs.load import load_subject
+from hf_pacgen.command_line.inputs.models import ModelArguments
 from hf_pacgen.command_line.main import main
 from hf_pacgen.results.measures import Measures
 
@@ -67,6 +76,39 @@ def test_compare_without_test_data_and_with_a_split_as_test_data(run: Run, runs:
     code, out, err = run(*words, "--dataset", tmp_path / "data", "--eval-split", "held", "--json", tmp_path / "m.json")
     assert code == 0 and "test loss" in out and "--json is deprecated; it is called --output now" in err
     assert all(abs(found["gap"]) > 1e-4 for found in json.loads((tmp_path / "m.json").read_text())["runs"])
+
+
+def test_test_data_has_the_labels_of_the_training_data_and_no_model_of_its_own(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = saved_models.bert(tmp_path / "base", head=False)
+    rows = [("good movie", "a"), ("bad food", "b"), ("awful", "c")]
+    # the middle name comes first in the test data alone
+    for name, some in (("train", rows), ("test", rows[1:]), ("odd", [("good", "d")])):
+        write_csv(tmp_path / f"{name}.csv", some)
+    loaded: list[str] = []
+    load = hf_pacgen.command_line.inputs.load.load_model
+
+    def counted(name: str, *given: Any, **named: Any) -> Any:
+        loaded.append(name)
+        return load(name, *given, **named)
+
+    monkeypatch.setattr(hf_pacgen.command_line.inputs.load, "load_model", counted)
+    words = ("compare", base, "--dataset", tmp_path / "train.csv", "--random-head", "--lipschitz-directions", 0)
+    assert run(*words, "--eval-dataset", tmp_path / "test.csv", "--output", tmp_path / "m.json")[0] == 0
+    assert len(loaded) == 1
+    (found,) = json.loads((tmp_path / "m.json").read_text())["runs"]
+    model, examples, _ = load_named_with_head(base, tmp_path / "train.csv")
+    expected = pacgen(model, torch.utils.data.Subset(examples, [1, 2]), config=m.QUICK, progress=False).loss
+    assert found["test_loss"] == pytest.approx(expected, rel=1e-5)
+    refused(run, "label 'd' .*none of those in the training data", *words, "--eval-dataset", tmp_path / "odd.csv")
+
+
+def load_named_with_head(folder: Path, data: Path) -> tuple[Any, Any, Any]:
+    found = load_subject(
+        str(folder), ModelArguments(random_head=True), DataArguments(dataset=[str(data)]), device=torch.device("cpu")
+    )
+    return found.model, found.examples, found.notes
 
 
 def test_names_are_as_short_as_they_can_be() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import subprocess
 import sys
@@ -57,21 +56,3 @@ def test_the_first_help_needs_no_large_library() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
-
-
-@pytest.mark.parametrize(
-    ("line", "expected"), [("hf-pacgen sc", "score"), ("hf-pacgen score --max-ex", "--max-examples")]
-)
-def test_a_shell_completes(line: str, expected: str, tmp_path: Path) -> None:
-    pytest.importorskip("argcomplete")
-    told = {"_ARGCOMPLETE": "1", "COMP_LINE": line, "COMP_POINT": str(len(line)), "_ARGCOMPLETE_IFS": "\n"}
-    told["_ARGCOMPLETE_STDOUT_FILENAME"] = str(tmp_path / "found")
-    subprocess.run([sys.executable, "-m", "hf_pacgen"], env={**os.environ, **told}, timeout=300, check=False)
-    assert expected in (tmp_path / "found").read_text().split()
-
-
-def test_a_shell_that_asks_in_vain(monkeypatch: pytest.MonkeyPatch, run: Run) -> None:
-    monkeypatch.setenv("_ARGCOMPLETE", "1")
-    monkeypatch.setenv("COMP_LINE", "hf-pacgen sc")
-    monkeypatch.setitem(sys.modules, "argcomplete", None)
-    assert run("frobnicate")[0] == 2

@@ -58,13 +58,13 @@ class Labels:
             return float(raw)
         if raw in self.numbers:
             return self.numbers[raw]
-        # of a stream, whose later rows were not looked at
+        # of a stream, whose later rows were not looked at, or of other data than the head was made for
         if isinstance(raw, int) and not isinstance(raw, bool) and 0 <= raw < self.num_labels:
             return raw
         raise InputError(
-            f"The label {raw!r} in the column {self.column!r} is none of those in the first rows of the stream and no "
-            f"class of the model: expected one of {few(map(repr, self.numbers), 8)}. Repair it, or leave out "
-            "--streaming."
+            f"The label {raw!r} in the column {self.column!r} is none of those in the training data, or in the first "
+            f"rows of the stream, and no class of the model: expected one of {few(map(repr, self.numbers), 8)}. Repair "
+            "it, or leave out --streaming."
         )
 
 

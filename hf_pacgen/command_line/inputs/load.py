@@ -13,6 +13,7 @@ import torch
 from hf_pacgen.command_line.inputs.columns import Columns, cells, feature_of
 from hf_pacgen.command_line.inputs.data import DataArguments, check_files, load_rows
 from hf_pacgen.command_line.inputs.examples import Material, shown_example
+from hf_pacgen.command_line.inputs.labels import Labels
 from hf_pacgen.command_line.inputs.models import (
     ModelArguments,
     choose_device,
@@ -37,12 +38,43 @@ class Subject:
     examples: Any  # a dataset, or a stream of examples
     title: str  # names both, and shows an example in a second line
     notes: tuple[str, ...]  # what was assumed about them, in sentences
+    labels: Labels | None = None  # how raw labels became the model's
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """The data of a model, ready to be measured, and what is known of the model without its weights."""
+
+    config: Any
+    task: Task
+    new_head: bool  # whether the model gets a head for the data's labels, made at random
+    labels: Labels | None
+    examples: Any
+    title: str
+    notes: tuple[str, ...]
 
 
 def load_subject(
     name: str, model_args: ModelArguments, data_args: DataArguments, *, device: torch.device, seed: int = 0
 ) -> Subject:
     """The model and its training data; with ``random_head``, one that it lacks is made for the data's labels."""
+    data = load_data(name, model_args, data_args)
+    labels, task, new_head = data.labels, data.task, data.new_head
+    # the weights come last: they take longest, and all that can be refused without them has been
+    num_labels = labels.num_labels if labels is not None and new_head else None
+    model, new = load_model(name, model_args, data.config, task, num_labels=num_labels, device=device, seed=seed)
+    notes = (*_untrained(new, task, new_head, seed), *data.notes)
+    return Subject(model=model, examples=data.examples, title=data.title, notes=notes, labels=labels)
+
+
+def load_data(
+    name: str, model_args: ModelArguments, data_args: DataArguments, *, labels: Labels | None = None
+) -> Prepared:
+    """The data that a model is measured on; of the model its configuration and its processor alone are read.
+
+    Args:
+        labels: those of the training data, where this is other data of the same model.
+    """
     check_files(data_args)
     config = load_config(name, model_args)
     table, stream = load_rows(data_args)  # after the configuration, which is quicker to fetch and to refuse
@@ -56,7 +88,8 @@ def load_subject(
     columns = facts.choose_columns(table, data_args, config)
     # a head for another task is no head for this one
     new_head = model_args.random_head and trained_task(config) is not task
-    labels = None if facts.make_labels is None else facts.make_labels(table, columns, config, new_head=new_head)
+    if labels is None and facts.make_labels is not None:
+        labels = facts.make_labels(table, columns, config, new_head=new_head)
     place, source = processor_of(name, model_args)
     processor = facts.load_processor(place, config, **source)
     ending = getattr(processor, "eos_token", None)
@@ -73,16 +106,16 @@ def load_subject(
             length=length_of(run),
         )
     )
-    # the weights come last: they take longest, and all that can be refused without them has been
-    num_labels = labels.num_labels if labels is not None and new_head else None
-    model, new = load_model(name, model_args, config, task, num_labels=num_labels, device=device, seed=seed)
     shown = _example(task, table, columns, processor, examples)
     rows = "streamed" if stream is not None else f"{len(table):,} rows"
-    return Subject(
-        model=model,
+    return Prepared(
+        config=config,
+        task=task,
+        new_head=new_head,
+        labels=labels,
         examples=examples,
         title=f"{_title(name, data_args)} ({columns.title}; {rows})\n{shown}",
-        notes=(*_untrained(new, task, new_head, seed), *taken, *examples.notes),
+        notes=(*taken, *examples.notes),
     )
 
 

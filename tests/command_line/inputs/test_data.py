@@ -227,7 +227,7 @@ def test_streams(models: dict[str, Path], tmp_path: Path) -> None:
     data = task_models.write_rows(tmp_path / "d.jsonl", [*rows, {"text": "bad", "label": 7}])
     found = task_models.subject(models["classifier"], data, streaming=True)
     assert "(text -> label; streamed)" in found.title
-    with pytest.raises(InputError, match="label 7 in the column 'label' is none of those in the first rows of the str"):
+    with pytest.raises(InputError, match="label 7 in the column 'label' is none of those in the training data, or"):
         list(found.examples)
     task_models.write_rows(data, [*rows, {"text": None, "label": 1}])
     with pytest.raises(InputError, match=r"'text' has no value in row 1002 \(counted from 0\)"):

@@ -99,7 +99,14 @@ def test_task_that_cannot_be_told(run: Run, models: dict[str, Path], tmp_path: P
     refused(run, r"Cannot tell the task.*\(BertModel\).*--task", *words, "--random-head")
     config = json.loads((models["classifier"] / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({**config, "architectures": ["BertForNextSentencePrediction"]}))
-    refused(run, r"\(BertForNextSentencePrediction\): expected", "score", tmp_path, "--dataset", write_csv(data))
+    refused(
+        run,
+        r"\(BertForNextSentencePrediction\) is trained for next-sentence",
+        "score",
+        tmp_path,
+        "--dataset",
+        write_csv(data),
+    )
 
 
 def test_a_base_model_is_never_scored_with_a_random_head_unasked(
