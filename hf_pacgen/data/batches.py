@@ -36,7 +36,8 @@ class Batches:
     Args:
         data: a DataLoader, a map-style or iterable dataset, or a re-iterable of batches.
         model: whose ``forward`` says which columns of a dataset are used.
-        batch_size, collate_fn: for datasets; by default columns are stacked and ragged ones padded.
+        batch_size, collate_fn: for datasets, and a list of examples with its ``collate_fn``; by default columns are
+            stacked and ragged ones padded.
         max_examples: a seeded random subset of a map-style dataset, the first of any other data.
         seed: of the subset and of what the data draws at random.
     """
@@ -61,6 +62,8 @@ class Batches:
         self._kept: list[tuple[int, Any]] | None = None
         self._number: int | None = None  # of batches in a whole pass, once one was gone through
         self.form = form = _Form.of(data)
+        if collate_fn is not None and isinstance(data, (list, tuple)):  # of examples, as a Trainer takes one
+            self.form = form = _Form.ROWS
         if form is _Form.LOADER and self.processes.size > 1 and hasattr(data, "total_dataset_length"):
             # accelerate's prepared loaders give each process its share, and repeat examples to even them out
             raise ValueError(

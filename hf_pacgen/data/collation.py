@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import logging
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -70,6 +71,14 @@ MISSES = (LookupError, ValueError, TypeError, AttributeError, RuntimeError)
 """What a collator may raise that misses a column."""
 
 
+logger = logging.getLogger(__name__)
+DROPPED = (
+    "collate_fn asks for %s, which is no input of the model: the Trainer drops it before it collates "
+    "(remove_unused_columns), and so it is dropped here. If you train with remove_unused_columns=False, pass a "
+    "DataLoader with this collate_fn, whose rows stay whole."
+)
+
+
 class AsTheTrainer:
     """A collator of one's own, which gets of each row what the Trainer would give it: the inputs of the model.
 
@@ -97,12 +106,39 @@ class AsTheTrainer:
         kept = [len(few) < len(row) and not set(few) <= set(LABEL_NAMES) for few, row in zip(cut, rows, strict=True)]
         if not all(kept):
             return False
+        watched = [_Watched(few, row) for few, row in zip(cut, rows, strict=True)]
         with random_state_kept():  # a try must not change what a collator draws
             try:
-                self.collate_fn(cut)
+                self.collate_fn(watched)
             except MISSES:
                 return False
+        if asked := sorted({str(key) for row in watched for key in row.asked}):
+            logger.warning(DROPPED, ", ".join(map(repr, asked)))
         return True
+
+
+class _Watched(dict[str, Any]):
+    """A row that knows which of the dropped columns it was asked for."""
+
+    def __init__(self, kept: Mapping[str, Any], whole: Mapping[str, Any]) -> None:
+        super().__init__(kept)
+        self.dropped, self.asked = set(whole) - set(kept), set[str]()
+
+    def _see(self, key: Any) -> None:
+        if key in self.dropped:
+            self.asked.add(key)
+
+    def __contains__(self, key: Any) -> bool:
+        self._see(key)
+        return super().__contains__(key)
+
+    def get(self, key: Any, default: Any = None) -> Any:
+        self._see(key)
+        return super().get(key, default)
+
+    def pop(self, key: Any, *default: Any) -> Any:
+        self._see(key)
+        return super().pop(key, *default)
 
 
 def _inputs_of(row: Mapping[str, Any], model: nn.Module) -> dict[str, Any]:

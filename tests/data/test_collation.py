@@ -11,7 +11,14 @@ import tiny
 import torch
 from peft import LoraConfig, get_peft_model
 from torch import Tensor
-from transformers import BertForMultipleChoice, T5Config, T5ForConditionalGeneration, Trainer, TrainingArguments
+from transformers import (
+    BertForMultipleChoice,
+    T5Config,
+    T5ForConditionalGeneration,
+    Trainer,
+    TrainingArguments,
+    default_data_collator,
+)
 
 from hf_pacgen import ScoreConfig, pacgen
 from hf_pacgen.data.collation import AsTheTrainer, collate, model_columns
@@ -261,6 +268,35 @@ def test_a_collator_that_needs_raw_columns_gets_them() -> None:
     torch.manual_seed(0)
     assert draws[-1] == torch.rand(1).item()  # the try that failed drew nothing
     assert len(draws) == 2 and wrapped(rows) is not None and len(draws) == 3
+
+
+@pytest.mark.parametrize(
+    "asks", [lambda row: row.get("weight"), lambda row: "weight" in row, lambda r: r.pop("weight", 0)]
+)
+def test_a_collator_that_asks_for_a_dropped_column_is_told(asks: Any, caplog: pytest.LogCaptureFixture) -> None:
+    def collator(rows: list[dict[str, Any]]) -> dict[str, Tensor]:
+        for row in rows:
+            asks(row)
+            row.get("pixels")  # which is in no row: nothing was dropped
+        return {"input_ids": torch.tensor([row["input_ids"] for row in rows])}
+
+    wrapped = AsTheTrainer(collator, tiny.make("bert"))
+    rows = [{"input_ids": [1, 2], "weight": 0.5, "text": "a"}, {"input_ids": [2, 2], "weight": 1.5, "text": "b"}]
+    for _ in range(2):
+        wrapped(rows)
+    (said,) = caplog.messages
+    assert said.startswith("collate_fn asks for 'weight', which is no input of the model") and "'text'" not in said
+
+
+def test_a_list_of_examples_with_its_collator_is_a_dataset() -> None:
+    model = tiny.make("bert")
+    whole = tiny.examples("bert", 4)
+    rows = [{key: value[i].tolist() for key, value in whole.items()} for i in range(4)]
+    data, config = datasets.Dataset.from_list(rows), ScoreConfig(lipschitz_directions=0)
+    both = [
+        pacgen(model, given, collate_fn=default_data_collator, config=config, progress=False) for given in (rows, data)
+    ]
+    assert both[0].loss == both[1].loss and both[0].num_examples == both[1].num_examples == 4
 
 
 def test_other_rows_are_left_as_they_are() -> None:
