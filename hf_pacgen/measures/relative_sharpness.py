@@ -230,7 +230,7 @@ class _Pairs:
         if noisy:
             yield (
                 f"The relative sharpness is noisy at level{'s' * (len(noisy) > 1)} {', '.join(noisy)}: its standard "
-                "error is over half of it. Use more examples, or more draws in RelativeSharpnessConfig."
+                "error is over half of it. Use more examples, or more draws."
             )
 
 

@@ -20,7 +20,7 @@ PAIR_NAMES = [("sentence1", "sentence2"), ("premise", "hypothesis"), ("question1
 PAIR_NAMES += [("question", "sentence"), ("question", "passage"), ("query", "passage")]
 PAIR_NAMES += [("text1", "text2"), ("text_a", "text_b")]
 LABEL_NAMES = ("label", "labels", "target", "class", "category", "sentiment", "intent", "fine_label", "y")
-IMAGE_NAMES = ("image", "img", "images", "picture", "photo", "pixel_values")
+IMAGE_NAMES = ("image", "img", "images", "picture", "photo", "pixel_values", "file_name", "file", "path")
 AUDIO_NAMES = ("audio", "sound", "speech", "file", "path", "file_name")
 WORD_NAMES = ("tokens", "words", "text", "sentence")
 TAG_NAMES = ("ner_tags", "tags", "ner", "labels", "label", "pos_tags", "upos", "chunk_tags")
@@ -98,6 +98,12 @@ def audio_and_text(table: datasets.Dataset, args: DataArguments, config: Any = N
 def texts_and_label(table: datasets.Dataset, args: DataArguments, config: Any = None) -> Columns:
     """The columns of sequence classification: a text or a pair of texts, and the label, or one column for each."""
     text, pair = args.text_column, args.text_pair_column
+    if text is None and {"chosen", "rejected"} <= set(table.column_names):
+        raise InputError(
+            "The data are preferences (chosen, rejected), whose loss compares two rows, and that of "
+            "sequence-classification does not. Score them inside your RewardTrainer, by a PACGenCallback, or name a "
+            "text with --text-column."
+        )
     if text is None and pair is None:
         # a pair that is well known comes before any single text: half of it would be another task
         text, pair = c.known_pair(c.those(table, c.is_text), PAIR_NAMES)

@@ -18,6 +18,9 @@ from hf_pacgen.errors import InputError, refusing
 DEFAULT_MAX_LENGTH = 512  # what most encoders take; a product on longer texts needs much memory
 UNLIMITED = 10**6  # tokenizers without a limit of their own say 10^30
 LOOKED_AT = 100  # rows whose length says whether texts are cut
+OFFSET = tuple("roberta xlm-roberta xlm-roberta-xl camembert roberta-prelayernorm longformer xmod".split())
+OFFSET += tuple("data2vec-text ibert mpnet luke mluke layoutlmv3 lilt markuplm esm".split())
+"""Types of models whose positions are counted from behind that of padding, so that some of the table are no token's."""
 READ_AT_ONCE = 32  # rows of a stream
 SHOWN = 80  # characters of the line that shows an example
 Rows = dict[str, list[Any]]
@@ -157,10 +160,18 @@ class Material:
             if name not in optional:
                 check_complete(self.table, name, "a value")
         notes = (*(self.labels.notes if self.labels is not None else ()), *notes)
+
+        def checked(rows: Rows, numbers: Sequence[int]) -> list[dict[str, Any]]:
+            made = encode(rows, numbers)
+            for example in made:
+                for part in example.get("parts", [example]):
+                    _check_tokens(part, self.config, numbers)
+            return made
+
         if self.stream is not None:
             needed = [name for name in used if name not in optional]
-            return StreamedExamples(self.stream, encode, notes, used=needed, collate=collate)
-        return Examples(self.table, encode, notes, used=used, collate=collate)
+            return StreamedExamples(self.stream, checked, notes, used=needed, collate=collate)
+        return Examples(self.table, checked, notes, used=used, collate=collate)
 
     def cast(self, column: str, feature: Any) -> Material:
         """The same with one column read as another kind of thing: the names of files as images."""
@@ -183,7 +194,7 @@ class Material:
     def token_limit(self) -> int:
         """The most tokens of an example."""
         tokenizer, asked = self.processor, self.args.max_length
-        limits = [tokenizer.model_max_length, getattr(self.config, "max_position_embeddings", None)]
+        limits = [tokenizer.model_max_length, _positions(self.config)]
         known = [limit for limit in limits if isinstance(limit, int) and 0 < limit < UNLIMITED]
         largest = min(known, default=UNLIMITED)
         if asked is None:
@@ -197,6 +208,29 @@ class Material:
         if getattr(self.config, "pad_token_id", None) is None:
             known = (n for n in (self.processor.pad_token_id, self.processor.eos_token_id) if n is not None)
             self.config.pad_token_id = next(known, 0)
+
+
+def _positions(config: Any) -> int | None:
+    """The most tokens for which a model has positions; None where it has no table of them."""
+    found = getattr(config, "max_position_embeddings", None)
+    if not isinstance(found, int) or config.model_type not in OFFSET:
+        return found
+    return found - 1 - (config.pad_token_id or 0)
+
+
+def _check_tokens(example: Mapping[str, Any], config: Any, rows: Sequence[int]) -> None:
+    """Raise for a token of which the model has no embedding: torch would say that an index is out of range."""
+    text = config.get_text_config() if hasattr(config, "get_text_config") else config
+    size, ids = getattr(text, "vocab_size", None), example.get("input_ids")
+    if not size or not ids:
+        return
+    largest = max((token for part in ids for token in (part if isinstance(part, list) else [part])), default=0)
+    if largest >= size:
+        raise InputError(
+            f"Among the rows {rows[0]} to {rows[-1]} is one with the token {largest}, and the model knows {size:,} (0 "
+            f"to {size - 1}): its tokenizer is another model's, or got tokens without resize_token_embeddings(). Save "
+            "the tokenizer it was trained with in the model's folder."
+        )
 
 
 def cut_note(lengths: Sequence[int], limit: int, what: str = "texts") -> tuple[str, ...]:

@@ -49,6 +49,12 @@ def language_columns(table: datasets.Dataset, args: DataArguments, config: Any =
     if args.template is not None:
         return of_template(table, args)
     texts, chats = c.those(table, c.is_text), c.those(table, c.is_chat)
+    if args.text_column is None and {"chosen", "rejected"} <= set(table.column_names):
+        raise InputError(
+            "The data are preferences (chosen, rejected), whose loss compares two answers, and that of causal-lm does "
+            "not. Score them inside your DPOTrainer, by a PACGenCallback, or name what is one text with --text-column "
+            "(and --label-column)."
+        )
     if args.text_column is not None:
         text = TEXT.check(table, args.text_column)
         label = None if args.label_column is None else PART.check(table, args.label_column)

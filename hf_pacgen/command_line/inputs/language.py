@@ -232,6 +232,13 @@ def masked(material: Material) -> Examples | StreamedExamples:
             example["input_ids"], example["labels"] = ids, labels
         return examples
 
+    head = material.table.select_columns([text.partition(".")[0]])[:LOOKED_AT]
+    shown = encode(head, range(len(next(iter(head.values())))))
+    if shown and not any(label != IGNORED for example in shown for label in example["labels"]):
+        raise InputError(
+            f"No token of the first {len(shown)} texts is hidden, so there is none to predict: they are too short for "
+            f"{share:.0%}. Give a larger --mask-share, or longer texts."
+        )
     drawn = f"{share:.0%} of each text's tokens are to be predicted, drawn by its row: the same in every pass."
     return material.examples(encode, notes=(*notes, drawn, *_lengths(material, text, limit)))
 

@@ -6,6 +6,7 @@ import importlib.util
 import io
 import wave
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from math import gcd
 from typing import Any
 
@@ -14,7 +15,7 @@ import numpy
 import torch
 
 from hf_pacgen.command_line.inputs.data import check_complete
-from hf_pacgen.command_line.inputs.examples import Examples, Material, Rows, StreamedExamples
+from hf_pacgen.command_line.inputs.examples import LOOKED_AT, Examples, Material, Rows, StreamedExamples
 from hf_pacgen.data.losses import IGNORED
 from hf_pacgen.errors import InputError, refusing
 
@@ -37,10 +38,31 @@ def transcribed(material: Material) -> Examples | StreamedExamples:
         found: list[list[int]] = tokenizer(rows[label])["input_ids"]
         return found
 
-    return _sounds(material, extractor, spoken)
+    return _sounds(material, extractor, spoken, _unknown(spoken, material, label, tokenizer.unk_token_id))
 
 
-def _sounds(material: Material, extractor: Any, labels_of: Any) -> Examples | StreamedExamples:
+def _unknown(spoken: Any, material: Material, label: str, unknown: int | None) -> tuple[str, ...]:
+    """A sentence where letters are none of the tokenizer's, such as capitals.
+
+    Raises:
+        InputError: all of the first rows' are.
+    """
+    texts = material.table.select_columns([label])[:LOOKED_AT]
+    letters = [token for ids in spoken(texts) for token in ids]
+    lost = letters.count(unknown) if unknown is not None else 0
+    if not lost:
+        return ()
+    where = f"the {len(letters):,} letters in the first {len(texts[label])} transcriptions"
+    said = f"{lost:,} of {where} are unknown to the tokenizer"
+    remedy = "Write them as the model was trained: often in capitals, or without, and without punctuation."
+    if lost == len(letters):
+        raise InputError(f"{said}: there is nothing to predict. {remedy}")
+    return (f"{said}, and count as one and the same letter. {remedy}",)
+
+
+def _sounds(
+    material: Material, extractor: Any, labels_of: Any, notes: tuple[str, ...] = ()
+) -> Examples | StreamedExamples:
     column, rate = str(material.columns.audio), int(extractor.sampling_rate)
     check_complete(material.table, column, "a sound")
     if isinstance(material.table.features[column], datasets.Audio):  # decoded here: torchcodec may not be installed
@@ -49,7 +71,9 @@ def _sounds(material: Material, extractor: Any, labels_of: Any) -> Examples | St
     def encode(rows: Rows, numbers: Sequence[int]) -> list[dict[str, Any]]:
         sounds = [at_rate(*samples_of(cell, n), rate) for cell, n in zip(rows[column], numbers, strict=True)]
         examples = []
-        for sound, label in zip(sounds, labels_of(rows), strict=True):
+        for sound, label, number in zip(sounds, labels_of(rows), numbers, strict=True):
+            if isinstance(label, list):
+                _check_room(len(sound), label, material.config, number)
             with refusing("The model's feature extractor refuses a sound", "Repair preprocessor_config.json."):
                 made = extractor(sound, sampling_rate=rate)
             key = next(name for name in INPUT_NAMES if name in made)
@@ -67,7 +91,30 @@ def _sounds(material: Material, extractor: Any, labels_of: Any) -> Examples | St
             batch["labels"] = torch.tensor(labels)
         return batch
 
-    return material.examples(encode, collate=collate)
+    return material.examples(encode, collate=collate, notes=notes)
+
+
+def _check_room(samples: int, letters: list[int], config: Any, row: int) -> None:
+    """Raise for a transcription that no alignment with its sound can spell, whose loss is infinite."""
+    kernels, strides = getattr(config, "conv_kernel", None), getattr(config, "conv_stride", None)
+    if (
+        not kernels
+        or not strides
+        or getattr(config, "add_adapter", False)
+        or getattr(config, "ctc_zero_infinity", False)
+    ):
+        return
+    frames = samples
+    for kernel, stride in zip(kernels, strides, strict=True):
+        frames = (frames - kernel) // stride + 1
+    # a letter that is said twice has a blank in between
+    needed = len(letters) + sum(one == other for one, other in pairwise(letters))
+    if needed > frames:
+        raise InputError(
+            f"The transcription of row {row} (counted from 0) takes {needed} frames, and the model makes "
+            f"{max(frames, 0)} of its {samples:,} samples: the loss would be infinite. Repair or remove it, or set "
+            "ctc_zero_infinity in config.json if the model was trained so."
+        )
 
 
 def samples_of(cell: Any, row: int) -> tuple[numpy.ndarray, int]:
@@ -89,9 +136,8 @@ def samples_of(cell: Any, row: int) -> tuple[numpy.ndarray, int]:
         with refusing(failed, "Repair or remove it."):
             samples, rate = soundfile.read(io.BytesIO(content), dtype="float32")
         return _one_channel(samples), int(rate)
-    with refusing(
-        failed, "Install soundfile, which reads other files than WAV: pip install soundfile.", kind=Exception
-    ):
+    remedy = "If it is a WAV file, repair or remove it; other files need soundfile: pip install soundfile."
+    with refusing(failed, remedy):
         return _of_wave(content)
 
 

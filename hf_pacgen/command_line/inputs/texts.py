@@ -8,11 +8,13 @@ from typing import Any
 from hf_pacgen.command_line.inputs import columns as c
 from hf_pacgen.command_line.inputs.data import check_complete
 from hf_pacgen.command_line.inputs.examples import (
+    LOOKED_AT,
     Examples,
     Material,
     Parts,
     Rows,
     StreamedExamples,
+    cut_note,
     encoded_rows,
     unbatched,
 )
@@ -39,7 +41,17 @@ def classified(material: Material) -> Examples | StreamedExamples:
             example["labels"] = labels(value)  # type: ignore[misc]
         return examples
 
-    return material.examples(encode)
+    head = _head(material)
+    first = [c.cells(head, name) for name in (columns.text, columns.text_pair) if name is not None]
+    return material.examples(encode, notes=cut_note([len(ids) for ids in tokenizer(*first)["input_ids"]], limit))
+
+
+def _head(material: Material) -> Rows:
+    """The first rows, by which it is told whether texts are cut; all of what is read of them has a value."""
+    for name in material.columns.used:
+        check_complete(material.table, name, "a value")
+    found: Rows = material.table.select_columns(list(material.columns.used))[:LOOKED_AT]
+    return found
 
 
 def tagged(material: Material) -> Examples | StreamedExamples:
@@ -68,7 +80,9 @@ def tagged(material: Material) -> Examples | StreamedExamples:
                 previous = word
         return examples
 
-    return material.examples(encode, notes=("Of each word, the first token has the label.",))
+    lengths = [len(ids) for ids in tokenizer(_head(material)[words], is_split_into_words=True)["input_ids"]]
+    said = "Of each word, the first token has the label."
+    return material.examples(encode, notes=(said, *cut_note(lengths, limit)))
 
 
 def answered(material: Material) -> Examples | Parts | StreamedExamples:
@@ -179,12 +193,15 @@ def chosen_among(material: Material) -> Examples | StreamedExamples:
             return list(found["text"]), [str(name) for name in found.get("label") or ()]
         return [one["text"] if isinstance(one, Mapping) else one for one in found], []
 
+    first_row = {name: material.table[0][name] for name in columns.used}
+    start, notes = _first_number(material, label, *options(first_row))
+
     def encode(rows: Rows, numbers: Sequence[int]) -> list[dict[str, Any]]:
         examples = []
         for row, number in zip(unbatched(rows), numbers, strict=True):
             answers, names = options(row)
             if not count:
-                count.append(len(options({name: material.table[0][name] for name in columns.used})[0]))
+                count.append(len(options(first_row)[0]))
             if len(answers) != count[0]:
                 raise InputError(
                     f"Row {number} (counted from 0) has {len(answers)} answers to choose from and row 0 has "
@@ -194,20 +211,32 @@ def chosen_among(material: Material) -> Examples | StreamedExamples:
             # the second text begins every answer, as in SWAG
             ends = [f"{lead} {answer}".strip() for answer in answers]
             example = dict(tokenizer([first] * len(ends), ends, truncation=True, max_length=limit))
-            example["labels"] = _number_of(row[label], answers, names, number, label)
+            example["labels"] = _number_of(row[label], answers, names, number, label, start)
             examples.append(example)
         return examples
 
-    return material.examples(encode)
+    return material.examples(encode, notes=notes)
 
 
-def _number_of(raw: Any, answers: list[str], names: list[str], number: int, column: str) -> int:
+def _first_number(material: Material, label: str, answers: list[str], names: list[str]) -> tuple[int, tuple[str, ...]]:
+    """From what number the answers are counted: 1 where their count is a label and 0 is none; and what was assumed."""
+    raw = {str(value) for value in material.table.unique(label)}
+    if names or not all(value.isdecimal() for value in raw) or raw & set(answers):
+        return 0, ()
+    numbers = set(map(int, raw))
+    # the first and the last are there, and none before or behind them
+    if (min(numbers), max(numbers)) != (1, len(answers)):
+        return 0, ()
+    return 1, (f"The labels in {label!r} are numbers from 1 to {len(answers)}, so the answers were counted from 1.",)
+
+
+def _number_of(raw: Any, answers: list[str], names: list[str], number: int, column: str, start: int) -> int:
     """Which answer is right: by its number, its name, its letter, or its text."""
     found = None
     if str(raw) in names:
         found = names.index(str(raw))
     elif isinstance(raw, int) or (isinstance(raw, str) and raw.isdigit()):
-        found = int(raw)
+        found = int(raw) - start
     elif raw in answers:
         found = answers.index(raw)
     elif isinstance(raw, str) and len(raw) == 1 and "A" <= raw.upper() <= "Z":

@@ -59,6 +59,7 @@ def chosen(task: str, columns: dict[str, Any], config: Any = None, **given: Any)
         ),
         ("image-segmentation", {"image": IMAGE, "annotation": IMAGE}, "image -> annotation"),
         ("image-segmentation", {"photo": IMAGE, "map": IMAGE}, "photo -> map"),
+        ("image-classification", {"file_name": TEXT, "label": TEXT}, "file_name -> label"),
         ("object-detection", {"image_id": INT, "image": IMAGE, "objects": BOXES}, "image -> objects"),
         ("audio-classification", {"file": TEXT, "audio": SOUND, "label": INT}, "audio -> label"),
         ("ctc", {"path": TEXT, "audio": SOUND, "sentence": TEXT}, "audio -> sentence"),
@@ -141,6 +142,14 @@ def test_what_cannot_be_told(task: str, columns: dict[str, Any], message: str) -
 def test_half_an_example_is_not_taken_in_silence(task: str, columns: dict[str, Any], left: str, taken: str) -> None:
     with pytest.raises(InputError, match=f"The columns {taken}.* would be taken, and '{left}' may be a part of what"):
         chosen(task, columns)
+
+
+@pytest.mark.parametrize(("task", "trainer"), [("sequence-classification", "Reward"), ("causal-lm", "DPO")])
+def test_preferences_are_for_their_trainers(task: str, trainer: str) -> None:
+    columns = {"prompt": TEXT, "chosen": TEXT, "rejected": TEXT, "label": INT}
+    with pytest.raises(InputError, match=f"data are preferences .* inside your {trainer}Trainer, by a PACGenCallback"):
+        chosen(task, columns)
+    assert chosen(task, columns, text_column="chosen", label_column="rejected" if trainer == "DPO" else "label")
 
 
 def test_a_template_of_source_and_target() -> None:

@@ -241,7 +241,7 @@ def test_sources_and_targets(kind: str, tmp_path: Path) -> None:
             r"--assistant-only is for conversations, and the data has texts \(prompt -> completion\)",
         ),
         ([{"text": "a", "label": 1}], {"label_column": "label"}, "names the completion, and nothing names the prompt"),
-        ([{"prompt": "good", "chosen": "a", "rejected": "b"}], {}, "may be a part of what the model was trained on"),
+        ([{"prompt": "good", "chosen": "a", "rejected": "b"}], {}, "The data are preferences .chosen, rejected."),
         ([{"question": "good", "other": "a"}], {}, "'question' may be a part of what the model.*--label-column"),
     ],
 )
@@ -270,3 +270,12 @@ def test_messages_whose_keys_differ(folder: Any) -> None:
     rows[0] = {"messages": [{**rows[0]["messages"][0], "name": "Ann"}, *rows[0]["messages"][1:]]}
     plain, mixed = (m.subject(folder(m.MARKED), one).examples for one in (MESSAGES, rows))
     assert list(plain) == list(mixed)
+
+
+def test_texts_too_short_to_hide_a_token(tmp_path: Path) -> None:
+    folder = m.bert(tmp_path / "model", "MaskedLM")
+    with pytest.raises(
+        InputError, match=r"No token of the first 1 texts is hidden, .* too short for 15%\. Give a larger"
+    ):
+        m.subject(folder, [{"text": "good"}])
+    assert m.loss_of(folder, [{"text": "good"}], mask_share=0.9) > 0

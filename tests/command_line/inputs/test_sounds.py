@@ -64,7 +64,9 @@ def test_other_rates_are_brought_to_the_models(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_sounds_that_cannot_be_read(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"sound of row 3 .*its bytes\) cannot be read: .*Install soundfile"):
+    with pytest.raises(
+        InputError, match=r"sound of row 3 .*its bytes\) cannot be read: .*other files need soundfile: pip install"
+    ):
         samples_of({"bytes": b"OggS", "path": None}, 3)
     with pytest.raises(InputError, match=r"no.wav\) cannot be read: .*No such file.* Correct its name"):
         samples_of(str(tmp_path / "no.wav"), 0)
@@ -115,6 +117,26 @@ def test_what_is_said(tmp_path: Path) -> None:
             losses.append(model(**made, labels=torch.tensor([processor.tokenizer(text)["input_ids"]])).loss.item())
     assert m.loss_of(folder, rows) == pytest.approx(sum(losses) / 3, rel=1e-4)
     assert "'a sound' -> 'abc de'" in m.subject(folder, rows).title
+
+
+def test_letters_that_the_tokenizer_does_not_know(tmp_path: Path) -> None:
+    folder, cell = m.writer(tmp_path / "model"), {"array": SOUNDS[0].tolist(), "sampling_rate": 16_000}
+    found = m.subject(folder, [{"audio": cell, "text": "abC"}])
+    assert found.notes[0].startswith("1 of the 3 letters in the first 1 transcriptions are unknown to the tokenizer")
+    with pytest.raises(InputError, match=r"3 of the 3 letters .* there is nothing to predict. Write them as the model"):
+        m.subject(folder, [{"audio": cell, "text": "ABC"}])
+
+
+def test_a_transcription_that_no_alignment_spells(tmp_path: Path) -> None:
+    folder = m.writer(tmp_path / "model")
+    rows = [{"audio": {"array": [0.1, 0.2] * 40, "sampling_rate": 16_000}, "text": "abc"}]  # of 5 frames
+    assert 0 < m.loss_of(folder, rows) < float("inf")
+    for text, needed in (("abcdef", 6), ("aabb", 6)):
+        rows[0]["text"] = text
+        with pytest.raises(
+            InputError, match=rf"row 0 .* takes {needed} frames, and the model makes 5 of its 80 samples"
+        ):
+            list(m.subject(folder, rows).examples)
 
 
 def test_a_feature_extractor_that_is_not_of_sounds_or_not_there(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import datasets
 import pytest
 import task_models as m
+import torch
 from task_data import NAMED, SQUAD, SWAG, TAGS, WORDS
 from tokenizers import pre_tokenizers
 from transformers import AutoTokenizer, RobertaConfig, RobertaForTokenClassification, RobertaTokenizer
@@ -217,3 +218,40 @@ def test_byte_level_tokenizers_take_words_with_their_spaces(tmp_path: Path) -> N
     example = m.subject(folder, [{"tokens": ["ab", "c"], "ner_tags": ["B-PER", "O"]}]).examples[0]
     assert tokens.convert_ids_to_tokens(example["input_ids"]) == ["<s>", "Ġ", "a", "b", "Ġ", "c", "</s>"]
     assert example["labels"] == [-100, 1, -100, -100, 0, -100, -100]
+
+
+def test_answers_that_are_counted_from_one(tmp_path: Path) -> None:
+    folder = m.bert(tmp_path / "model", "MultipleChoice")
+    rows = [{"sentence": "the sky", "option1": "good", "option2": "bad", "answer": str(n)} for n in (1, 2)]
+    found = m.subject(folder, rows)
+    assert [one["labels"] for one in found.examples] == [0, 1]
+    assert "The labels in 'answer' are numbers from 1 to 2, so the answers were counted from 1." in found.notes
+    assert m.subject(folder, [{**row, "answer": i} for i, row in enumerate(rows)]).examples[1]["labels"] == 1
+
+
+def test_positions_behind_that_of_padding(tmp_path: Path) -> None:
+    """RoBERTa's first token has position 2: of 40 positions, 38 are of tokens."""
+    torch.manual_seed(0)
+    config = RobertaConfig(**{**m.TEXT, "max_position_embeddings": 40, "pad_token_id": 1}, type_vocab_size=1, **TAGS)
+    folder = m.save(RobertaForTokenClassification(config), tmp_path / "model", m.tokenizer())
+    rows = [{"tokens": ["good"] * 60, "ner_tags": ["O"] * 60}]
+    found = m.subject(folder, rows)
+    assert len(found.examples[0]["input_ids"]) == 38
+    assert "Of the first 1 texts, 1 have more than 38 tokens and are cut (--max-length)." in found.notes
+    assert m.loss_of(folder, rows) > 0
+    with pytest.raises(InputError, match="--max-length 39 is more than the 38 tokens that the model can take"):
+        m.subject(folder, rows, max_length=39)
+
+
+def test_tokens_that_the_model_does_not_know(tmp_path: Path) -> None:
+    folder = m.bert(tmp_path / "model", "SequenceClassification")
+    tokens = m.tokenizer()
+    tokens.add_tokens(["zebra"])
+    tokens.save_pretrained(folder)
+    rows = [{"text": "good", "label": 0}, {"text": "a zebra", "label": 1}]
+    found = m.subject(folder, rows)
+    assert found.examples[0]["labels"] == 0
+    with pytest.raises(
+        InputError, match=r"rows 1 to 1 is one with the token \d+, and the model knows .* resize_token_em"
+    ):
+        found.examples[1]
