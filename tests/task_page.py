@@ -11,18 +11,23 @@ INTRODUCTION = """# Tasks
 
 `hf-pacgen score MODEL --dataset DATA` (and `sharpness`, `compare`, `certify`) takes a model as `Trainer.save_model`
 leaves it, with its tokenizer or processor, and raw data. The task is that of the model's head, by `architectures` in
-its config.json. A base model, or one trained for another task than `--task`, is refused: a head made at random would be
-scored as if it were trained. `--random-head` does so all the same.
+its config.json. A base model, or one trained for another task than `--task`, is refused: a head made at random would
+be scored as if it were trained. `--random-head` does so all the same.
 
-**Data** is an id on the hub; parquet, csv, tsv, json, jsonl or txt files, also compressed (.gz, .bz2, .xz, .zst, .zip);
-a folder of such files, of images or sounds, or one that `save_to_disk()` wrote. A txt file has a text a line, or by
-`--sample-by` a paragraph or a document. `--streaming` reads data larger than the disk from its beginning; combine it
-with `--max-examples`, and with a number for `--num-training-examples` where the stream is long.
+**Data** is an id on the hub; parquet, csv, tsv, json, jsonl or txt files, also compressed (.gz, .bz2, .xz, .zst,
+.zip); arrow files; a folder of such files, of images or sounds, or one that `save_to_disk()` wrote. A txt file has a
+text a line, or by `--sample-by` a paragraph or a document. `--streaming` reads data larger than the disk from its
+beginning; combine it with `--max-examples`, and with a number for `--num-training-examples` where the stream is long.
 
 **Columns** are found by well-known names, or named: `--text-column`, `--text-pair-column`, `--label-column`,
 `--choice-columns`, `--image-column`, `--audio-column`. The second line of a report shows one example of what was taken
-as input and as label. Names of labels are numbered as the model numbers them. Other sounds than WAV files need
-soundfile, and a rate that is not the model's needs scipy.
+as input and as label. Names of labels are numbered as the model numbers them. Where another column may be a part of
+what the model reads, nothing is guessed: name the columns. A setting that a task does not heed is refused. Other
+sounds than WAV files need soundfile, a rate that is not the model's needs scipy, and .zst files need zstandard.
+
+**Models for other tasks**, such as instance segmentation (MaskFormer, Mask2Former), speech to text by a decoder
+(Whisper) or images with text, are refused by name: score them from Python with the collator you train with.
+Preferences (chosen, rejected) are scored inside their trainer, by a `PACGenCallback`.
 
 From Python, pass the dataset and the collator of your Trainer; columns that the model does not take are dropped as the
 Trainer drops them. This page is made of the table of tasks by `python tests/task_page.py`.

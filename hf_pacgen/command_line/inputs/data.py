@@ -55,7 +55,7 @@ class DataArguments(Config):
         "By default a well-known name, or the only such column. translation.en is an entry of a column.",
     )
     text_pair_column: str | None = option(
-        None, "Column with the second text of a pair, or with the context of a question."
+        None, "Column with the second text of a pair, with the context of a question, or what begins each answer."
     )
     label_column: str | None = option(
         None,
@@ -70,7 +70,7 @@ class DataArguments(Config):
     template: str | None = option(
         None,
         "How the columns of a row make the text of a language model, such as '{question}\\n### {answer}'. The loss is "
-        "on the last column, or from --label-column on.",
+        "on the last column, or from --label-column on; of seq2seq that is the target.",
     )
     assistant_only: bool = option(False, "In a chat, take the loss on what the assistant says alone.")
     completion_only: bool = option(

@@ -124,6 +124,10 @@ class Task(Choice):
             formats=(
                 ("source, target", "texts, under this or another well-known pair of names (document, summary)"),
                 ("translation", "{en: ..., de: ...}, with --text-column translation.en --label-column translation.de"),
+                (
+                    "any",
+                    "--template '{question} {context} {answer}': the last column is the target",
+                ),
             ),
         ),
     )
@@ -138,10 +142,19 @@ class Task(Choice):
             reads=("label_column", "text_column", "template", "assistant_only", "completion_only", "eos", "max_length"),
             loss="cross-entropy of the next token",
             formats=(
-                ("text", "the loss on every token but the first"),
-                ("prompt, completion", "the loss on the completion, texts or messages; as TRL, with its end token"),
+                (
+                    "text",
+                    "the loss on every token but the first; with an end token as the run's SFTTrainer, or by --eos",
+                ),
+                (
+                    "prompt, completion",
+                    "the loss on the completion, texts or messages; as TRL, with its end token; --no-completion-only",
+                ),
                 ("messages", "a chat, by the chat template; with --assistant-only the loss on what the assistant says"),
-                ("instruction, input, output", "the loss on the output, by Alpaca's template, or by --template"),
+                (
+                    "instruction, input, output",
+                    "the loss on the output, by Alpaca's template or --template; also instruction, context, response",
+                ),
                 ("any", "--template '{question} {answer}': the loss on the last column, or from --label-column on"),
             ),
             causal=True,
@@ -174,6 +187,7 @@ class Task(Choice):
             loss="cross-entropy of the right answer among all",
             formats=(
                 ("sent1, sent2, ending0, ..., label", "SWAG's: each ending is read after sent2"),
+                ("article, question, options, answer", "RACE's: each answer is read after the question"),
                 ("question, choices, label", "a list of answers; the label is a number, a letter or the answer's text"),
                 ("question, choices, answerKey", "{text: [...], label: [A, B, ...]}, as CommonsenseQA has it"),
             ),
