@@ -71,6 +71,8 @@ class CommandParser(HfArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Raise one line instead of printing the usage and leaving."""
+        if message.endswith((": MODEL", ": RUN")):  # a flag for data takes every name after it
+            message += ". It comes first, since --dataset takes all names that follow it"
         usage = " ".join(self.format_usage().split()).removeprefix("usage: ")
         stop = "" if message.endswith(("?", ".")) else "."
         raise InputError(f"{message[:1].upper()}{message[1:]}{stop} Usage: {usage}; see '{self.prog} --help'.")

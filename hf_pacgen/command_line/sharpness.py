@@ -108,6 +108,8 @@ def _rows(result: Sharpness | RelativeSharpness | WorstCaseSharpness | Spectrum)
         box = f"the box {number(result.box or 0)}·(|w| + 1); {result.steps} gradients of the whole loss"
         relative = ("  relative", f"{result.relative:.4g} %", "of 1 + loss: the sharpness of Keskar et al.")
         return [("worst-case rise", number(result.value), f"largest rise of the loss found in {box}"), relative]
+    if not isinstance(result, Spectrum):
+        raise TypeError(f"There are no rows for a {type(result).__name__} yet: say here which.")
     rows = []  # each eigenvalue with how far it can be trusted
     each = zip(result.eigenvalues, result.residuals, result.converged, strict=True)
     for i, (value, residual, good) in enumerate(each, start=1):

@@ -26,6 +26,10 @@ def test_help_is_written_once_in_the_settings(run: Run, capsys: pytest.CaptureFi
         (["frobnicate"], "no command 'frobnicate'; expected one of score"),
         (["score"], "required: --dataset, MODEL. Usage: hf-pacgen score MODEL --dataset"),
         (["score", "m"], "required: --dataset"),
+        (
+            ["score", "--dataset", "d", "m"],
+            "required: MODEL. It comes first, since --dataset takes all names that foll",
+        ),
         (["score", "m", "--dataset", "d", "--gama", "1"], r"Unknown --gama: did you mean --gamma\? Usage"),
         (["score", "m", "--dataset", "d", "--gamma", "-1"], r"gamma must be a finite number of at least 0; got -1\.0"),
         (["score", "m", "--dataset", "d", "--gamma", "0", "--epsilon", "0"], "gamma and epsilon are both 0"),

@@ -13,6 +13,7 @@ from command_runs import ROWS, Run, refused
 from transformers import AutoModelForSequenceClassification
 
 from hf_pacgen import SharpnessConfig, expected_sharpness
+from hf_pacgen.command_line.sharpness import _rows
 
 
 def test_sharpness_prints_and_writes_what_the_functions_return(run: Run, runs: list[Path], tmp_path: Path) -> None:
@@ -68,3 +69,8 @@ def test_bad_words(run: Run, runs: list[Path], words: list[str], message: str) -
     names = {"0": str(runs[0]), "train": str(runs[0].parents[1] / "train.csv")}
     filled = [re.sub(r"\{(\w+)\}", lambda found: names[found[1]], word) for word in words]
     refused(run, message, "sharpness", *filled, "--no-progress")
+
+
+def test_a_result_of_a_kind_that_is_not_shown_yet() -> None:
+    with pytest.raises(TypeError, match="There are no rows for a str yet: say here which"):
+        _rows("none")  # type: ignore[arg-type]

@@ -66,6 +66,12 @@ def language_columns(table: datasets.Dataset, args: DataArguments, config: Any =
         )
     if found := c.well_known(chats, CHAT_NAMES):
         return Columns(text=found[0])
+    for name in c.well_known(texts, CHAT_NAMES):
+        if len(table) and str(table[0][name]).lstrip().startswith("[{"):  # of a CSV file, say
+            raise InputError(
+                f"The column {name!r} holds messages written as text ({str(table[0][name])[:40]!r}): expected lists of "
+                "messages, as in a jsonl or parquet file. Read them with json.loads() and save the data so."
+            )
     lower = {name.lower(): name for name in texts}
     prompt, completion = c.known_pair([*texts, *chats], COMPLETED[:1])
     if prompt is not None:  # whatever stands beside them, as for TRL

@@ -38,7 +38,7 @@ class TaskFacts:
         causal: each token is predicted from those before it, so the model must not see the later ones.
         shows_tokens: inputs and labels are shown as the tokens they became, since columns do not tell.
         needs: libraries without which the loss cannot be computed.
-        reads: the settings of data, beside those of all tasks, that it heeds; others are refused.
+        reads: the settings of data, besides those of all tasks, that it uses; others are refused.
     """
 
     auto_class: str
@@ -348,11 +348,11 @@ def is_trained_for(config: Any, task: Task) -> bool:
 
 
 def check_settings(task: Task, args: DataArguments) -> None:
-    """Raise if a setting was given that the task does not heed: it would be ignored in silence."""
-    heeded = {name for other in Task for name in other.facts.reads}
+    """Raise if a setting was given that the task does not use: it would be ignored in silence."""
+    used = {name for other in Task for name in other.facts.reads}
     for field in dataclasses.fields(args):
         is_given = getattr(args, field.name) != field.default
-        if field.name in heeded and is_given and field.name not in task.facts.reads:
+        if field.name in used and is_given and field.name not in task.facts.reads:
             those = [other.value for other in Task if field.name in other.facts.reads]
             raise InputError(
                 f"--{field.name.replace('_', '-')} is for {', '.join(those)}, and the task is {task.value}. Leave it "

@@ -112,7 +112,7 @@ def test_a_setting_that_a_task_does_not_heed_is_refused(task: Task, given: dict[
         check_settings(task, arguments(**given))
 
 
-def test_settings_that_every_task_heeds() -> None:
+def test_settings_that_every_task_uses() -> None:
     for task in Task:
         check_settings(task, DataArguments(dataset=["a", "b"], split="test", streaming=True))
 
