@@ -99,7 +99,7 @@ def test_what_is_refused(columns: dict[str, Any], given: dict[str, Any], message
 
 def test_messages_written_as_text_are_no_texts() -> None:
     rows = datasets.Dataset.from_list([{"messages": '[{"role": "user", "content": "what ?"}]'}])
-    with pytest.raises(InputError, match="'messages' holds messages written as text .*Read them with json.loads"):
+    with pytest.raises(InputError, match=r"'messages' holds messages written as text .*Read them with json.loads"):
         language_columns(rows, DataArguments(dataset=["data"]))
     rows = datasets.Dataset.from_list([{"dialogue": "A: what ? B: blue"}])
     assert language_columns(rows, DataArguments(dataset=["data"])).title == "dialogue"
