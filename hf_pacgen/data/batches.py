@@ -61,9 +61,7 @@ class Batches:
         self.indices: list[list[int]] | None = None
         self._kept: list[tuple[int, Any]] | None = None
         self._number: int | None = None  # of batches in a whole pass, once one was gone through
-        self.form = form = _Form.of(data)
-        if collate_fn is not None and isinstance(data, (list, tuple)):  # of examples, as a Trainer takes one
-            self.form = form = _Form.ROWS
+        self.form = form = _Form.of(data, of_examples=collate_fn is not None)
         if form is _Form.LOADER and self.processes.size > 1 and hasattr(data, "total_dataset_length"):
             # accelerate's prepared loaders give each process its share, and repeat examples to even them out
             raise ValueError(
@@ -349,15 +347,15 @@ class _Form(Enum):
     BATCHES = "an iterable of batches"
 
     @classmethod
-    def of(cls, data: Any) -> _Form:
-        """The form of some data.
+    def of(cls, data: Any, *, of_examples: bool = False) -> _Form:
+        """The form of some data; a list is one of batches, or ``of_examples``, as a Trainer takes it.
 
         Raises:
             TypeError: it is none of these.
             ValueError: it can be gone over only once.
         """
         if isinstance(data, (list, tuple)):
-            return cls.BATCHES
+            return cls.ROWS if of_examples else cls.BATCHES
         if isinstance(data, DataLoader):
             return cls.LOADER
         if isinstance(data, (str, bytes, Mapping)) or not isinstance(data, (Iterable, Dataset)):
