@@ -12,7 +12,7 @@ from hf_pacgen.curvature.weight_space import Vector
 __all__ = ["blend_", "blend_share"]
 
 CAUTION = 2.0
-"""Standard errors that are taken off the squared error of g before it counts in a blend."""
+"""Standard errors by which the squared error of g must show before it counts in a blend."""
 FLOOR = 0.5
 """Part of the variance of g that its squared error is at least, as both are known from few batches."""
 
@@ -38,9 +38,9 @@ def blend_share(probes: DiagonalSums, gradients: DiagonalSums) -> tuple[Tensor, 
 
     e = ‖g - H‖², the bias of g and its noise, and v, the variance of h, give the α of least expected squared error.
     e is the mean of ⟨h_k - g, h_l - g⟩ over pairs of groups of batches: their noises are independent, so it has no
-    bias, whatever the entries of one probe share.  Of that its standard error is taken off CAUTION times, by the
-    scatter of the pairs, or chance would let the noise of h in; but e is not below a part of the variance of g, which
-    is known.  α → 1 as passes grow.
+    bias, whatever the entries of one probe share.  What is t of its standard errors, which the scatter of the pairs
+    gives, counts by 1 - (CAUTION/t)², or chance would let the noise of h in; but e is not below a part of the variance
+    of g, which is known.  α → 1 as passes grow.
 
     Returns:
         α, and the mean of (H - GGN)² over each tensor as far as it shows beyond the noise of h.
@@ -76,4 +76,5 @@ def _squared_error(probes: DiagonalSums, gradients: DiagonalSums) -> Tensor:
     pairs = weights * probes.space.total(torch.stack(grams))
     # every pair is there twice
     found, error = pairs.sum((1, 2)), (2 * pairs.square().sum((1, 2))).sqrt()
-    return ((found - CAUTION * error) / weights.sum().clamp_min(1e-300)).clamp_(min=0)
+    shown = (1 - (CAUTION * error / found.clamp_min(1e-300)).square()).clamp_(min=0)
+    return found.clamp(min=0) * shown / weights.sum().clamp_min(1e-300)
