@@ -1,4 +1,4 @@
-"""The blend errs at most 1.15 times as much as the better of its parts, on the tiny models of the benchmark of losses."""
+"""The blend errs at most 1.15 times as much as the better of its parts, on tiny models of the benchmark of losses."""
 
 from __future__ import annotations
 
