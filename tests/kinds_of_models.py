@@ -38,6 +38,7 @@ class Kind:
         double: whether it can be computed in float64.
         depends: whether the loss depends on the batching.
         apart: why products with the Hessian are not compared with differences of the gradient.
+        needs: a package that tests may lack, and the class and precision that the page then names.
     """
 
     make: Callable[[], nn.Module]
@@ -47,17 +48,23 @@ class Kind:
     double: bool = True
     depends: bool = False
     apart: str = ""
+    needs: tuple[str, str, str] | None = None
 
     @property
     def model(self) -> str:
         """The class of the model, inside of adapters."""
+        if self.needs is not None:
+            return self.needs[1]
         made: Any = self.make()
+        made = getattr(made, "_orig_mod", made)
         made = made.get_base_model() if hasattr(made, "get_base_model") else made
         return type(getattr(made, "inner", made)).__name__
 
     @property
     def precision(self) -> str:
         """What the weights are in."""
+        if self.needs is not None:
+            return self.needs[2]
         dtype = next(p.dtype for p in self.make().parameters() if p.is_floating_point())
         return "float64" if self.double else str(dtype).removeprefix("torch.")
 
@@ -138,7 +145,7 @@ def of(model: str, sizes: dict[str, Any] = TEXT, config: str | None = None, **ch
         kind = getattr(t, model)
         made = kind(getattr(t, config or kind.config_class.__name__)(**(sizes | changes)))
         for module in made.modules():
-            if isinstance(module, nn.BatchNorm2d):
+            if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)):
                 module.momentum = 0.0  # running statistics stay as they are in a step of training
         # larger weights than those of an initialization, or there is hardly any curvature
         with torch.no_grad():
@@ -177,6 +184,35 @@ def checkpointed(base: Callable[[], nn.Module], reentrant: bool) -> Callable[[],
 
 def cast(base: Callable[[], nn.Module], dtype: torch.dtype) -> Callable[[], nn.Module]:
     return lambda: base().to(dtype)
+
+
+def compiled(base: Callable[[], nn.Module]) -> Callable[[], nn.Module]:
+    # no compiler of machine code, which tests would wait for
+    return lambda: torch.compile(base(), backend="eager")  # type: ignore[return-value]
+
+
+def quantized() -> nn.Module:
+    """A language model of 4 bits, for an adapter."""
+    import bitsandbytes
+
+    model = of("LlamaForCausalLM", hidden_size=64, intermediate_size=64)()
+    for name, module in list(model.named_modules()):
+        if isinstance(module, nn.Linear) and "proj" in name:
+            sizes = module.in_features, module.out_features
+            new = bitsandbytes.nn.Linear4bit(*sizes, bias=False, compute_dtype=torch.float32, quant_type="nf4")
+            weight = module.weight.data.clone()
+            new.weight = bitsandbytes.nn.Params4bit(weight, requires_grad=False, quant_type="nf4")
+            parent, _, last = name.rpartition(".")
+            setattr(model.get_submodule(parent), last, new.to("cpu"))
+    return model
+
+
+def two_encoders() -> nn.Module:
+    torch.manual_seed(0)
+    encoder, decoder = t.BertConfig(**TEXT), t.BertConfig(**TEXT, is_decoder=True, add_cross_attention=True)
+    config = t.EncoderDecoderConfig.from_encoder_decoder_configs(encoder, decoder)
+    config.decoder_start_token_id, config.pad_token_id = 1, 0
+    return t.EncoderDecoderModel(config=config)
 
 
 class Contrastive(nn.Module):
@@ -251,6 +287,12 @@ KINDS: dict[str, Kind] = {
         of("BertForQuestionAnswering"),
         rows(input_ids=IDS, start_positions=tokens(COUNT, low=0, high=5), end_positions=tokens(COUNT, low=0, high=5)),
     ),
+    "BERT, two losses": Kind(
+        of("BertForPreTraining"),
+        rows(input_ids=IDS, labels=some(IDS), next_sentence_label=CLASSES % 2),
+        says=CUT,
+        depends=True,
+    ),
     "BERT, multiple choice": Kind(
         of("BertForMultipleChoice"), rows(input_ids=tokens(COUNT, 3, 5), labels=tokens(COUNT, low=0, high=3))
     ),
@@ -284,7 +326,16 @@ KINDS: dict[str, Kind] = {
     "Mamba (state space)": Kind(
         of("MambaForCausalLM", {"vocab_size": 12, "hidden_size": 8, "num_hidden_layers": 1, "state_size": 4}), causal
     ),
+    "Mamba 2": Kind(
+        of(
+            "Mamba2ForCausalLM",
+            {"vocab_size": 12, "hidden_size": 8, "num_hidden_layers": 1, "state_size": 4, "num_heads": 4}
+            | {"head_dim": 4, "n_groups": 1, "chunk_size": 4},
+        ),
+        causal,
+    ),
     "T5": Kind(of("T5ForConditionalGeneration", T5), translated),
+    "BERT to BERT": Kind(two_encoders, translated),
     "BART": Kind(of("BartForConditionalGeneration", BART), translated),
     "Pegasus": Kind(of("PegasusForConditionalGeneration", BART), translated),
     "ViT": Kind(of("ViTForImageClassification", VISION), images),
@@ -295,6 +346,15 @@ KINDS: dict[str, Kind] = {
             "SwinForImageClassification",
             {"image_size": 16, "patch_size": 4, "embed_dim": 8, "depths": [1]}
             | {"num_heads": [2], "window_size": 2, "num_labels": 3},
+        ),
+        images,
+    ),
+    "LeViT (cached biases)": Kind(
+        of(
+            "LevitForImageClassification",
+            {"num_labels": 3, "image_size": 16, "hidden_sizes": [8] * 3, "num_attention_heads": [2] * 3}
+            | {"depths": [1] * 3, "key_dim": [4] * 3, "mlp_ratio": [1] * 3, "attention_ratio": [1] * 3}
+            | {"down_ops": [["Subsample", 4, 2, 1, 1, 2]] * 2},
         ),
         images,
     ),
@@ -351,6 +411,13 @@ KINDS: dict[str, Kind] = {
     ),
     "wav2vec 2.0, CTC": Kind(of("Wav2Vec2ForCTC", SPEECH), spoken, says="is a sum over its examples", double=False),
     "wav2vec 2.0, mean CTC": Kind(of("Wav2Vec2ForCTC", SPEECH, ctc_loss_reduction="mean"), spoken, double=False),
+    "wav2vec 2.0, x-vectors (margins)": Kind(
+        of(
+            "Wav2Vec2ForXVector",
+            SPEECH | {"tdnn_dim": (4, 8), "tdnn_kernel": (3, 1), "tdnn_dilation": (1, 1), "xvector_output_dim": 4},
+        ),
+        heard,
+    ),
     "wav2vec 2.0, sequences": Kind(of("Wav2Vec2ForSequenceClassification", SPEECH), heard),
     "HuBERT, sequences": Kind(of("HubertForSequenceClassification", SPEECH), heard),
     "Whisper": Kind(
@@ -385,6 +452,19 @@ KINDS: dict[str, Kind] = {
         ),
         causal,
     ),
+    "QLoRA (4 bits)": Kind(
+        adapted("LoraConfig", quantized, **LORA),
+        causal,
+        double=False,
+        needs=("bitsandbytes", "LlamaForCausalLM", "float32"),
+    ),
+    "AdaLoRA": Kind(
+        adapted(
+            "AdaLoraConfig", LLAMA, init_r=2, target_r=2, total_step=10, **{k: v for k, v in LORA.items() if k != "r"}
+        ),
+        causal,
+    ),
+    "Prefix tuning": Kind(adapted("PrefixTuningConfig", LLAMA, num_virtual_tokens=2, task_type="CAUSAL_LM"), causal),
     "DoRA": Kind(
         adapted("LoraConfig", LLAMA, **LORA, use_dora=True), causal, apart="its gradient leaves out that of a norm"
     ),
@@ -399,6 +479,7 @@ KINDS: dict[str, Kind] = {
         causal,
     ),
     "Prompt tuning": Kind(adapted("PromptTuningConfig", LLAMA, num_virtual_tokens=2, task_type="CAUSAL_LM"), causal),
+    "Llama, torch.compile": Kind(compiled(LLAMA), causal),
     "Llama, checkpointing": Kind(checkpointed(LLAMA, False), causal),
     "Llama, reentrant checkpointing": Kind(checkpointed(LLAMA, True), causal, double=False),
     "BERT, bfloat16": Kind(cast(of("BertForSequenceClassification", LABELED), torch.bfloat16), sentences, double=False),

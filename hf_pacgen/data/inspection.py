@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from hf_pacgen.data.contents import count_examples, labels_of
+from hf_pacgen.data.contents import count_examples, labels_of, take
 from hf_pacgen.data.losses import is_causal
 from hf_pacgen.data.own_loss import ModelLoss, OwnLoss
 from hf_pacgen.data.recognition import CrossEntropy, logits_of, recognize, tolerance_of
@@ -63,15 +63,46 @@ def inspect_loss(objective: Objective, loss: Tensor, outputs: Any, batch: Any, i
         source = twin or objective.own
         key = next(name for name in source.label_names if batch.get(name) is labels)
 
-        def again(relabeled: Tensor) -> tuple[Tensor, Tensor] | None:
-            value, new_outputs = source(objective.model, source.prepare({**batch, key: relabeled}))
+        def again(relabeled: Tensor, whole: Mapping[str, Any] = batch) -> tuple[Tensor, Tensor] | None:
+            value, new_outputs = source(objective.model, source.prepare({**whole, key: relabeled}))
             new_logits = logits_of(new_outputs, relabeled)
             return None if value is None or new_logits is None else (value, new_logits)
 
         entropy = recognize(loss, logits, labels, causal=causal, again=again)
+        if entropy is not None and entropy.weights is None:
+            entropy = _among_classes(entropy, loss, logits, labels, batch, again, causal=causal)
     if entropy is not None:
         return _recognized(entropy, twin, own.name if twin is not None else "")
     return _by_parts(objective, loss, batch, index, labels, causal)
+
+
+def _among_classes(
+    entropy: CrossEntropy,
+    loss: Tensor,
+    logits: Tensor,
+    labels: Any,
+    batch: Mapping[str, Any],
+    again: Callable[..., tuple[Tensor, Tensor] | None],
+    *,
+    causal: bool,
+) -> CrossEntropy:
+    """What a cross-entropy is if its labels are of several classes: a mean over one class hides class weights."""
+    pair = entropy.pairs(logits.detach(), labels)
+    if pair is None or len(pair[1].unique()) > 1:
+        return entropy
+    size = count_examples(batch)
+    twice = take(batch, [*range(size), *range(size)], size)
+    relabeled = torch.cat([labels, labels]).contiguous()
+    counted = relabeled == pair[1][0]
+    relabeled[counted] = torch.arange(int(counted.sum()), device=labels.device).to(labels) % logits.shape[-1]
+    try:
+        made = again(relabeled, twice)
+        if made is None:
+            return entropy
+        found = recognize(*made, relabeled, causal=causal, again=lambda other: again(other, twice))
+    except REFUSALS:
+        return entropy
+    return found if found is not None and found.explains(loss, logits, labels) else entropy
 
 
 def _recognized(entropy: CrossEntropy, twin: ModelLoss | None, name: str) -> Finding:

@@ -32,7 +32,7 @@ from hf_pacgen.distributed.processes import send_to_device
 from hf_pacgen.model.embeddings import EmbeddingRows
 from hf_pacgen.model.parameters import is_finite, trainable_parameters
 from hf_pacgen.model.precision import LowPrecisionWatch
-from hf_pacgen.model.state import evaluation_mode, uses_checkpointing
+from hf_pacgen.model.state import evaluation_mode, forget_caches, uses_checkpointing
 
 __all__ = ["LossChanged", "LossFunction", "Objective"]
 
@@ -181,6 +181,7 @@ class Objective:
             return self._part(batch, index, self.less)
         batch = send_to_device(batch, self.device)
         if self.loss_fn is not None:
+            forget_caches(self.model)
             with self.rows.reading(index):
                 result = custom_loss(self.loss_fn(self.model, batch))
             if not result.units:  # often the mean of nothing times 0, which is NaN
@@ -245,6 +246,7 @@ class Objective:
                 f"A batch must be a dict of the model's inputs, with labels; got {type(batch).__name__}. "
                 "Pass loss_fn(model, batch) -> (loss_sum, num_units) for other batches."
             )
+        forget_caches(self.model)
         with self.rows.reading(index), known_indices(index):
             loss, outputs = self.own(self.model, self.own.prepare(batch))
         if loss is None:

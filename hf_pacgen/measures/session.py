@@ -210,16 +210,40 @@ def measure(function: Callable[P, R]) -> Callable[P, R]:
             remedy = f"{kind.__name__}({'**config' if isinstance(given['config'], Mapping) else '...'})"
             came = type(given["config"]).__name__
             raise TypeError(f"config must be a {kind.__name__}; got {came}. Pass config={remedy}.")
-        try:
-            return with_origin(function(*args, **kwargs), given["model"], given.get("data"))
-        except ReadElsewhere:
-            if processes.size > 1:  # the others have not seen that batch
-                raise
-        with whole_embeddings():
-            return with_origin(function(*args, **kwargs), given["model"], given.get("data"))
+        with _backward_in_words():
+            try:
+                return with_origin(function(*args, **kwargs), given["model"], given.get("data"))
+            except ReadElsewhere:
+                if processes.size > 1:  # the others have not seen that batch
+                    raise
+            with whole_embeddings():
+                return with_origin(function(*args, **kwargs), given["model"], given.get("data"))
 
     begin.__signature__ = signature  # type: ignore[attr-defined]
     return begin
+
+
+@contextmanager
+def _backward_in_words() -> Iterator[None]:
+    """Says in words what of a model's own code does not let its gradient be taken."""
+    try:
+        yield
+    except RuntimeError as error:
+        found = next((why for text, why in NO_GRADIENT.items() if text in str(error)), None)
+        if found is None:
+            raise
+        raise ValueError(
+            f"The gradient of the model's loss cannot be taken in evaluation mode: its forward pass {found} (torch: "
+            f"{str(error).strip().splitlines()[0][:160]}). Change that in the model's code, or turn off what it caches "
+            "(model.config.use_cache=False)."
+        ) from error
+
+
+NO_GRADIENT = {
+    "backward through the graph a second time": "keeps tensors of an earlier pass, whose graph is gone",
+    "modified by an inplace operation": "writes into tensors that its gradient needs",
+    "does not require grad": "cuts its loss off from the weights",
+}
 
 
 def _bind(name: str, signature: inspect.Signature, args: Any, kwargs: Mapping[str, Any]) -> dict[str, Any]:

@@ -37,6 +37,11 @@ def merged_sizes(model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> di
     names |= {id(parameter): name for name, parameter in parameters.items()}
     found: dict[str, float | None] = {}
     for layer in model.modules():
+        # of AdaLoRA it is the diagonal E of W + s B E A that begins at 0, which no size is worked out for
+        for free in (getattr(layer, "lora_E", None) or {}).values():
+            name = names.get(id(free))
+            if name is not None and name in parameters:
+                found[name] = None
         for key, fixed, free, inner in _pairs(layer):
             name = names.get(id(free))
             if name is None or name not in parameters:
@@ -55,7 +60,7 @@ def _pairs(layer: Any) -> Iterator[tuple[str, Tensor, Tensor, int]]:
         return
     down, up = getattr(layer, "lora_A", None) or {}, getattr(layer, "lora_B", None) or {}
     for key in down:
-        if key in up and key in layer.scaling:
+        if key in up and key in layer.scaling and isinstance(down[key], nn.Module):
             yield key, down[key].weight, up[key].weight, 0
     down, up = getattr(layer, "lora_embedding_A", None) or {}, getattr(layer, "lora_embedding_B", None) or {}
     for key in down:

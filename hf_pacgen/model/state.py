@@ -15,6 +15,7 @@ __all__ = [
     "base_model",
     "double_backward_attention",
     "evaluation_mode",
+    "forget_caches",
     "preserved",
     "seed_everything",
     "transformable",
@@ -42,7 +43,7 @@ def base_model(model: Any) -> nn.Module:
 
 @contextmanager
 def preserved(model: nn.Module) -> Iterator[None]:
-    """Put gradients aside, and give back gradients, train/eval modes, buffers and random state at the end.
+    """Put gradients aside, and give back gradients, modes, buffers, caches and random state at the end.
 
     Weights are not copied here: what displaces them keeps a copy of its own.
     """
@@ -53,6 +54,7 @@ def preserved(model: nn.Module) -> Iterator[None]:
         for module in model.modules()
         for name, buffer in module._buffers.items()
     ]
+    kept = [(cache, dict(cache)) for cache in _caches(model)]
     with random_state_kept():
         try:
             for parameter, _ in gradients:
@@ -68,6 +70,9 @@ def preserved(model: nn.Module) -> Iterator[None]:
                     with torch.no_grad():
                         buffer.copy_(copy)
                 module._buffers[name] = buffer
+            forget_caches(model)
+            for cache, content in kept:
+                cache.update(content)
 
 
 @contextmanager
@@ -96,6 +101,22 @@ def evaluation_mode(model: nn.Module, *, checkpointing: bool) -> None:
         for module in model.modules():
             if getattr(module, "gradient_checkpointing", False) is True:
                 module.training = True
+
+
+def forget_caches(model: nn.Module) -> None:
+    """Drop what modules have kept of an earlier forward pass, made of the weights as they were then.
+
+    LeViT keeps its attention biases in evaluation mode: the next pass would not see that the weights have moved.
+    """
+    for cache in _caches(model):
+        cache.clear()
+
+
+def _caches(model: nn.Module) -> Iterator[dict[Any, Any]]:
+    for module in model.modules():
+        for name, value in vars(module).items():
+            if "cache" in name and type(value) is dict:
+                yield value
 
 
 def uses_checkpointing(model: nn.Module) -> bool:

@@ -12,7 +12,9 @@ from hf_pacgen.curvature.weight_space import Vector
 __all__ = ["blend_", "blend_share"]
 
 CAUTION = 2.0
-"""By how many standard deviations of chance a Hutchinson estimate must differ before it counts in a blend."""
+"""Standard errors by which the squared error of g must show before it counts in a blend."""
+FLOOR = 0.5
+"""Part of the variance of g that its squared error is at least, as both are known from few batches."""
 
 
 def blend_(
@@ -32,34 +34,47 @@ def blend_(
 
 
 def blend_share(probes: DiagonalSums, gradients: DiagonalSums) -> tuple[Tensor, Tensor]:
-    """α of D̂ = g + α(h - g) for every tensor: max(0, 1 - q Σ var(h)/Σ (h - g)²), g and h becoming means.
+    """α of D̂ = g + α(h - g) for every tensor, e/(e + v), g and h becoming means.
 
-    E‖h - g‖² = ‖H - GGN‖² + var h + var g, so q = 1 would be the α of least expected squared error.  Where
-    h - g is mere noise, the ratio scatters around 1 by sqrt(2/r), r the number of entries that share the noise:
-    how wild single probes are cancels, as it is in both sums.  q = 1 + CAUTION sqrt(2/r) keeps chance from letting
-    the noise in; r = 3 (Σ (h - g)²)²/Σ (h - g)⁴, since Gaussian noise has fourth moments of 3 squares.
-    α → 1 as passes grow, whatever q.
+    e = ‖g - H‖², the bias of g and its noise, and v, the variance of h, give the α of least expected squared error.
+    e is the mean of ⟨h_k - g, h_l - g⟩ over pairs of groups of batches: their noises are independent, so it has no
+    bias, whatever the entries of one probe share.  What is t of its standard errors, which the scatter of the pairs
+    gives, counts by 1 - (CAUTION/t)², or chance would let the noise of h in; but e is not below a part of the variance
+    of g, which is known.  α → 1 as passes grow.
 
     Returns:
-        α, and the mean of (H - GGN)² over each tensor as far as it shows beyond the noise.
+        α, and the mean of (H - GGN)² over each tensor as far as it shows beyond the noise of h.
     """
     noisy, quiet = probes.mean_(), gradients.mean_()
     moments = []
     for name in probes.names:
         found = [torch.zeros(3)]
         for _, (h, g) in chunks(noisy[name], quiet[name]):
-            length = torch.linalg.vector_norm(h - g)
-            # fourth powers of the entries themselves would underflow
-            shape = torch.linalg.vector_norm((h - g) / length.clamp_min(torch.finfo(length.dtype).tiny), ord=4)
-            found.append(torch.stack([torch.linalg.vector_norm(h), length, shape]))
-        norm, length, shape = torch.stack([row.cpu().double() for row in found]).unbind(1)
-        moments.append(torch.stack([norm.square().sum(), length.square().sum(), (length * shape).pow(4).sum()]))
-    norms, distances, fourths = probes.space.total(torch.stack(moments)).unbind(1)
-    variance = probes.mean_variance(norms)
+            found.append(torch.stack([torch.linalg.vector_norm(each) for each in (h, g, h - g)]))
+        moments.append(torch.stack([row.cpu().double() for row in found]).square().sum(0))
+    noise, own, distances = probes.space.total(torch.stack(moments)).unbind(1)
+    variance, quiet_variance = probes.mean_variance(noise), gradients.mean_variance(own)
     if variance is None:
         # one batch shows no spread: trust the quiet one, and do not say by how much it is wrong
-        return torch.zeros_like(norms), torch.full_like(norms, torch.nan)
+        return torch.zeros_like(noise), torch.full_like(noise, torch.nan)
+    error = _squared_error(probes, gradients)
+    if quiet_variance is not None:
+        error = torch.maximum(error, FLOOR * quiet_variance)
     excess = (distances - variance).clamp_(min=0) / probes.sizes
-    distances = distances.clamp_min(1e-300)
-    caution = 1 + CAUTION * (2 * fourths / (3 * distances.square()).clamp_min(1e-300)).sqrt()
-    return (1 - caution * variance / distances).clamp_(0, 1), excess
+    return error / (error + variance).clamp_min(1e-300), excess
+
+
+def _squared_error(probes: DiagonalSums, gradients: DiagonalSums) -> Tensor:
+    """‖g - H‖² of every tensor as far as groups of batches agree on it, by the weights that are looked at."""
+    units = probes.replicate_units
+    weights = torch.outer(units, units).fill_diagonal_(0)
+    grams = []
+    for name in probes.names:
+        h, g = (sums.replicates.sums[name].cpu().double() for sums in (probes, gradients))
+        apart = h / units.unsqueeze(1).clamp_min(1e-300) - g.sum(0) / gradients.num_units
+        grams.append(apart @ apart.T * probes.replicates.scales[name])
+    pairs = weights * probes.space.total(torch.stack(grams))
+    # every pair is there twice
+    found, error = pairs.sum((1, 2)), (2 * pairs.square().sum((1, 2))).sqrt()
+    shown = (1 - (CAUTION * error / found.clamp_min(1e-300)).square()).clamp_(min=0)
+    return found.clamp(min=0) * shown / weights.sum().clamp_min(1e-300)
