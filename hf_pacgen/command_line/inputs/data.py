@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import MISSING, dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import datasets
 
@@ -35,6 +35,8 @@ class DataArguments(Config):
     """Which data, and which of its columns."""
 
     _argument_group_name = "data"
+    default_splits: ClassVar[tuple[str, ...]] = ("train",)  # the first of these that there is
+    meant_split: ClassVar[str] = "the one the model was trained on"
 
     dataset: list[str] = option(
         MISSING,  # it must be given
@@ -101,7 +103,7 @@ def load_rows(args: DataArguments) -> tuple[datasets.Dataset, datasets.IterableD
         loaded = _load_files(names, args)
     else:
         loaded = _load_from_hub(names[0], args)
-    chosen, stream = _choose_split(loaded, args.split, few(names, 1)), None
+    chosen, stream = _choose_split(loaded, args, few(names, 1)), None
     if isinstance(chosen, datasets.IterableDataset):
         failed = f"The data set {few(names, 1)!r} cannot be read as a stream"
         with quiet(), refusing(failed, "Repair it, or leave out --streaming."):
@@ -213,13 +215,14 @@ def _load_from_hub(name: str, args: DataArguments) -> Any:
         return datasets.load_dataset(name, args.dataset_config, split=args.split, **_how("", args))
 
 
-def _choose_split(loaded: Any, split: str | None, shown: str) -> Any:
+def _choose_split(loaded: Any, args: DataArguments, shown: str) -> Any:
     if not isinstance(loaded, (datasets.DatasetDict, datasets.IterableDatasetDict)):
         return loaded
     names = list(loaded)
-    # a single split is taken by whatever name; of several, only "train" is surely what the model has seen
-    wanted = split or ("train" if "train" in names or len(names) != 1 else names[0])
+    usual = next((name for name in args.default_splits if name in names), args.default_splits[0])
+    # a single split is taken by whatever name; of several, only the usual one is surely what is meant
+    wanted = args.split or (usual if usual in names or len(names) != 1 else names[0])
     if wanted not in names:
         has = f"The data set {shown!r} has no split {wanted!r}; it has {', '.join(names)}."
-        raise InputError(f"{has} Choose the one the model was trained on with --split.")
+        raise InputError(f"{has} Choose {args.meant_split} with --split.")
     return loaded[wanted]

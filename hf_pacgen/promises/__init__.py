@@ -1,0 +1,5 @@
+"""Promises: what may be said of a model's error, from examples that it never saw."""
+
+from hf_pacgen.promises.selective import FILE, SelectiveClassifier, save_selective
+
+__all__ = ["FILE", "SelectiveClassifier", "save_selective"]
