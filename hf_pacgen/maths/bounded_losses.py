@@ -97,6 +97,7 @@ class LossFacts:
         of: the losses of some answers, float64, (examples,).
         says: what a bound on it promises; ``{}`` is the bound, ``{unit}`` an example.
         binary: whether it is 0 or 1, so that errors are counted and their bound is exact.
+        share: whether it is the share of an example's labels that is wrong, which is 0 or 1 of a single one.
         single: whether it is of examples with one label alone.
         classes: whether one of the classes has to mean "nothing".
     """
@@ -104,6 +105,7 @@ class LossFacts:
     of: Callable[[Answers], Tensor]
     says: str
     binary: bool = False
+    share: bool = False
     single: bool = False
     classes: bool = False
 
@@ -131,7 +133,11 @@ class PromisedLoss(Choice):
     )
     TOKEN_ERROR = (
         "token_error",
-        LossFacts(of=_share_wrong, says="errs on at most {} of the labels of a new {unit}, on average over {unit}s"),
+        LossFacts(
+            of=_share_wrong,
+            says="errs on at most {} of the labels of a new {unit}, on average over {unit}s",
+            share=True,
+        ),
     )
     BRIER = "brier", LossFacts(of=_brier, says="has a mean halved Brier score of at most {} on new {unit}s")
     F1 = "f1", LossFacts(of=_one_minus_f1, says="has a mean 1 - F1 of at most {} on new {unit}s", classes=True)

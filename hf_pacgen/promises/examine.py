@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from hf_pacgen.certify.error_rate import ErrorFunction, checked_errors
 from hf_pacgen.config.promise import PromiseConfig
 from hf_pacgen.data.contents import count_examples
+from hf_pacgen.data.losses import is_causal
 from hf_pacgen.distributed.processes import send_to_device
 from hf_pacgen.maths.bounded_losses import Answers, PromisedLoss
 from hf_pacgen.promises.losses import Form, Reader, losses_of, own_mean
@@ -104,7 +105,7 @@ def examined(
         raise ValueError(
             "Some batches have labels of another form than the first. Give every batch labels of one form."
         )
-    binary = loss is not None and loss.facts.binary
+    binary = loss is not None and (loss.facts.binary or (loss.facts.share and form is Form.CLASS))
     notes = list(_notes(parts, len(prints)))
     where = getattr(data, "where", None)  # of examples of which a row may have several, such as windows of a text
     unit = "example" if form is None else form.facts.unit
@@ -139,7 +140,7 @@ class _Looking:
     def __call__(self, index: int, batch: Any) -> _Part:
         model = self.visit.model
         if not self.config.assume_independent:
-            check_packing(model, batch, index, causal=self.reader.generates)
+            check_packing(model, batch, index, causal=is_causal(model))
         on_device = send_to_device(batch, self.visit.device)
         prints = input_fingerprints(model, batch)
         if self.error_fn is not None:
@@ -223,7 +224,7 @@ def prints_of(model: nn.Module, data: Any, config: PromiseConfig, options: Mappi
         ValueError: there are none.
     """
     with visiting(model, data, stage="training data", seed=config.seed, **options) as visit:
-        found = visit.each(lambda index, batch: input_fingerprints(model, batch))
+        found = visit.each(lambda index, batch: input_fingerprints(visit.model, batch))
     prints = {key for part in found for key in part}
     if not prints:
         raise ValueError("The training data is empty: expected what the model was trained on, got none.")

@@ -53,8 +53,8 @@ def check_overlap(held_out: Sequence[bytes], trained: Collection[bytes]) -> None
     if seen:
         raise ValueError(
             f"{seen:,} of the {len(held_out):,} held-out examples also stand in the training data (equal inputs): the "
-            "model has seen them, and nothing can be promised from them. Remove these from the held-out data; if they "
-            "are draws that happen to be equal, remove all equal ones from both, and say so beside the promise."
+            "model has seen them, and nothing can be promised from them. Remove these from the held-out data: "
+            "what is promised then is of new inputs that the training data does not have."
         )
 
 

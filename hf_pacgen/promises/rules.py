@@ -63,7 +63,7 @@ def ruled(
     if training_data is not None:
         reference = confidences_of(model, training_data, config, options)
     else:
-        order = torch.randperm(seen.size, generator=torch.Generator().manual_seed(config.seed)).numpy()
+        order = torch.randperm(seen.size, generator=torch.Generator().manual_seed(config.seed & (2**63 - 1))).numpy()
         apart = order[: max(1, round(REFERENCE_SHARE * seen.size))]
         judged[apart] = False
         reference = seen.confidences[apart]

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_pacgen.errors import InputError
-from hf_pacgen.model.state import base_model
+from hf_pacgen.model.state import base_model, unwrap
 
 __all__ = ["STATE", "Evaluations", "check_selection", "evaluations_of", "run_folder"]
 
@@ -41,8 +41,8 @@ class Evaluations:
 
 def run_folder(model: Any) -> Path | None:
     """The folder that a model was loaded from, if it is one; of an adapter, too, where PEFT has kept it."""
-    inner: Any = base_model(model)
-    names = [getattr(getattr(one, "config", None), "_name_or_path", None) for one in (model, inner)]
+    whole = unwrap(model)
+    names = [getattr(getattr(one, "config", None), "_name_or_path", None) for one in (whole, base_model(whole))]
     return next((Path(name) for name in names if isinstance(name, str) and name and Path(name).is_dir()), None)
 
 
