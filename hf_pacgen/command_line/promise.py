@@ -18,7 +18,7 @@ from hf_pacgen.promises.promise import promise
 from hf_pacgen.promises.selection import STATE
 from hf_pacgen.promises.selective import save_selective
 from hf_pacgen.results.certificate import rounded_up
-from hf_pacgen.results.promise import ABSTAIN, SETS, Promise
+from hf_pacgen.results.promise import ABSTAIN, SETS, Promise, rounded_down
 from hf_pacgen.show.plots import plot_coverage_risk, save_figure
 from hf_pacgen.show.tables import number
 
@@ -156,11 +156,12 @@ def _rows(result: Promise) -> Iterator[tuple[str, str, str]]:
     yield "bound", rounded_up(result.error_bound), f"on the expected error of a new {result.unit} ({result.method})"
     yield "held-out error", number(result.mean_loss), f"{errors} on the {result.num_examples:,} held-out {result.unit}s"
     if result.rule is not None and result.threshold is not None:
+        # what is promised is rounded down, as in the statement
         what = {ABSTAIN: "least confidence at which to answer", SETS: "least probability of a class in the set"}
         yield "threshold", f"{result.threshold:.6g}", what[result.rule]
         covers = {ABSTAIN: "answered", SETS: "hold the label"}[result.rule]
-        yield "coverage", f"{result.coverage or 0:.1%}", f"of the held-out {result.unit}s {covers}"
-        yield "  promised", f"{result.coverage_bound or 0:.1%}", f"of new {result.unit}s, at least"
+        yield "coverage", f"{100 * (result.coverage or 0):.1f} %", f"of the held-out {result.unit}s {covers}"
+        yield "  promised", rounded_down(result.coverage_bound or 0), f"of new {result.unit}s, at least"
     if result.set_size is not None:
         yield "set size", f"{result.set_size:.2f}", "classes in a set, on average"
     yield "δ", number(result.delta), "probability that any of this fails"

@@ -26,6 +26,8 @@ __all__ = ["Floats", "Seen", "confidences_of", "examined", "prints_of"]
 
 REFERENCE = 10_000
 """Training examples, drawn at random, whose confidences are looked at: more would move no threshold."""
+FEW = 10
+"""Examples that may all be of one class by chance."""
 Floats = NDArray[numpy.float64]
 
 
@@ -81,6 +83,7 @@ class _Part:
     own: tuple[float, int] | None
     settled: tuple[Form | None, PromisedLoss | None]
     random: bool
+    classes: set[int]
 
 
 def examined(
@@ -145,7 +148,7 @@ class _Looking:
         prints = input_fingerprints(model, batch)
         if self.error_fn is not None:
             losses = checked_errors(self.error_fn(model, on_device), count_examples(batch), index)
-            return _Part(losses, prints, None, None, None, None, (None, self._declared(losses, index)), False)
+            return _Part(losses, prints, None, None, None, None, (None, self._declared(losses, index)), False, set())
         outputs = self.reader.outputs(on_device, index)
         form, answers = self.reader.answers(outputs, on_device, index)
         loss = self._loss(form)
@@ -160,7 +163,8 @@ class _Looking:
             _, again = self.reader.answers(self.reader.outputs(on_device, index), on_device, index)
             random = not torch.equal(losses, losses_of(again, loss, form))
         chances, settled = self._chances(form, answers), (form, loss)
-        return _Part(losses, prints, *chances, own_mean(outputs, batch), settled, random)
+        classes = set(answers.labels[:, 0].tolist()) if form is Form.CLASS else set()
+        return _Part(losses, prints, *chances, own_mean(outputs, batch), settled, random, classes)
 
     def _loss(self, form: Form) -> PromisedLoss:
         if self.config.loss is not None:
@@ -253,6 +257,12 @@ def _notes(parts: list[_Part], prints: int) -> list[str]:
     if parts[0].random:
         notes.append(
             "The model draws random numbers in evaluation mode: the promise is of answers that are drawn anew."
+        )
+    classes = set[int]().union(*(part.classes for part in parts))
+    if len(classes) == 1 and prints > FEW:
+        notes.append(
+            f"All {prints:,} held-out examples have the class {classes.pop()}: the promise is of new ones that are "
+            "drawn so, too, and of no others."
         )
     if prints != sum(len(part.losses) for part in parts):
         notes.append("Some inputs are not told apart by example, so copies and overlap may have gone unseen.")

@@ -67,6 +67,16 @@ def test_answers_drawn_at_random_are_said_to_be() -> None:
     assert not any("random" in note for note in promised(head(), held_out(COUNT, 1)).notes)
 
 
+def test_examples_of_one_class_are_said_to_be() -> None:
+    """As the first rows of a file that is sorted by its labels."""
+    data = [{name: value[batch["labels"] == 1] for name, value in batch.items()} for batch in held_out(COUNT, 1)]
+    result = promised(head(), data)
+    assert any(
+        "held-out examples have the class 1: the promise is of new ones that are drawn so" in n for n in result.notes
+    )
+    assert not any("have the class" in note for note in promised(head(), held_out(COUNT, 1)).notes)
+
+
 def test_the_loss_of_the_model_is_not_asked_for() -> None:
     class Bare(nn.Module):
         def __init__(self) -> None:

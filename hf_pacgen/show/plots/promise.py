@@ -32,18 +32,19 @@ def plot_coverage_risk(promise: Promise, *, ax: Axes | None = None) -> Axes:
     y = [100 * entry["errors"] / entry["answered"] for entry in steps]
     top = [100 * exact_error_bound(int(e["errors"]), int(e["answered"]), promise.share) for e in steps]
     ax = ax or new_axes(4.2)
-    ax.fill_between(x, y, top, color=BLUE, alpha=0.2, lw=0, label="up to the bound of one threshold")
-    ax.plot(x, y, "o-", color=BLUE, lw=1.6, markersize=4, label="errors on held-out examples")
+    ax.fill_between(x, y, top, color=BLUE, alpha=0.2, lw=0, label="up to the exact bound")
+    ax.plot(x, y, "o-", color=BLUE, lw=1.6, markersize=4, label="held-out errors")
     target = 100 * (promise.target or 0)
     ax.axhline(target, color=GRAY, lw=1, ls="--", label=f"asked for: {target:.4g} %")
     if promise.threshold is not None and promise.answered:
         at = 100 * (promise.coverage or 0), 100 * (promise.answered_errors or 0) / promise.answered
-        ax.plot(*at, "o", color=ORANGE, markersize=9, label=f"promised: confidence ≥ {promise.threshold:.4g}")
+        ax.plot(*at, "o", color=ORANGE, markersize=9, label=f"promised: ≥ {promise.threshold:.4g}")
     finish(
         ax,
         f"Errors among the answers\n{promise.num_examples:,} held-out {promise.unit}s, δ = {promise.delta:g} for all",
         x=f"{promise.unit}s answered, in %",
         y="wrong among them, in %",
+        columns=4,
     )
     ax.set_xlim(0, 102)
     ax.set_ylim(bottom=0, top=min(100.0, 1.1 * max([target, *y, *top[len(top) // 4 :]])))

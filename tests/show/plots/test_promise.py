@@ -16,11 +16,11 @@ def test_it_has_the_thresholds_and_the_one_that_is_promised(tmp_path: Path) -> N
     pytest.importorskip("matplotlib", reason="matplotlib is not installed")
     promise = promised(head(), held_out(400, 1, 50), max_error=0.15, training_data=held_out(200, 9, 50))
     axes: Any = plot_coverage_risk(promise)
-    line = next(one for one in axes.lines if one.get_label() == "errors on held-out examples")
+    line = next(one for one in axes.lines if one.get_label() == "held-out errors")
     steps = sorted(promise.curve.values(), key=lambda step: step["answered"])
     assert list(line.get_xdata()) == pytest.approx([100 * step["answered"] / 400 for step in steps])
     assert list(line.get_ydata()) == pytest.approx([100 * step["errors"] / step["answered"] for step in steps])
-    (mark,) = [one for one in axes.lines if str(one.get_label()).startswith("promised: confidence ≥ 0.")]
+    (mark,) = [one for one in axes.lines if str(one.get_label()).startswith("promised: ≥ 0.")]
     assert list(mark.get_xdata()) == pytest.approx([100 * (promise.coverage or 0)])
     band = axes.collections[0].get_paths()[0].vertices
     last = steps[-1]
