@@ -14,6 +14,7 @@ from hf_pacgen.command_line.printing import open_console, print_notes, quantitie
 from hf_pacgen.command_line.run_options import OutputArguments, Run
 from hf_pacgen.config.promise import PromiseConfig
 from hf_pacgen.config.settings import Config, option
+from hf_pacgen.errors import refusing
 from hf_pacgen.promises.promise import promise
 from hf_pacgen.promises.selection import STATE
 from hf_pacgen.promises.selective import save_selective
@@ -140,7 +141,8 @@ def _beside(call: Run, result: Promise, model: str) -> Path | None:
     """Where the threshold was written, for whoever loads the model; None where there is none, or no folder."""
     if result.rule is None or result.threshold is None or not Path(model).is_dir() or not call.is_main:
         return None
-    return save_selective(result, model)
+    with refusing(f"The threshold cannot be written beside the model {model!r}", "Copy the model first.", kind=OSError):
+        return save_selective(result, model)
 
 
 def print_promise(result: Promise, *, title: str) -> None:

@@ -30,13 +30,15 @@ class Evaluations:
         file: where they stand.
         best: the metric by which a checkpoint was chosen; None where none was chosen.
         metric: what it is called, where that is known.
-        logged: the metrics of every evaluation, by name without the prefix.
+        logged: the metrics of every evaluation, by name without the prefix; those of several data sets end in the name.
+        number: at how many steps there were evaluations, so how many models were compared.
     """
 
     file: str
     best: float | None
     metric: str
     logged: list[dict[str, float]] = field(default_factory=list)
+    number: int = 0
 
 
 def run_folder(model: Any) -> Path | None:
@@ -60,7 +62,7 @@ def evaluations_of(where: str | os.PathLike[str] | None) -> Evaluations | None:
     place = Path(where)
     files = [place] if not place.is_dir() else list(_files(place))
     found = [state for file in files if (state := _read(file, named=not place.is_dir())) is not None]
-    return max(found, key=lambda state: (len(state.logged), state.best is not None), default=None)
+    return max(found, key=lambda state: (state.number, state.best is not None), default=None)
 
 
 def check_selection(
@@ -80,7 +82,7 @@ def check_selection(
     """
     if known is None or not known.logged:
         return None
-    number, by = len(known.logged), f" by {known.metric}" if known.metric else ""
+    number, by = known.number, f" by {known.metric}" if known.metric else ""
     here = "unknown" if mean_loss is None else f"{mean_loss:.5g}"
     if known.best is None:
         if _same(known, mean_loss):
@@ -98,12 +100,12 @@ def check_selection(
             f"one with the loss that it has on these data ({here}). The best of {number} errs more often than it did "
             f"there. Give data that chose nothing, or pay for the choice with candidates={number}."
         )
-    if accuracy is not None and any(abs(one.get("accuracy", math.nan) - accuracy) < SAME_SHARE for one in known.logged):
+    if accuracy is not None and any(abs(value - accuracy) < SAME_SHARE for value in _named(known, "accuracy")):
         return (
             f"The model was chosen{by} among {number} evaluations ({known.file}), one with the accuracy that it has on "
             f"these data: if these are the same data, the promise holds only with candidates={number}."
         )
-    if mean_loss is None or not any("loss" in one for one in known.logged):
+    if mean_loss is None or not _named(known, "loss"):
         return (
             f"The model was chosen{by} among {number} evaluations ({known.file}), and their data cannot be compared "
             f"with these: if they are the same, the promise holds only with candidates={number}."
@@ -114,8 +116,12 @@ def check_selection(
 def _same(known: Evaluations, mean_loss: float | None) -> bool:
     if mean_loss is None or not math.isfinite(mean_loss):
         return False
-    losses = [one["loss"] for one in known.logged if "loss" in one]
-    return any(math.isclose(loss, mean_loss, rel_tol=SAME_LOSS, abs_tol=1e-9) for loss in losses)
+    return any(math.isclose(loss, mean_loss, rel_tol=SAME_LOSS, abs_tol=1e-9) for loss in _named(known, "loss"))
+
+
+def _named(known: Evaluations, name: str) -> list[float]:
+    # of several data sets the metrics are called eval_first_loss, eval_second_loss
+    return [v for one in known.logged for key, v in one.items() if key == name or key.endswith(f"_{name}")]
 
 
 def _files(folder: Path) -> Iterator[Path]:
@@ -141,7 +147,8 @@ def _read(file: Path, *, named: bool) -> Evaluations | None:
     best = state.get("best_metric")
     number = float(best) if isinstance(best, (int, float)) and not isinstance(best, bool) else None
     evaluations = [entry for entry in logged if entry]
-    return Evaluations(str(file), number, _metric_name(number, evaluations), evaluations)
+    steps = {entry.get("step", i) for i, entry in enumerate(history) if logged[i]}
+    return Evaluations(str(file), number, _metric_name(number, evaluations), evaluations, len(steps))
 
 
 def _metrics(entry: Mapping[str, Any]) -> dict[str, float]:

@@ -90,6 +90,17 @@ def test_a_threshold_lies_beside_the_model(run: Run, files: dict[str, Path], tmp
     (files["model"] / FILE).unlink()
 
 
+def test_a_folder_that_cannot_be_written_to(run: Run, files: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*args: Any) -> None:
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr("hf_pacgen.results.base.write_atomically", full)
+    words = ["promise", files["model"], "--held-out", files["test"], *QUICK, "--coverage", "0.9"]
+    code, out, err = run(*words)
+    assert code == 2 and "hold the label" in out  # what was found is shown all the same
+    assert "The threshold cannot be written beside the model" in err and "No space left on device" in err
+
+
 def test_several_models_are_candidates(run: Run, files: dict[str, Path], tmp_path: Path) -> None:
     words = [files["random"], files["model"], "--held-out", files["test"], *QUICK, "--output", tmp_path / "p.json"]
     code, out, _ = run("promise", *words)

@@ -149,9 +149,16 @@ def test_answers_to_questions() -> None:
         f1 += 2 * len(found & wanted) / max(len(found) + len(wanted), 1) if found or wanted else 1.0
     assert (result.loss, result.num_errors) == ("exact_match", errors)
     assert promised(model, data, loss="f1").mean_loss == pytest.approx(1 - f1 / COUNT)
-    # an answer that lies beyond the text cannot be found
-    row = dict(data.rows[0], start_positions=torch.tensor(99), end_positions=torch.tensor(99))
-    assert promised(model, Examples([row])).num_errors == 1
+
+
+def test_an_answer_beyond_the_text_cannot_be_found() -> None:
+    class Last(nn.Module):
+        def forward(self, scores: Tensor, start_positions: Tensor, end_positions: Tensor) -> dict[str, Tensor]:
+            return {"start_logits": scores, "end_logits": scores}
+
+    ends = torch.tensor([4, 4, 99])
+    batch = {"scores": torch.arange(15.0).view(3, 5), "start_positions": ends, "end_positions": ends}
+    assert promised(Last(), [batch]).num_errors == 1
 
 
 def test_tags_without_a_class_for_nothing_have_no_f1() -> None:

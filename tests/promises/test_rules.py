@@ -66,3 +66,9 @@ def test_sets_and_the_error_share_delta() -> None:
     assert result.set_size == pytest.approx(float((chances >= result.threshold).sum(1).double().mean()))
     assert "hold the label of at least 90 % of new examples" in result.statement
     assert "by its likeliest class" in result.statement
+
+
+def test_a_rule_that_nobody_wrote_yet(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hf_pacgen.promises.rules.rule_of", lambda config: "guess")
+    with pytest.raises(ValueError, match=r"There is no way yet to find a threshold for the rule 'guess'"):
+        promised(head(), held_out(COUNT, 1), coverage=0.9)

@@ -108,12 +108,12 @@ def test_a_model_in_memory_is_told_of_its_run(run: Path, tmp_path: Path) -> None
 def test_where_a_run_is_looked_for(run: Path) -> None:
     assert run_folder(load(run)) == run and run_folder(torch.nn.Linear(1, 1)) is None
     known = evaluations_of(checkpoints(run)[0])
-    assert known is not None and len(known.logged) == 4 and known.metric == "eval_accuracy"
+    assert known is not None and len(known.logged) == known.number == 4 and known.metric == "eval_accuracy"
     assert evaluations_of(None) is None
 
 
 def logged(best: float | None = 0.9, *entries: dict[str, float]) -> Evaluations:
-    return Evaluations("run/trainer_state.json", best, "eval_accuracy", list(entries))
+    return Evaluations("run/trainer_state.json", best, "eval_accuracy", list(entries), len(entries))
 
 
 def test_what_cannot_be_compared_is_said() -> None:
@@ -148,4 +148,14 @@ def test_a_state_that_is_none(tmp_path: Path) -> None:
             evaluations_of(state)
         assert evaluations_of(tmp_path) is None  # of a file that merely lies there nothing is made
     state.write_text(json.dumps({"log_history": [{"loss": 1.0}], "best_metric": None}))
-    assert evaluations_of(state) == Evaluations(str(state), None, "", [])
+    assert evaluations_of(state) == Evaluations(str(state), None, "", [], 0)
+
+
+def test_evaluations_on_several_data_sets_are_of_one_model(tmp_path: Path) -> None:
+    history = [{"eval_a_loss": 0.5, "step": 1}, {"eval_b_loss": 0.7, "step": 1}, {"eval_a_loss": 0.4, "step": 2}]
+    (tmp_path / "trainer_state.json").write_text(json.dumps({"log_history": history, "best_metric": 0.4}))
+    known = evaluations_of(tmp_path)
+    assert known is not None and known.number == 2 and known.metric == "eval_a_loss"
+    with pytest.raises(InputError, match="best by eval_a_loss of 2 evaluations"):
+        check_selection(known, candidates=1, mean_loss=0.7, accuracy=None)
+    assert check_selection(known, candidates=1, mean_loss=0.6, accuracy=None) is None
