@@ -29,6 +29,7 @@ class HeldOutArguments(DataArguments):
     """Which data, and which of its columns."""
 
     default_splits: ClassVar[tuple[str, ...]] = ("test", "validation")
+    meant_data: ClassVar[str] = "labeled examples that the model never saw"
     meant_split: ClassVar[str] = "one that the model never saw"
 
     dataset: list[str] = dataclasses.field(

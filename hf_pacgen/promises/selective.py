@@ -60,7 +60,6 @@ class SelectiveClassifier(nn.Module):
     Raises:
         InputError: a promise without a threshold, or of other weights.
 
-    >>> layer = nn.Linear(2, 2)
     >>> SelectiveClassifier.decide(torch.tensor([[3.0, 0.0], [0.1, 0.0]]), threshold=0.9).tolist()
     [0, -1]
     """

@@ -163,6 +163,13 @@ def test_held_out_data_is_not_the_training_split(run: Run, files: dict[str, Path
             files["model"], "--held-out", tmp_path / "odd", *QUICK)  # fmt: skip
 
 
+def test_a_data_set_without_rows(run: Run, files: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    nothing = datasets.Dataset.from_dict({"text": ["a"], "label": [0]}).select([])
+    monkeypatch.setattr(datasets, "load_dataset", lambda *names, **more: nothing)
+    message = "has no rows: there is nothing to score. Give labeled examples that the model never saw"
+    refused(run, message, "promise", files["model"], "--held-out", "user/tweets", *QUICK)
+
+
 def test_help_names_the_flags(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["promise", "--help"])

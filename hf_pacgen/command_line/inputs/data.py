@@ -36,6 +36,7 @@ class DataArguments(Config):
 
     _argument_group_name = "data"
     default_splits: ClassVar[tuple[str, ...]] = ("train",)  # the first of these that there is
+    meant_data: ClassVar[str] = "the training data"
     meant_split: ClassVar[str] = "the one the model was trained on"
 
     dataset: list[str] = option(
@@ -112,7 +113,7 @@ def load_rows(args: DataArguments) -> tuple[datasets.Dataset, datasets.IterableD
     table: datasets.Dataset = chosen
     if len(table) == 0:  # of a slice such as train[:0], too
         empty = f"The data set {few(names, 1)!r} has no rows"
-        raise InputError(f"{empty}: there is nothing to score. Give the training data.")
+        raise InputError(f"{empty}: there is nothing to score. Give {args.meant_data}.")
     return table, stream
 
 
