@@ -46,8 +46,8 @@ class PromiseConfig(Config):
     max_examples: Count | None = option(None, SUBSET)
     assume_independent: bool = option(
         False,
-        "Promise although many held-out examples repeat, or rows hold several documents: you vouch that they were "
-        "drawn independently of each other.",
+        "Promise although many held-out examples repeat, a few equal training examples, or rows hold several "
+        "documents: you vouch that all were drawn independently of each other.",
     )
     seed: Natural = option(0, "Seed of the subset, and of what the data draws at random.")
 

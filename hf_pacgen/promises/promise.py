@@ -79,7 +79,8 @@ def promise(
         trainer_state: the folder of the training run, or its ``trainer_state.json``; by default what lies in the folder
             that the model was loaded from.
         max_examples, seed: a random subset, and what the data draws at random.
-        assume_independent: you vouch for examples that repeat or are packed.
+        assume_independent: you vouch for examples that repeat or are packed, and for a few (at most 5 %) whose inputs
+            stand in the training data too, as in a random split of data in which some inputs are equal by nature.
         options: ``collate_fn``, ``batch_size``, ``accelerator``, ``progress`` as for :func:`hf_pacgen.pacgen`.
 
     Returns:
@@ -139,8 +140,10 @@ def _promised(
             "as there are examples, or one of them looks good by chance. Give more examples, or fewer candidates."
         )
     copies = check_copies(seen.prints, assume_independent=config.assume_independent)
+    overlap = None
     if training_data is not None:
-        check_overlap(seen.prints, prints_of(model, training_data, config, options))
+        trained = prints_of(model, training_data, config, options)
+        overlap = check_overlap(seen.prints, trained, assume_independent=config.assume_independent)
     chosen = check_selection(known, candidates=config.candidates, mean_loss=seen.own_loss, accuracy=seen.accuracy)
     if chosen is not None:
         warnings.warn(chosen, stacklevel=4)
@@ -148,7 +151,7 @@ def _promised(
     bounds = {name: _bound(one, share) for name, one in found.items()}
     best = min(bounds, key=lambda name: bounds[name])
     fields = ruled(model, seen, training_data, config, share, options)
-    notes = [*_notes(found[best], held_out, training_data), copies, chosen, *fields.pop("notes")]
+    notes = [*_notes(found[best], held_out, training_data), overlap, copies, chosen, *fields.pop("notes")]
     winner = rivals[best][0]
     return Promise(
         error_bound=bounds[best],

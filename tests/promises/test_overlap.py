@@ -13,7 +13,7 @@ from kinds_of_models import of
 from promised import promised
 from torch import Tensor
 
-from hf_pacgen.promises.overlap import check_copies, input_fingerprints
+from hf_pacgen.promises.overlap import check_copies, check_overlap, input_fingerprints
 
 TOKENS = [[2, 3, 4], [5, 6], [7, 8, 9, 10], [3, 3, 3, 3, 3]]
 
@@ -103,3 +103,15 @@ def test_a_few_equal_examples_may_be_draws() -> None:
     with pytest.raises(ValueError, match=r"6 of the 104 held-out examples equal an earlier one"):
         check_copies([*prints, *prints[:6]], assume_independent=False)
     assert check_copies([*prints, *prints[:6]], assume_independent=True) is not None
+
+
+def test_a_few_that_a_random_split_has_in_both_parts() -> None:
+    prints = [bytes([i]) for i in range(100)]
+    with pytest.raises(ValueError, match=r"5 of the 100 held-out .* equal by nature, pass assume_independent=True"):
+        check_overlap(prints, prints[:5], assume_independent=False)
+    said = check_overlap(prints, prints[:5], assume_independent=True)
+    assert said is not None and said.startswith("5 of the 100 held-out") and said.endswith("drawn independently.")
+    for vouched in (True, False):  # more than that are no accident, and nobody can vouch for them
+        with pytest.raises(ValueError, match=r"6 of the 100 .* that the training data does not have\.$"):
+            check_overlap(prints, prints[:6], assume_independent=vouched)
+    assert check_overlap(prints, [b"other"], assume_independent=False) is None
