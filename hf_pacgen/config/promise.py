@@ -58,3 +58,5 @@ class PromiseConfig(Config):
                 "max_error and coverage are two promises, and each costs a part of δ: give one of them in a call, and "
                 "half of δ to each where you want both."
             )
+        if self.seed >= 2**64:
+            raise ValueError(f"seed must be less than 2**64, the largest that torch takes; got {self.seed}.")
