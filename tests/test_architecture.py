@@ -15,7 +15,7 @@ FLOORS: dict[str, str] = {
     # from the ground up; a module imports from its own folder and from those above it in this list
     "": "errors facts files old_paths register",
     "maths": "arrays binary_kl bounded_losses certified_bound counter_rng distributions held_out_bounds lanczos "
-    "likelihoods noise_scale pac_bayes rank_correlation score score_errors selective student truncation",
+    "likelihoods noise_scale pac_bayes progressive rank_correlation score score_errors selective student truncation",
     "config": "certificate noise promise score settings sharpness spectrum",
     "results": "base certificate diagonal fields landscape lipschitz measures pacgen promise relative_sharpness "
     "sharpness spectrum summary worst_case",
@@ -32,7 +32,7 @@ FLOORS: dict[str, str] = {
     "measures": "comparison hessian landscape origin pacgen ranking relative_sharpness session sharpness spectrum "
     "worst_case",
     "certify": "certify draws error_rate posterior priors refinement search splits validity",
-    "promises": "examine losses noisy overlap promise rules selection selective visit",
+    "promises": "examine expected how losses noisy overlap promise rules selection selective visit",
     "training": "arguments callback.callback callback.guard clipping estimates hooks noisy_step run_facts scores "
     "trainer trainer_loss",
     "command_line": "card certify compare comparison_file comparison_table completion inputs.adapters inputs.chat "
