@@ -32,7 +32,7 @@ FLOORS: dict[str, str] = {
     "measures": "comparison hessian landscape origin pacgen ranking relative_sharpness session sharpness spectrum "
     "worst_case",
     "certify": "certify draws error_rate posterior priors refinement search splits validity",
-    "promises": "examine expected how losses noisy overlap promise rules selection selective visit",
+    "promises": "examine expected how losses noisy overlap promise rules selection selective trained visit",
     "training": "arguments callback.callback callback.guard clipping estimates hooks noisy_step run_facts scores "
     "trainer trainer_loss",
     "command_line": "card certify compare comparison_file comparison_table completion inputs.adapters inputs.chat "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -124,8 +125,8 @@ def expected_promises(
     Raises:
         ValueError: an argument out of range.
 
-    >>> [f"{row.how}: {row.error_bound:.3f}" for row in expected_promises(1000)]
-    ['split: 0.180', 'progressive: 0.179']
+    >>> [f"{row.how}: {row.error_bound:.3f}" for row in expected_promises(200)]
+    ['split: 0.221', 'progressive: 0.217']
     """
     for name, value in (("expected_error", expected_error), ("expected_disagreement", expected_disagreement)):
         if not 0 <= value <= 1:
@@ -147,7 +148,7 @@ def expected_promises(
     first, size = share_out(num_examples, blocks, first_fraction)
     # whole numbers of errors, as evenly spread as can be
     so_far = [round(expected_error * size * block) for block in range(blocks + 1)]
-    errors = [after - before for before, after in zip(so_far, so_far[1:], strict=False)]
+    errors = [after - before for before, after in itertools.pairwise(so_far)]
     guess = min(max(expected_error, 0.5 / num_examples), 1 - 0.5 / num_examples)
     rows.append(
         ExpectedPromise(

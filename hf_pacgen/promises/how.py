@@ -4,91 +4,28 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
+from torch.utils.data import DataLoader
 from typing_extensions import Unpack
 
 from hf_pacgen.certify.splits import select
-from hf_pacgen.data.batches import Batches
-from hf_pacgen.data.contents import LABEL_NAMES
-from hf_pacgen.distributed.processes import send_to_device
 from hf_pacgen.facts import Choice
-from hf_pacgen.maths.held_out_bounds import exact_error_bound
+from hf_pacgen.maths.held_out_bounds import check_delta, exact_error_bound
 from hf_pacgen.measures.session import DataOptions
-from hf_pacgen.model.state import preserved, unwrap
+from hf_pacgen.model.state import unwrap
 from hf_pacgen.promises.expected import BLOCKS, FIRST_FRACTION, default_train_fraction, progressive_bound, share_out
 from hf_pacgen.promises.promise import promise
+from hf_pacgen.promises.trained import TrainedPromise, changed, disagreements
 from hf_pacgen.results.promise import Promise
 
 __all__ = ["How", "TrainedPromise", "train_and_promise"]
 
 Train = Callable[[nn.Module, Any], Any]
-Weights = dict[str, Tensor]
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class TrainedPromise:
-    """A promise, and the models that it is about.
-
-    Attributes:
-        promise: what is promised.
-        how: ``"split"``, ``"progressive"`` or ``"all"``.
-        model: holds the weights of the last of the models; :meth:`load` puts in those of another.
-        weights: of every model, the tensors in which it differs from the model before the training.
-        probabilities: with which the promised model is drawn from them; one model has the probability 1.
-        tested_on: the part of the data on which each model was tested.
-        trained_examples: how many examples each training went through, in one epoch.
-        num_examples: of the data, n.
-    """
-
-    promise: Promise
-    how: str
-    model: nn.Module
-    weights: tuple[Weights, ...]
-    probabilities: tuple[float, ...]
-    tested_on: tuple[Any, ...]
-    trained_examples: tuple[int, ...]
-    num_examples: int
-
-    @property
-    def cost(self) -> float:
-        """Examples that all trainings went through, in trainings on all of the data with as many epochs."""
-        return sum(self.trained_examples) / self.num_examples
-
-    def load(self, number: int) -> nn.Module:
-        """Put the weights of one of the models into ``model``, and return it."""
-        if not 0 <= number < len(self.weights):
-            raise ValueError(f"number must be in [0, {len(self.weights) - 1}], that of a model; got {number}.")
-        _put(self.model, self.weights[number])
-        return self.model
-
-    def draw(self, seed: int) -> int:
-        """The number of the model that the promise is about, drawn with the probabilities.
-
-        A promise is about a draw: do not look at the models' errors and take the best.
-        """
-        generator = torch.Generator().manual_seed(seed)
-        return int(torch.multinomial(torch.tensor(self.probabilities), 1, generator=generator))
-
-    @torch.no_grad()
-    def vote(self, batch: Mapping[str, Any]) -> Tensor:
-        """The class with the largest mean probability over the models, for every example.
-
-        It errs less than the drawn model as a rule, but no promise is about it.
-        """
-        total: Tensor | float = 0.0
-        with preserved(self.model), _kept(self.model):
-            self.model.eval()
-            for chance, weights in zip(self.probabilities, self.weights, strict=True):
-                _put(self.model, weights)
-                total = total + chance * _logits(self.model(**_without_labels(batch))).double().softmax(-1)
-        return torch.as_tensor(total).argmax(-1)
 
 
 class How(Choice):
@@ -129,7 +66,7 @@ def train_and_promise(
 
     Args:
         model: as it is before the training; it is copied, and not changed.
-        data: n independent examples: a ``datasets.Dataset``, a map-style dataset, or a list of batches.
+        data: n independent examples, one a row: a ``datasets.Dataset`` or another map-style dataset.
         train: ``train(model, part)`` trains in place, in any way; if it returns a module, that one counts, and a
             ``Trainer`` that it returns is run (unless it has been) and its model counts.  It must not see other
             parts of the data, neither to stop early nor to choose among checkpoints.
@@ -195,7 +132,14 @@ class _Task:
             raise TypeError(f"model must be a torch module; got {type(self.model).__name__}.")
         if not callable(self.train):
             raise TypeError(f"train must be a function train(model, part); got {type(self.train).__name__}.")
-        exact_error_bound(0, 1, self.delta)
+        check_delta(self.delta)
+        if isinstance(self.data, (Sequence, Mapping, DataLoader)) or not (
+            hasattr(self.data, "__len__") and hasattr(self.data, "__getitem__")
+        ):
+            raise TypeError(
+                "data must be a dataset with one example a row and a length, to be divided; got "
+                f"{type(self.data).__name__}. datasets.Dataset.from_list(rows) makes one of examples."
+            )
         if self.expected_error is not None and not 0 < self.expected_error < 1:
             raise ValueError(f"expected_error must be in (0, 1), or None; got {self.expected_error}.")
         if isinstance(self.seed, bool) or not isinstance(self.seed, int) or not 0 <= self.seed < 2**63:
@@ -236,15 +180,27 @@ class _Task:
         order = self.order()
         return order[:first], order[first:]
 
-    def tested(self, model: nn.Module, rows: Sequence[int], seen: Sequence[int], delta: float) -> Promise:
-        """The promise from some rows, of a model that learned from others."""
+    def tested(self, model: nn.Module, rows: Sequence[int], seen: Sequence[int], delta: float) -> tuple[Promise, int]:
+        """The promise from some rows, of a model that learned from others, and its errors on them."""
         past, part = select(self.data, sorted(seen)), select(self.data, sorted(rows))
-        return promise(model, part, delta=delta, training_data=past, **self.options)
+        found = promise(model, part, delta=delta, training_data=past, **self.options)
+        if found.num_examples != len(rows):
+            raise ValueError(
+                f"{len(rows):,} rows are {found.num_examples:,} {found.unit}s: rows of one {found.unit} would fall "
+                "into different parts. Give data with one row for each."
+            )
+        if found.num_errors is None:
+            raise ValueError(
+                f"The loss {found.loss!r} is not 0 or 1 for every example, and training and testing in turns counts "
+                "errors. Divide the data yourself, and pass the held-out part to promise()."
+            )
+        return found, found.num_errors
 
     def split(self) -> TrainedPromise:
         first, rest = self.parts()
         model = self.trained(copy.deepcopy(self.model), first)
-        return self.outcome("split", self.tested(model, rest, first, self.delta), model, first, rest)
+        found, _ = self.tested(model, rest, first, self.delta)
+        return self.outcome("split", found, model, first, rest)
 
     def outcome(
         self, how: str, found: Promise, model: nn.Module, *parts: list[int], trained: Sequence[int] = ()
@@ -254,7 +210,7 @@ class _Task:
             promise=found,
             how=how,
             model=model,
-            weights=(_changed(self.model, model),),
+            weights=(changed(self.model, model),),
             probabilities=(1.0,),
             tested_on=(select(self.data, sorted(rest)),),
             trained_examples=(len(first), *trained),
@@ -269,9 +225,9 @@ class _Task:
             )
         first, rest = self.parts()
         part = self.trained(copy.deepcopy(self.model), first)
-        found = self.tested(part, rest, first, self.delta / 2)
+        found, _ = self.tested(part, rest, first, self.delta / 2)
         whole = self.trained(copy.deepcopy(self.model), range(len(self.data)))
-        differ, inputs = _disagreements(part, whole, self.unlabeled, self.options)
+        differ, inputs = disagreements(part, whole, self.unlabeled, self.options)
         gap = exact_error_bound(differ, inputs, self.delta / 2)
         notes = (
             f"The model of all {len(self.data):,} examples. A model of {len(first):,} of them errs on at most "
@@ -281,7 +237,9 @@ class _Task:
             found,
             error_bound=min(1.0, found.error_bound + gap),
             delta=self.delta,
-            method="disagreement",
+            share=self.delta / 2,
+            subject="the model of all examples",
+            method="the exact bound of a model of a part, plus the exact bound of how often the two disagree",
             notes=(*found.notes, *notes),
         )
         return self.outcome("all", found, whole, first, rest, trained=(len(self.data),))
@@ -305,13 +263,13 @@ class _Task:
 
         if guess is None:
             half = first // 2
-            tried = self.tested(learned(half), order[half:first], order[:half], self.delta)
-            guess = (tried.num_errors + 1) / (tried.num_examples + 4)
+            _, wrong = self.tested(learned(half), order[half:first], order[:half], self.delta)
+            guess = (wrong + 1) / (first - half + 4)
         for start in range(first, len(self.data), size):
             rows = order[start : start + size]
-            found = self.tested(learned(start), rows, order[:start], self.delta)
-            errors.append(found.num_errors)
-            weights.append(_changed(self.model, model))
+            found, wrong = self.tested(learned(start), rows, order[:start], self.delta)
+            errors.append(wrong)
+            weights.append(changed(self.model, model))
             parts.append(select(self.data, sorted(rows)))
         total = size * self.blocks
         bound, name = progressive_bound(errors, size, self.delta, guess)
@@ -321,6 +279,7 @@ class _Task:
             num_errors=sum(errors),
             num_examples=total,
             mean_loss=sum(errors) / total,
+            subject=f"one of {self.blocks} models, drawn at random,",
             method=f"progressive, {name}",
             notes=(
                 *found.notes,
@@ -338,68 +297,3 @@ class _Task:
             trained_examples=tuple(counts),
             num_examples=len(self.data),
         )
-
-
-def _changed(before: nn.Module, after: nn.Module) -> Weights:
-    """The tensors in which two models differ: of an adapted model its adapter, not its base."""
-    old = before.state_dict()
-    return {
-        name: value.detach().clone()
-        for name, value in after.state_dict().items()
-        if name not in old or old[name].shape != value.shape or not torch.equal(old[name].to(value.device), value)
-    }
-
-
-@torch.no_grad()
-def _put(model: nn.Module, weights: Weights) -> None:
-    own = model.state_dict()
-    for name, value in weights.items():
-        own[name].copy_(value)
-
-
-@contextmanager
-def _kept(model: nn.Module) -> Iterator[None]:
-    saved = {name: value.detach().clone() for name, value in model.state_dict().items()}
-    try:
-        yield
-    finally:
-        _put(model, saved)
-
-
-def _without_labels(batch: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in batch.items() if name not in LABEL_NAMES}
-
-
-def _logits(outputs: Any) -> Tensor:
-    logits = outputs.get("logits") if isinstance(outputs, Mapping) else getattr(outputs, "logits", None)
-    if not isinstance(logits, Tensor) or logits.ndim != 2:
-        shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-        raise ValueError(
-            f"Models are compared and counted by their classes: expected logits (examples, classes); got {shape}. "
-            "Take how='split', which works with every loss."
-        )
-    return logits
-
-
-@torch.no_grad()
-def _disagreements(first: nn.Module, second: nn.Module, data: Any, options: DataOptions) -> tuple[int, int]:
-    """On how many of some inputs two models predict different classes, and the number of the inputs."""
-    kept = {name: value for name, value in options.items() if name in ("batch_size", "collate_fn")}
-    if hasattr(data, "column_names") and (known := [n for n in LABEL_NAMES if n in (data.column_names or ())]):
-        data = data.remove_columns(known)
-    differ, count = 0, 0
-    with preserved(first), preserved(second):
-        first.eval(), second.eval()
-        device = next(iter(first.parameters())).device
-        for _, batch in Batches(data, model=first, **kept):  # type: ignore[arg-type]
-            if not isinstance(batch, Mapping):
-                raise ValueError(
-                    f"unlabeled must have inputs by their names; a batch of it is a {type(batch).__name__}."
-                )
-            inputs = send_to_device(_without_labels(batch), device)
-            one, other = _logits(first(**inputs)), _logits(second(**inputs.copy()))
-            # what is not finite has no class, and counts as a disagreement
-            finite = one.isfinite().all(-1) & other.isfinite().all(-1)
-            differ += int(((one.argmax(-1) != other.argmax(-1)) | ~finite).sum())
-            count += len(one)
-    return differ, count
