@@ -6,12 +6,15 @@ import functools
 import math
 from typing import Any
 
+import datasets
+import saved_models
 import torch
-from certificates import Head, batches
-from torch import Tensor
+from certificates import Head, batches, trained
+from torch import Tensor, nn
 
 from hf_pacgen import promise
 from hf_pacgen.maths.bounded_losses import Answers, PromisedLoss
+from hf_pacgen.promises.how import TrainedPromise, train_and_promise
 from hf_pacgen.results.promise import Promise
 
 DELTA, DRAWS = 0.2, 400
@@ -69,3 +72,40 @@ def by_hand(data: Any) -> tuple[int, int]:
 def rate(failed: list[bool]) -> float:
     assert len(failed) == DRAWS
     return sum(failed) / DRAWS
+
+
+NAMES: dict[str, Any] = {"id2label": {0: "negative", 1: "positive"}, "label2id": {"negative": 0, "positive": 1}}
+
+
+def texts(start: int, count: int) -> list[tuple[str, str]]:
+    """Different texts, whose label is whether a good word stands in them."""
+    every = [f"{a} {b} {c}" for a in saved_models.WORDS for b in saved_models.WORDS for c in saved_models.WORDS]
+    order = torch.randperm(len(every), generator=torch.Generator().manual_seed(0)).tolist()
+    chosen = [every[i] for i in order[start : start + count]]
+    return [(text, "positive" if {"good", "fine"} & set(text.split()) else "negative") for text in chosen]
+
+
+NUM_ROWS = 120
+
+
+def rows(count: int = NUM_ROWS, seed: int = 0) -> datasets.Dataset:
+    features, labels = drawn(count, seed)
+    return datasets.Dataset.from_dict({"features": features.tolist(), "labels": labels.tolist()})
+
+
+def columns(part: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    return torch.tensor(part["features"][:]), torch.tensor(part["labels"][:])
+
+
+def fit(model: nn.Module, part: Any) -> None:
+    trained(model, *columns(part))  # type: ignore[arg-type]
+
+
+def start() -> Head:
+    torch.manual_seed(0)
+    return Head(3)
+
+
+def trained_promise(train: Any = fit, data: Any = None, **options: Any) -> TrainedPromise:
+    given = {"progress": False, "batch_size": 64, **options}
+    return train_and_promise(start(), rows() if data is None else data, train, **given)

@@ -38,8 +38,8 @@ FLOORS: dict[str, str] = {
     "command_line": "card certify compare comparison_file comparison_table completion inputs.adapters inputs.chat "
     "inputs.choosing inputs.columns inputs.data inputs.examples inputs.fingerprint inputs.formats inputs.labels "
     "inputs.language inputs.load inputs.models inputs.pictures inputs.processors inputs.runs inputs.sound_folder "
-    "inputs.sounds inputs.tasks inputs.texts inputs.weights main parser printing promise quiet register run_options "
-    "score sharpness suggestions",
+    "inputs.sounds inputs.tasks inputs.texts inputs.weights main parser printing promise promise_how promise_table "
+    "quiet register run_options score sharpness suggestions",
     "evaluate_module": "pacgen.app pacgen.pacgen",
 }
 """Every module of every folder, by name: a new file needs a decision where it belongs."""

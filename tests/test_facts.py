@@ -45,6 +45,7 @@ from hf_pacgen.maths.distributions import Noise, NoiseDistribution
 from hf_pacgen.maths.score import EpsilonScale, half_width
 from hf_pacgen.noise.curvature_tracker import CurvatureTracker
 from hf_pacgen.noise.perturbation import Perturbation
+from hf_pacgen.promises.how import How, train_and_promise
 from hf_pacgen.promises.losses import Form, losses_of
 from hf_pacgen.training.callback.callback import ScoreOn
 
@@ -54,6 +55,7 @@ CHOICES: list[type[Choice]] = [
     EpsilonScale,
     Estimator,
     Form,
+    How,
     HVPMethod,
     Likelihood,
     LossKind,
@@ -112,6 +114,9 @@ USES: dict[type[Choice], Callable[[Any], Any]] = {
     EpsilonScale: lambda scale: half_width(0.1, scale, 1.0),
     Form: lambda form: losses_of(ANSWERS, PromisedLoss.ZERO_ONE, form),
     Estimator: lambda estimator: estimator.facts.needs_labels,
+    How: lambda how: train_and_promise(
+        nn.Linear(1, 1), torch.utils.data.TensorDataset(torch.ones(4, 1)), print, how=how
+    ),
     HVPMethod: lambda method: choose_method(cast(WeightSpace, None), method),
     Likelihood: lambda likelihood: next(readings(likelihood, (), causal=False)),
     LossKind: lambda kind: scored_units(torch.zeros(2, 2), torch.zeros(2).long(), kind),

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
 from hf_pacgen.command_line.inputs.data import DataArguments
 from hf_pacgen.command_line.inputs.load import Subject
-from hf_pacgen.command_line.printing import open_console, print_notes, quantities
+from hf_pacgen.command_line.promise_how import HowArguments, trained_promise
+from hf_pacgen.command_line.promise_table import print_promise
 from hf_pacgen.command_line.run_options import OutputArguments, Run
 from hf_pacgen.config.promise import PromiseConfig
 from hf_pacgen.config.settings import Config, option
@@ -18,10 +18,8 @@ from hf_pacgen.errors import refusing
 from hf_pacgen.promises.promise import promise
 from hf_pacgen.promises.selection import STATE
 from hf_pacgen.promises.selective import save_selective
-from hf_pacgen.results.certificate import rounded_up
-from hf_pacgen.results.promise import ABSTAIN, SETS, Promise, rounded_down
+from hf_pacgen.results.promise import Promise
 from hf_pacgen.show.plots import plot_coverage_risk, save_figure
-from hf_pacgen.show.tables import number
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +75,7 @@ def run(argv: list[str]) -> None:
         PromiseArguments,
         PromiseConfig,
         TrainingArguments,
+        HowArguments,
         usage="MODEL [MODEL ...] --held-out NAME_OR_FILE [options]",
         description="The smallest error that may be promised of a model on new examples, from labeled examples that it "
         "never saw. Of several models the best one is promised, and each costs a part of delta.",
@@ -84,14 +83,22 @@ def run(argv: list[str]) -> None:
         ./my-model --held-out test.csv --training-data train.csv
         ./my-model --held-out test.csv --max-error 0.05 --plot curve.png
         ./run/checkpoint-100 ./run/checkpoint-200 --held-out test.parquet --output promise.json
+        ./base --held-out labeled.csv --how progressive --train script.py:make_trainer --save-models out
         """,
         group="promise",
         several=True,
         expand=False,
         data=HeldOutArguments,
     )
-    (about,) = call.extra
+    about, how = call.extra
     config = call.config
+    if how.how is not None:
+        if about.training_data is not None or about.trainer_state is not None or "plot" in call.outputs:
+            call.parser.error("--how trains the model itself: leave out --training-data, --trainer-state and --plot")
+        trained_promise(call, how)
+        return
+    if given := [name for name in ("train", "save_models", "unlabeled") if getattr(how, name) is not None]:
+        call.parser.error(f"--{given[0].replace('_', '-')} goes with --how")
     if call.outputs.get("plot") is not None and config.max_error is None:
         call.parser.error("--plot draws the errors among the answers: it needs --max-error")
     if len(call.models) > 1 and config.candidates > 1:
@@ -144,31 +151,3 @@ def _beside(call: Run, result: Promise, model: str) -> Path | None:
         return None
     with refusing(f"The threshold cannot be written beside the model {model!r}", "Copy the model first.", kind=OSError):
         return save_selective(result, model)
-
-
-def print_promise(result: Promise, *, title: str) -> None:
-    """Print the statement, the numbers it stands on, and what was taken for granted."""
-    console = open_console()
-    console.print(f"[bold]{result.statement}[/]\n", highlight=False)
-    console.print(quantities(title, _rows(result)))
-    print_notes(console, result.notes)
-
-
-def _rows(result: Promise) -> Iterator[tuple[str, str, str]]:
-    errors = f"{result.num_errors:,} errors" if result.num_errors is not None else f"mean {result.loss}"
-    yield "bound", rounded_up(result.error_bound), f"on the expected error of a new {result.unit} ({result.method})"
-    yield "held-out error", number(result.mean_loss), f"{errors} on the {result.num_examples:,} held-out {result.unit}s"
-    if result.rule is not None and result.threshold is not None:
-        # what is promised is rounded down, as in the statement
-        what = {ABSTAIN: "least confidence at which to answer", SETS: "least probability of a class in the set"}
-        yield "threshold", f"{result.threshold:.6g}", what[result.rule]
-        covers = {ABSTAIN: "answered", SETS: "hold the label"}[result.rule]
-        yield "coverage", f"{100 * (result.coverage or 0):.1f} %", f"of the held-out {result.unit}s {covers}"
-        yield "  promised", rounded_down(result.coverage_bound or 0), f"of new {result.unit}s, at least"
-    if result.set_size is not None:
-        yield "set size", f"{result.set_size:.2f}", "classes in a set, on average"
-    yield "δ", number(result.delta), "probability that any of this fails"
-    if result.share != result.delta:
-        yield "  of each bound", number(result.share), "its part, for each promise and each candidate"
-    if result.num_candidates > 1:
-        yield "candidates", f"{result.num_candidates:,}", "compared on these examples, and paid for"

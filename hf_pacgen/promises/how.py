@@ -16,6 +16,7 @@ from typing_extensions import Unpack
 from hf_pacgen.certify.splits import select
 from hf_pacgen.facts import Choice
 from hf_pacgen.maths.held_out_bounds import check_delta, exact_error_bound
+from hf_pacgen.measures.origin import origin_of
 from hf_pacgen.measures.session import DataOptions
 from hf_pacgen.model.state import unwrap
 from hf_pacgen.promises.expected import BLOCKS, FIRST_FRACTION, default_train_fraction, progressive_bound, share_out
@@ -196,10 +197,16 @@ class _Task:
             )
         return found, found.num_errors
 
+    def origin(self, model: nn.Module, **facts: Any) -> dict[str, Any]:
+        """What a promise from all of the data is made of; ``facts`` of the model that are other ones."""
+        found = origin_of(model, self.data)
+        return found | {"model": found["model"] | facts}
+
     def split(self) -> TrainedPromise:
         first, rest = self.parts()
         model = self.trained(copy.deepcopy(self.model), first)
         found, _ = self.tested(model, rest, first, self.delta)
+        found = dataclasses.replace(found, origin=self.origin(model))
         return self.outcome("split", found, model, first, rest)
 
     def outcome(
@@ -240,6 +247,9 @@ class _Task:
             share=self.delta / 2,
             subject="the model of all examples",
             method="the exact bound of a model of a part, plus the exact bound of how often the two disagree",
+            broken_by="It does not hold if the held-out examples trained or chose the first of the models, if they or "
+            "the unlabeled inputs depend on each other, or if the new ones come from another distribution.",
+            origin=self.origin(whole),
             notes=(*found.notes, *notes),
         )
         return self.outcome("all", found, whole, first, rest, trained=(len(self.data),))
@@ -281,6 +291,10 @@ class _Task:
             mean_loss=sum(errors) / total,
             subject=f"one of {self.blocks} models, drawn at random,",
             method=f"progressive, {name}",
+            broken_by="It does not hold if a model was trained or chosen by its own block, if the examples depend on "
+            "each other, or if the new ones come from another distribution.",
+            # no weights: the promise is of none of the models more than of another
+            origin=self.origin(model, weights=None),
             notes=(
                 *found.notes,
                 f"About one of {self.blocks} models, drawn at random with equal probabilities, and neither about the "

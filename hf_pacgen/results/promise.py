@@ -65,6 +65,7 @@ class Promise(Result):
         "among them, and the tail that decides",
         default=dict,
     )
+    broken_by: str = other("what would break the promise, in a sentence; by default that of one model", default="")
     notes: tuple[str, ...] = other("what was taken for granted, in sentences", default=())
     seconds: float = other("wall-clock time", default=0.0)
     config: dict[str, Any] = other("the settings", default=dict)
@@ -83,7 +84,7 @@ class Promise(Result):
         given = f"With probability ≥ {confidence(self.delta)} over the draw of the {self.num_examples:,} held-out"
         claims = [*self._rule(), self._error()]
         return f"{given} {self.unit}s{self._data()}, {self._model()} {', and '.join(claims)}.{self._made()} " + (
-            BREAKS.format(unit=self.unit)
+            self.broken_by or BREAKS.format(unit=self.unit)
         )
 
     def _error(self) -> str:

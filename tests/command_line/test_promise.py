@@ -11,23 +11,13 @@ import pytest
 import saved_models
 import torch
 from command_runs import Run, refused, write_csv
+from promised import NAMES, texts
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from hf_pacgen.command_line.main import main
 from hf_pacgen.maths.held_out_bounds import exact_error_bound
 from hf_pacgen.promises import FILE, SelectiveClassifier
 from hf_pacgen.results.promise import Promise
-
-NAMES: dict[str, Any] = {"id2label": {0: "negative", 1: "positive"}, "label2id": {"negative": 0, "positive": 1}}
-WORDS = saved_models.WORDS
-
-
-def texts(start: int, count: int) -> list[tuple[str, str]]:
-    """Different texts, whose label is whether a good word stands in them."""
-    every = [f"{a} {b} {c}" for a in WORDS for b in WORDS for c in WORDS]
-    order = torch.randperm(len(every), generator=torch.Generator().manual_seed(0)).tolist()
-    chosen = [every[i] for i in order[start : start + count]]
-    return [(text, "positive" if {"good", "fine"} & set(text.split()) else "negative") for text in chosen]
 
 
 @pytest.fixture(scope="module")

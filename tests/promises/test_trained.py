@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import torch
 from certificates import Head
-from test_how import columns, promised, rows
+from promised import columns, rows
+from promised import trained_promise as promised
 
 from hf_pacgen.promises.how import train_and_promise
 
