@@ -1,4 +1,4 @@
-"""PACGen for the Hugging Face stack: score, shaped noise and certificates."""
+"""PACGen for the Hugging Face stack: score, shaped noise, promises and certificates."""
 
 import sys as _sys
 from importlib import import_module as _import_module
@@ -30,9 +30,11 @@ if TYPE_CHECKING:  # type checkers read this, and not _NAMES; a test compares th
     from hf_pacgen.measures.spectrum import hessian_spectrum
     from hf_pacgen.measures.worst_case import worst_case_sharpness
     from hf_pacgen.noise.perturbed import perturbed
+    from hf_pacgen.promises.promise import promise
     from hf_pacgen.register import metric_path, register
     from hf_pacgen.results.certificate import Certificate
     from hf_pacgen.results.pacgen import PACGenResult
+    from hf_pacgen.results.promise import Promise
     from hf_pacgen.training.arguments import PACGenTrainingArguments
     from hf_pacgen.training.callback.callback import PACGenCallback
     from hf_pacgen.training.trainer import PACGenTrainer
@@ -47,6 +49,8 @@ __all__ += ["expected_sharpness", "worst_case_sharpness", "SharpnessConfig"]
 __all__ += ["relative_sharpness", "RelativeSharpnessConfig"]
 # noise
 __all__ += ["perturbed", "NoiseConfig", "PACGenCallback", "PACGenTrainer", "PACGenTrainingArguments"]
+# promises
+__all__ += ["promise", "Promise"]
 # certificates
 __all__ += ["certify", "Certificate", "CertificateConfig", "PriorGroups", "HeldOutPrior", "train_prior"]
 # the metric of evaluate
@@ -67,9 +71,11 @@ _NAMES = {
     "measures.spectrum": "hessian_spectrum",
     "measures.worst_case": "worst_case_sharpness",
     "noise.perturbed": "perturbed",
+    "promises.promise": "promise",
     "register": "metric_path register",
     "results.certificate": "Certificate",
     "results.pacgen": "PACGenResult",
+    "results.promise": "Promise",
     "training.arguments": "PACGenTrainingArguments",
     "training.callback.callback": "PACGenCallback",
     "training.trainer": "PACGenTrainer",

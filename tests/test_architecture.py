@@ -14,13 +14,13 @@ LARGE = 60
 FLOORS: dict[str, str] = {
     # from the ground up; a module imports from its own folder and from those above it in this list
     "": "errors facts files old_paths register",
-    "maths": "arrays binary_kl certified_bound counter_rng distributions held_out_bounds lanczos likelihoods "
-    "noise_scale pac_bayes rank_correlation score score_errors student truncation",
-    "config": "certificate noise score settings sharpness spectrum",
-    "results": "base certificate diagonal fields landscape lipschitz measures pacgen relative_sharpness sharpness "
-    "spectrum summary worst_case",
-    "show": "advice cards.contents cards.document cards.update plots.gap plots.landscape plots.runs plots.score "
-    "plots.spectrum plots.style tables wording",
+    "maths": "arrays binary_kl bounded_losses certified_bound counter_rng distributions held_out_bounds lanczos "
+    "likelihoods noise_scale pac_bayes progressive rank_correlation score score_errors selective student truncation",
+    "config": "certificate noise promise score settings sharpness spectrum",
+    "results": "base certificate diagonal fields landscape lipschitz measures pacgen promise relative_sharpness "
+    "sharpness spectrum summary worst_case",
+    "show": "advice cards.contents cards.document cards.update plots.gap plots.landscape plots.promise "
+    "plots.runs plots.score plots.spectrum plots.style tables wording",
     "distributed": "processes shards",
     "model": "adapters dequantized embeddings fingerprint parameters precision state storage",
     "data": "batches checks checksums collation contents inspection likelihoods losses objective outputs own_loss "
@@ -32,20 +32,20 @@ FLOORS: dict[str, str] = {
     "measures": "comparison hessian landscape origin pacgen ranking relative_sharpness session sharpness spectrum "
     "worst_case",
     "certify": "certify draws error_rate posterior priors refinement search splits validity",
+    "promises": "examine expected how losses noisy overlap promise rules selection selective trained visit",
     "training": "arguments callback.callback callback.guard clipping estimates hooks noisy_step run_facts scores "
     "trainer trainer_loss",
     "command_line": "card certify compare comparison_file comparison_table completion flags inputs.adapters "
     "inputs.chat inputs.choosing inputs.columns inputs.data inputs.examples inputs.fingerprint inputs.formats "
     "inputs.labels inputs.language inputs.load inputs.models inputs.other_tasks inputs.pictures inputs.processors "
-    "inputs.recorded inputs.runs "
-    "inputs.sound_folder inputs.sounds inputs.tasks inputs.texts inputs.weights main parser printing quiet register "
-    "run_options score sharpness suggestions",
+    "inputs.recorded inputs.runs inputs.sound_folder inputs.sounds inputs.tasks inputs.texts inputs.weights main "
+    "parser printing promise promise_how promise_table quiet register run_options score sharpness suggestions",
     "evaluate_module": "pacgen.app pacgen.pacgen",
 }
 """Every module of every folder, by name: a new file needs a decision where it belongs."""
 ABOVE_ALL = {"__init__", "__main__"}
 """The façade and ``python -m hf_pacgen``."""
-APART = [("certify", "training")]
+APART = [("certify", "training"), ("promises", "training")]
 """Folders that know nothing of each other."""
 
 

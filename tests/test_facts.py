@@ -39,11 +39,14 @@ from hf_pacgen.curvature.weight_space import WeightSpace
 from hf_pacgen.data.likelihoods import readings
 from hf_pacgen.data.losses import LossKind, scored_units
 from hf_pacgen.facts import Choice
+from hf_pacgen.maths.bounded_losses import Answers, PromisedLoss
 from hf_pacgen.maths.certified_bound import Bound, certified_bound
 from hf_pacgen.maths.distributions import Noise, NoiseDistribution
 from hf_pacgen.maths.score import EpsilonScale, half_width
 from hf_pacgen.noise.curvature_tracker import CurvatureTracker
 from hf_pacgen.noise.perturbation import Perturbation
+from hf_pacgen.promises.how import How, train_and_promise
+from hf_pacgen.promises.losses import Form, losses_of
 from hf_pacgen.training.callback.callback import ScoreOn
 
 CHOICES: list[type[Choice]] = [
@@ -51,6 +54,8 @@ CHOICES: list[type[Choice]] = [
     CurvatureSource,
     EpsilonScale,
     Estimator,
+    Form,
+    How,
     HVPMethod,
     Likelihood,
     LossKind,
@@ -58,6 +63,7 @@ CHOICES: list[type[Choice]] = [
     NoiseDraw,
     NoiseShape,
     PriorGroups,
+    PromisedLoss,
     ScoreOn,
     SpectrumEnd,
     Task,
@@ -101,17 +107,23 @@ def test_a_member_without_facts_is_refused_at_import(kind: type[Choice], monkeyp
         exec(compile(text, str(module.__file__), "exec"), vars(changed))
 
 
+ANSWERS = Answers(logits=torch.zeros(2, 1, 2), labels=torch.zeros(2, 1).long(), counted=torch.ones(2, 1).bool())
 USES: dict[type[Choice], Callable[[Any], Any]] = {
     Bound: lambda bound: certified_bound(0.1, 1.0, 100, delta=0.05, bound=bound),
     CurvatureSource: lambda source: NoiseConfig(curvature=source),
     EpsilonScale: lambda scale: half_width(0.1, scale, 1.0),
+    Form: lambda form: losses_of(ANSWERS, PromisedLoss.ZERO_ONE, form),
     Estimator: lambda estimator: estimator.facts.needs_labels,
+    How: lambda how: train_and_promise(
+        nn.Linear(1, 1), torch.utils.data.TensorDataset(torch.ones(4, 1)), print, how=how
+    ),
     HVPMethod: lambda method: choose_method(cast(WeightSpace, None), method),
     Likelihood: lambda likelihood: next(readings(likelihood, (), causal=False)),
     LossKind: lambda kind: scored_units(torch.zeros(2, 2), torch.zeros(2).long(), kind),
     NoiseDistribution: lambda distribution: NoiseConfig(distribution=distribution),
     NoiseDraw: lambda draw: draw.facts(0),
     NoiseShape: lambda shape: NoiseConfig(shape=shape),
+    PromisedLoss: lambda loss: losses_of(ANSWERS, loss, Form.CLASS),
     PriorGroups: lambda groups: groups.facts("layer.weight"),
     ScoreOn: lambda event: PACGenCallback(score={}, score_on=event),
     SpectrumEnd: lambda end: end.facts(1.0),

@@ -41,7 +41,7 @@ class ErrorRate:
             raise ValueError(
                 f"The 0-1 error needs batches that are dicts with labels; got {type(batch).__name__}. {OWN_ERROR}"
             )
-        return _checked(errors, count_examples(batch), index)
+        return checked_errors(errors, count_examples(batch), index)
 
     def soft(self, batch: Any, index: int) -> Tensor | None:
         """The probability 1 - p of not predicting the label, with its gradient; None if the errors are the user's."""
@@ -88,7 +88,8 @@ def _mean_over_labels(values: Tensor, counted: Tensor) -> Tensor:
     return values.reshape(len(values), -1).sum(1) / counted.reshape(len(values), -1).sum(1)
 
 
-def _checked(errors: Any, examples: int, index: int) -> Tensor:
+def checked_errors(errors: Any, examples: int, index: int) -> Tensor:
+    """What a user's function returned, float64 on the CPU, if it is one error in [0, 1] for each example."""
     if not isinstance(errors, Tensor):
         raise ValueError(f"error_fn must return a tensor with one error for each example; got {type(errors).__name__}.")
     if errors.shape != (examples,):

@@ -92,7 +92,7 @@ def train_prior(
         )
     # sorted, so that each part is read from front to back
     order = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed)).tolist()
-    prior_data, certificate_data = (_select(data, sorted(rows)) for rows in (order[:first], order[first:]))
+    prior_data, certificate_data = (select(data, sorted(rows)) for rows in (order[:first], order[first:]))
     # a copy, so that the user's model may still become the posterior
     trained = copy.deepcopy(unwrap(model))
     returned = train(trained, prior_data)
@@ -109,7 +109,8 @@ def train_prior(
     )
 
 
-def _select(data: Any, rows: list[int]) -> Any:
+def select(data: Any, rows: list[int]) -> Any:
+    """Some rows of a dataset, or some batches of a list."""
     if hasattr(data, "column_names"):
         return data.select(rows)
     return [data[row] for row in rows] if isinstance(data, Sequence) else Subset(data, rows)

@@ -19,6 +19,7 @@ COMMANDS = {
     "score": "PACGen of a model on its training data",
     "sharpness": "sharpness and top curvature of a solution",
     "compare": "all measures of several checkpoints, side by side",
+    "promise": "what error a model may be promised on new examples",
     "certify": "bound a model's error on new examples",
     "card": "write a result into a model card",
     "register": 'make evaluate.load("pacgen") work everywhere',

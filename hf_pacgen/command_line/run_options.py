@@ -65,7 +65,8 @@ class Run:
     """One call of a command that measures models: its settings, where it computes, and how it ends.
 
     ``args`` are the command's own flags, ``config`` the settings of what it measures, ``extra`` further settings,
-    ``words`` what its parser says.  Bad input raises before any work begins.
+    ``data`` which data it takes, ``words`` what its parser says; with ``expand``, a run's folder alone stands for all
+    its checkpoints where ``several`` models are taken.  Bad input raises before any work begins.
     """
 
     def __init__(
@@ -78,10 +79,12 @@ class Run:
         group: str = "measurement",
         usage: str = "MODEL --dataset NAME_OR_FILE [options]",
         several: bool = False,
+        expand: bool = True,
+        data: type[DataArguments] = DataArguments,
         **words: str,
     ) -> None:
         self.words = [command, *argv]
-        settings = (*extra, ModelArguments, DataArguments, args, config)
+        settings = (*extra, ModelArguments, data, args, config)
         self.parser = CommandParser(settings, command, group=group, usage=usage, **words)
         metavar, count, what = ("RUN", "+", "The models") if several else ("MODEL", 1, "The model")
         said = f"{what}: a saved model, a PEFT adapter, a training run's folder, or an id on the Hugging Face hub."
@@ -90,7 +93,8 @@ class Run:
         which = self.model_args.checkpoint
         with self.parser.refusals():
             # a run's folder stands for its checkpoints
-            self.models: list[str] = expanded(rest.models, which) if several else [chosen(rest.models[0], which)]
+            names: list[str] = rest.models
+            self.models = expanded(names, which) if several and expand else [chosen(name, which) for name in names]
         paths = {name: getattr(self.args, name, None) for name in OUTPUTS}
         self.outputs: dict[str, str] = {name: path for name, path in paths.items() if path is not None}
         if (old := self.outputs.get("json")) is not None:

@@ -36,6 +36,8 @@ __all__ = [
 
 BUFFERS = "the values of the buffer"
 """The group of what DistributedDataParallel lets differ between processes, such as running statistics."""
+DATA = ("data", "test_data", "held_out", "training_data")
+"""Arguments that are data, of which the length is compared first."""
 SAMPLED = 16
 """Batches of the data that are compared: a pass over all of it would cost as much as a measure."""
 MOST_NAMED = 5
@@ -75,7 +77,7 @@ def arguments(measure: str, given: Mapping[str, Any]) -> dict[str, dict[str, Any
     settings: dict[str, Any] = {}
     others: dict[str, Any] = {}
     for name, value in given.items():
-        if name in ("data", "test_data"):
+        if name in DATA:
             the[f"length of the {name}"] = length(value)
         elif name == "config" and isinstance(value, Config):
             settings = value.to_dict()

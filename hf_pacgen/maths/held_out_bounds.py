@@ -11,9 +11,7 @@ from collections.abc import Sequence
 import numpy
 from numpy.typing import NDArray
 
-from hf_pacgen.maths.binary_kl import kl_inverse_upper
-
-__all__ = ["betting_bound", "binomial_tail", "exact_error_bound", "progressive_bound", "progressive_tilt"]
+__all__ = ["betting_bound", "binomial_tail", "check_counts", "check_delta", "exact_error_bound"]
 
 ORDERS = 16
 """Orders of the examples over which the wealth of a bet is averaged."""
@@ -40,7 +38,8 @@ def exact_error_bound(errors: int, examples: int, delta: float) -> float:
     """
     from scipy.special import betainccinv  # loading it takes a while, and only bounds need it
 
-    errors, examples, delta = _counts(errors, examples, delta)
+    delta = check_delta(delta)
+    errors, examples = check_counts(errors, examples)
     return 1.0 if errors == examples else float(betainccinv(errors + 1, examples - errors, delta))
 
 
@@ -58,7 +57,7 @@ def binomial_tail(errors: int, examples: int, rate: float) -> float:
         raise ValueError(f"rate must be in [0, 1]; got {rate}.")
     if examples == errors == 0:
         return 1.0
-    errors, examples, _ = _counts(errors, examples, 0.5)
+    errors, examples = check_counts(errors, examples)
     return 1.0 if errors == examples else float(betaincc(errors + 1, examples - errors, rate))
 
 
@@ -86,7 +85,7 @@ def betting_bound(losses: Sequence[float] | NDArray[numpy.float64], delta: float
     True
     """
     values = numpy.asarray(losses, dtype=numpy.float64).reshape(-1)
-    _check_delta(delta)
+    check_delta(delta)
     if not len(values):
         raise ValueError("A bound needs at least one loss; got none.")
     if bad := values[~((values >= 0) & (values <= 1))].tolist():
@@ -107,7 +106,7 @@ def betting_bound(losses: Sequence[float] | NDArray[numpy.float64], delta: float
     low, high = float(values.mean()), 1.0
     while low < (middle := (low + high) / 2) < high:
         low, high = (low, middle) if log_wealth(middle) >= least else (middle, high)
-        if high - low < 1e-12:
+        if high - low < 1e-9:  # the upper end: a bound is never too small
             break
     return high
 
@@ -121,89 +120,17 @@ def _bet_sizes(losses: NDArray[numpy.float64], log_inverse_delta: float) -> NDAr
     return numpy.sqrt(2 * log_inverse_delta / (len(losses) * before))
 
 
-def progressive_tilt(expected_error: float, examples: int, delta: float) -> float:
-    """The λ at which :func:`progressive_bound` is tightest if the models err that often on n examples in all.
-
-    e^{-λ} = q(1 - p)/(p(1 - q)) for the error q and p = kl⁻¹(q, log(1/δ)/n).
-
-    >>> 0.1 < progressive_tilt(0.15, 500, 0.05) < 0.5
-    True
-    """
-    _check_delta(delta)
-    if not 0 <= expected_error <= 1:
-        raise ValueError(f"expected_error must be in [0, 1]; got {expected_error}.")
-    error = min(max(expected_error, 0.5 / examples), 1 - 0.5 / examples)
-    bound = float(kl_inverse_upper(error, math.log(1 / delta) / examples))
-    return math.log(bound * (1 - error) / (error * (1 - bound)))
-
-
-def progressive_bound(errors: Sequence[int], examples: Sequence[int], delta: float, tilts: Sequence[float]) -> float:
-    """A bound on the average error of models that learn from each block after having been tested on it.
-
-    Model b is tested on block b, n_b examples that no earlier step has used, and makes k_b errors there; then it may be
-    trained on them in any way.  The bound is on Σ_b n_b p_b/n, p_b the true error of model b: that is the error of one
-    of the models, drawn with the probabilities n_b/n.
-
-    Given all that came before, E exp(-λ_b k_b) (1 - c_b p_b)^{-n_b} = 1 with c_b = 1 - e^{-λ_b}, if λ_b was chosen
-    before block b was looked at.  So the product over the blocks exceeds 1/δ with probability at most δ (Markov), and
-    the bound is the largest average for which it does not: p_b = 1/c_b - μ, cut off at 0 and 1.  With one λ it is
-    (1 - exp(-(λk + log(1/δ))/n))/(1 - e^{-λ}).
-
-    Args:
-        errors, examples: k_b and n_b, block after block.
-        delta: δ in (0, 1).
-        tilts: λ_b > 0 of every block, such as :func:`progressive_tilt` of the error on the blocks before.
-
-    Raises:
-        ValueError: an argument out of range, or lists of different lengths.
-
-    Source: Cesa-Bianchi and Gentile (NIPS 2005) for the idea; proof in ``docs/theory.md``.
-
-    >>> bound = progressive_bound([0, 0], [50, 50], 0.05, [2.0, 2.0])
-    >>> round(bound, 6) == round((1 - math.exp(-math.log(20) / 100)) / (1 - math.exp(-2.0)), 6)
-    True
-    """
-    _check_delta(delta)
-    if not len(errors) == len(examples) == len(tilts) or not len(errors):
-        raise ValueError(
-            "errors, examples and tilts must have one value for each block, and at least one block; got "
-            f"{len(errors)}, {len(examples)} and {len(tilts)}."
-        )
-    for wrong, count, tilt in zip(errors, examples, tilts, strict=True):
-        _counts(wrong, count, delta)
-        if not (0 < tilt < math.inf):
-            raise ValueError(f"tilts must be positive and finite; got {tilt}.")
-    sizes, slopes = numpy.asarray(examples, dtype=float), -numpy.expm1(-numpy.asarray(tilts, dtype=float))
-    budget = math.log(1 / delta) + float(numpy.dot(tilts, errors))
-
-    def rates(level: float) -> NDArray[numpy.float64]:
-        return numpy.clip(1 / slopes - level, 0, 1)
-
-    def spent(level: float) -> float:
-        # where λ is so large that c rounds to 1, a rate of 1 costs more than any budget
-        with numpy.errstate(divide="ignore"):
-            return float(-(sizes * numpy.log1p(-slopes * rates(level))).sum())
-
-    low, high = float((1 / slopes).min()) - 1, float((1 / slopes).max())  # all rates are 1, and all are 0
-    if spent(low) <= budget:
-        return 1.0
-    for _ in range(200):
-        middle = (low + high) / 2
-        if not low < middle < high:
-            break
-        low, high = (low, middle) if spent(middle) <= budget else (middle, high)
-    return min(1.0, float(numpy.dot(sizes, rates(low)) / sizes.sum()))
-
-
-def _counts(errors: int, examples: int, delta: float) -> tuple[int, int, float]:
-    _check_delta(delta)
+def check_counts(errors: int, examples: int) -> tuple[int, int]:
+    """Whole numbers of errors and of examples, of which there are at least as many and one."""
     if int(examples) != examples or examples < 1:
         raise ValueError(f"examples must be a whole number of at least 1; got {examples}.")
     if int(errors) != errors or not 0 <= errors <= examples:
         raise ValueError(f"errors must be a whole number in [0, {int(examples)}], the examples; got {errors}.")
-    return int(errors), int(examples), float(delta)
+    return int(errors), int(examples)
 
 
-def _check_delta(delta: float) -> None:
+def check_delta(delta: float) -> float:
+    """δ in (0, 1)."""
     if not 0 < delta < 1:
         raise ValueError(f"delta must be in (0, 1), the probability that the bound fails; got {delta}.")
+    return float(delta)

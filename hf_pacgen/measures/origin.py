@@ -53,7 +53,7 @@ def origin_of(model: Any, data: Any) -> dict[str, Any]:
 
 
 def with_origin(result: R, model: Any, data: Any) -> R:
-    """The result with its origin, if it is one that is written to files; anything else as it is."""
-    if not dataclasses.is_dataclass(result) or not hasattr(result, "origin"):
+    """The result with its origin, if it is one that is written to files and has none yet; anything else as it is."""
+    if not dataclasses.is_dataclass(result) or getattr(result, "origin", None) != {}:
         return result
     return dataclasses.replace(result, origin=origin_of(model, data))  # type: ignore[type-var]

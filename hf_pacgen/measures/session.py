@@ -212,12 +212,12 @@ def measure(function: Callable[P, R]) -> Callable[P, R]:
             raise TypeError(f"config must be a {kind.__name__}; got {came}. Pass config={remedy}.")
         with _backward_in_words():
             try:
-                return with_origin(function(*args, **kwargs), given["model"], given.get("data"))
+                return with_origin(function(*args, **kwargs), given["model"], _data_of(given))
             except ReadElsewhere:
                 if processes.size > 1:  # the others have not seen that batch
                     raise
             with whole_embeddings():
-                return with_origin(function(*args, **kwargs), given["model"], given.get("data"))
+                return with_origin(function(*args, **kwargs), given["model"], _data_of(given))
 
     begin.__signature__ = signature  # type: ignore[attr-defined]
     return begin
@@ -256,6 +256,10 @@ def _bind(name: str, signature: inspect.Signature, args: Any, kwargs: Mapping[st
         raise TypeError(f"{name}() {error}. It takes {', '.join(signature.parameters)}.{hint}") from None
     bound.apply_defaults()
     return bound.arguments
+
+
+def _data_of(given: Mapping[str, Any]) -> Any:
+    return given.get("data", given.get("held_out"))
 
 
 def _require_model(model: Any) -> None:

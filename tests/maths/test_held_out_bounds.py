@@ -1,18 +1,15 @@
-"""Bounds from held-out examples: exact, by betting, and for models that learn on the way."""
+"""Bounds from held-out examples: exact, and by betting."""
 
-import functools
 import math
 
 import numpy
 import pytest
-from scipy import optimize, stats
+from scipy import stats
 
 from hf_pacgen.maths.held_out_bounds import (
     betting_bound,
     binomial_tail,
     exact_error_bound,
-    progressive_bound,
-    progressive_tilt,
 )
 
 DRAWS, DELTA = 400, 0.2
@@ -90,50 +87,6 @@ def test_a_bet_is_what_its_definition_says() -> None:
     assert total == pytest.approx(1 / delta, rel=1e-6)
 
 
-def test_progressive_with_one_tilt_has_the_closed_form() -> None:
-    tilt, errors, sizes = 0.7, [3, 5, 1], [50, 40, 30]
-    want = (1 - math.exp(-(tilt * 9 + math.log(1 / 0.05)) / 120)) / (1 - math.exp(-tilt))
-    assert progressive_bound(errors, sizes, 0.05, [tilt] * 3) == pytest.approx(want, rel=1e-9)
-
-
-def test_progressive_finds_the_worst_average() -> None:
-    errors, sizes, tilts, delta = [6, 2, 0], numpy.array([40.0, 60.0, 20.0]), numpy.array([0.3, 0.9, 2.0]), 0.1
-    slopes, budget = 1 - numpy.exp(-tilts), math.log(1 / delta) + float(tilts @ errors)
-    found = optimize.minimize(
-        lambda rates: -(sizes @ rates) / sizes.sum(),
-        numpy.full(3, 0.05),
-        bounds=[(0, 1)] * 3,
-        constraints={"type": "ineq", "fun": lambda rates: budget + sizes @ numpy.log1p(-slopes * rates)},
-    )
-    assert progressive_bound(errors, [40, 60, 20], delta, list(tilts)) == pytest.approx(-found.fun, rel=1e-5)
-
-
-def test_progressive_errors_of_an_adversary_stay_within_delta() -> None:
-    # an adversary who knows the errors so far makes the next model good or bad, so that the binomial bound on all
-    # errors together fails
-    rng, failed, sizes, blocks = numpy.random.default_rng(3), 0, 25, 8
-    tilt_of = functools.cache(progressive_tilt)
-    for _ in range(DRAWS):
-        errors: list[int] = []
-        rates: list[float] = []
-        tilts: list[float] = []
-        for block in range(blocks):
-            so_far = sum(errors) / max(1, sizes * block)
-            rates.append(0.5 if so_far < 0.25 * (block > 0) else 0.05)
-            tilts.append(tilt_of((2 + sum(errors)) / (8 + sizes * block), sizes * blocks, DELTA))
-            errors.append(int(rng.binomial(sizes, rates[-1])))
-        failed += int(progressive_bound(errors, [sizes] * blocks, DELTA, tilts) < numpy.mean(rates))
-    assert failed / DRAWS <= MOST
-
-
-def test_progressive_is_nearly_exact_for_one_model() -> None:
-    tilt = progressive_tilt(0.15, 500, 0.05)
-    exact, bound = exact_error_bound(75, 500, 0.05), progressive_bound([75], [500], 0.05, [tilt])
-    assert exact < bound < exact + 0.6 * (exact - 0.15)
-    assert progressive_bound([500], [500], 0.05, [tilt]) == 1
-    assert progressive_bound([0, 0], [5, 5], 0.05, [800.0, 800.0]) == pytest.approx(1 - 0.05**0.1)
-
-
 @pytest.mark.parametrize(
     ("call", "message"),
     [
@@ -149,9 +102,6 @@ def test_progressive_is_nearly_exact_for_one_model() -> None:
         (lambda: betting_bound([], 0.05), r"A bound needs at least one loss; got none\."),
         (lambda: betting_bound([0.5, 1.5], 0.05), r"losses must be in \[0, 1\]; got 1\.5\. Clip and rescale"),
         (lambda: betting_bound([math.nan], 0.05), r"losses must be in \[0, 1\]; got nan\."),
-        (lambda: progressive_tilt(1.5, 10, 0.05), r"expected_error must be in \[0, 1\]; got 1\.5\."),
-        (lambda: progressive_bound([], [], 0.05, []), r"one value for each block, and at least one block; got 0, 0"),
-        (lambda: progressive_bound([1], [2], 0.05, [0.0]), r"tilts must be positive and finite; got 0\.0\."),
     ],
 )
 def test_bad_arguments(call: object, message: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 from dataclasses import MISSING, dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import datasets
 
@@ -37,6 +37,9 @@ class DataArguments(Config):
     """Which data, and which of its columns."""
 
     _argument_group_name = "data"
+    default_splits: ClassVar[tuple[str, ...]] = ("train",)  # the first of these that there is
+    meant_data: ClassVar[str] = "the training data"
+    meant_split: ClassVar[str] = "the one the model was trained on"
 
     dataset: list[str] = option(
         MISSING,  # it must be given
@@ -108,7 +111,7 @@ def load_rows(args: DataArguments) -> tuple[datasets.Dataset, datasets.IterableD
         loaded = _load_files(names, args)
     else:
         loaded = _load_from_hub(names[0], args)
-    chosen, stream = _choose_split(loaded, args.split, few(names, 1)), None
+    chosen, stream = _choose_split(loaded, args, few(names, 1)), None
     if isinstance(chosen, datasets.IterableDataset):
         failed = f"The data set {few(names, 1)!r} cannot be read as a stream"
         with quiet(), refusing(failed, "Repair it, or leave out --streaming."):
@@ -117,7 +120,7 @@ def load_rows(args: DataArguments) -> tuple[datasets.Dataset, datasets.IterableD
     table: datasets.Dataset = chosen
     if len(table) == 0:  # of a slice such as train[:0], too
         empty = f"The data set {few(names, 1)!r} has no rows"
-        raise InputError(f"{empty}: there is nothing to score. Give the training data.")
+        raise InputError(f"{empty}: there is nothing to score. Give {args.meant_data}.")
     return table, stream
 
 
@@ -283,13 +286,14 @@ def _part(loaded: Any, split: str | None, shown: str) -> Any:
     return rows[0] if len(rows) == 1 else datasets.concatenate_datasets(rows)
 
 
-def _choose_split(loaded: Any, split: str | None, shown: str) -> Any:
+def _choose_split(loaded: Any, args: DataArguments, shown: str) -> Any:
     if not isinstance(loaded, (datasets.DatasetDict, datasets.IterableDatasetDict)):
         return loaded
     names = list(loaded)
-    # a single split is taken by whatever name; of several, only "train" is surely what the model has seen
-    wanted = split or ("train" if "train" in names or len(names) != 1 else names[0])
+    usual = next((name for name in args.default_splits if name in names), args.default_splits[0])
+    # a single split is taken by whatever name; of several, only the usual one is surely what is meant
+    wanted = args.split or (usual if usual in names or len(names) != 1 else names[0])
     if wanted not in names:
         has = f"The data set {shown!r} has no split {wanted!r}; it has {', '.join(names)}."
-        raise InputError(f"{has} Choose the one the model was trained on with --split.")
+        raise InputError(f"{has} Choose {args.meant_split} with --split.")
     return loaded[wanted]

@@ -10,6 +10,7 @@ these work in servers and threads too; in a notebook, ``axes.figure`` as the las
 
 from hf_pacgen.show.plots.gap import plot_gap
 from hf_pacgen.show.plots.landscape import plot_loss_slice
+from hf_pacgen.show.plots.promise import plot_coverage_risk
 from hf_pacgen.show.plots.runs import plot_runs
 from hf_pacgen.show.plots.score import plot_by_module, plot_hessian_diagonal
 from hf_pacgen.show.plots.spectrum import plot_spectral_density
@@ -17,6 +18,7 @@ from hf_pacgen.show.plots.style import save_figure
 
 __all__ = [
     "plot_by_module",
+    "plot_coverage_risk",
     "plot_gap",
     "plot_hessian_diagonal",
     "plot_loss_slice",

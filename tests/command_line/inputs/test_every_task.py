@@ -80,6 +80,28 @@ def test_one_command(task: str, run: Run, tmp_path: Path) -> None:
     assert " -> " in out  # what was taken as input and as label
 
 
+PROMISED = {
+    "seq2seq": "writes text",
+    "causal-lm": "writes text",
+    "image-segmentation": "no errors that can be counted",
+    "object-detection": "no errors that can be counted",
+    "ctc": "no errors that can be counted",
+}
+"""Why nothing is promised of some tasks without a loss."""
+
+
+@pytest.mark.parametrize("task", CASES)
+def test_a_promise_or_a_sentence(task: str, run: Run, tmp_path: Path) -> None:
+    make, rows = CASES[task]
+    data = m.write_rows(tmp_path / "d.jsonl", rows) if isinstance(rows, list) else rows(tmp_path / "d.parquet")
+    words = ["--held-out", data, "--no-progress", "--assume-independent"]
+    code, out, err = run("promise", make(tmp_path / "model"), *words)
+    if task in PROMISED:
+        assert code == 2 and PROMISED[task] in err
+    else:
+        assert code == 0 and "With probability ≥ 95 % over the draw of the" in out, err
+
+
 @pytest.mark.parametrize("task", [task for task in CASES if task not in ("causal-lm",)])
 def test_a_trained_model_is_not_scored_for_another_task(task: str, run: Run, tmp_path: Path) -> None:
     if task in ("seq2seq", "audio-classification", "ctc", "object-detection", "image-segmentation"):
