@@ -7,7 +7,18 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 
 from hf_pacgen.config.score import Estimator
-from hf_pacgen.config.settings import SUBSET, Config, Count, Grid, Natural, NonNegative, Positive, Temperature, option
+from hf_pacgen.config.settings import (
+    SUBSET,
+    Config,
+    Count,
+    Grid,
+    Natural,
+    NonNegative,
+    Positive,
+    Seed,
+    Temperature,
+    option,
+)
 from hf_pacgen.facts import Choice
 from hf_pacgen.maths.certified_bound import Bound
 from hf_pacgen.maths.distributions import NoiseDistribution
@@ -89,7 +100,7 @@ class CertificateConfig(Config):
         "Certify although some examples repeat or are packed, or the prior equals the trained weights: you vouch "
         "that the examples are independent of each other and of the prior.",
     )
-    seed: Natural = option(0, "Seed of the noise and of the subset.")
+    seed: Seed = option(0, "Seed of the noise and of the subset.")
 
     def __post_init__(self) -> None:
         super().__post_init__()
