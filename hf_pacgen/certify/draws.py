@@ -13,7 +13,7 @@ from torch import Tensor
 
 from hf_pacgen.certify.error_rate import ErrorRate
 from hf_pacgen.certify.posterior import Posterior
-from hf_pacgen.certify.splits import leaves
+from hf_pacgen.certify.prints import leaves
 from hf_pacgen.curvature.displacement import SavedWeights, TensorDirection
 from hf_pacgen.data.objective import Objective
 from hf_pacgen.distributed.processes import send_to_device

@@ -97,8 +97,13 @@ class CertificateConfig(Config):
     epsilon: NonNegative = option(0.1, "ε of that box.")
     assume_independent: bool = option(
         False,
-        "Certify although some examples repeat or are packed, or the prior equals the trained weights: you vouch "
-        "that the examples are independent of each other and of the prior.",
+        "Certify although some examples repeat or are packed, or the prior equals the trained weights or is a "
+        "checkpoint: you vouch that the examples are independent of each other and of the prior.",
+    )
+    held_out: bool = option(
+        False,
+        "The model was not fitted on these examples, you say: they are called held-out, and the exact bound of the "
+        "model without noise stands beside the certificate. An unchanged model of train_prior() needs no word.",
     )
     seed: Seed = option(0, "Seed of the noise and of the subset.")
 
