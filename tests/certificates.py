@@ -12,7 +12,7 @@ from hf_pacgen.certify.certify import Certificate, certify
 from hf_pacgen.config import CertificateConfig
 
 M = TypeVar("M", bound=nn.Module)
-QUICK = CertificateConfig(eta=300.0, draws=100)
+QUICK = CertificateConfig(eta=300.0, draws=100, refine_steps=0)
 
 
 class Head(nn.Module):

@@ -20,7 +20,7 @@ from hf_pacgen.certify.posterior import DEFAULT_SCALES, PriorScales
 from hf_pacgen.certify.prints import batch_fingerprints
 from hf_pacgen.certify.priors import Prior, PriorLike, resolve_prior
 from hf_pacgen.certify.refinement import refined
-from hf_pacgen.certify.search import Candidate, Case, best_shape, certified_draws
+from hf_pacgen.certify.search import Candidate, Case, best_shape, certified_draws, planned_steps
 from hf_pacgen.config import CertificateConfig, PriorGroups, ScoreConfig
 from hf_pacgen.curvature.displacement import SavedWeights
 from hf_pacgen.curvature.run_identity import agree, described
@@ -105,14 +105,15 @@ def certify(
             tick.stage("certificate")
             # nothing up to here is certified: search and refinement are free, fresh draws pay for what they found
             start = chosen = best_shape(case, curvature)
-            if config.refine_steps:
-                chosen = refined(case, start)
+            if steps := planned_steps(case, start):
+                chosen = refined(case, start, steps)
             proved = certified_draws(case, chosen)
             beside = held_out_bound(noisy, center, fitted, config.delta)
         counts = {name: parameter.numel() for name, parameter in parameters.items()}
     about: Any = {"prior": center.description, "unit": unit, "notes": tuple(notes), "held_out": not fitted}
     about |= {} if beside is None else beside.fields
-    return _certificate(case, counts, start, chosen, *proved, seconds=time.perf_counter() - began, **about)
+    about["refinement"] = _gain(steps, start, chosen) if steps else None
+    return _certificate(case, counts, chosen, *proved, seconds=time.perf_counter() - began, **about)
 
 
 def _said(doubts: Iterable[str]) -> Iterator[str]:
@@ -124,7 +125,9 @@ def _said(doubts: Iterable[str]) -> Iterator[str]:
 
 def _scales(center: Prior, parameters: Mapping[str, Any], config: CertificateConfig) -> PriorScales:
     groups = {name: config.prior_groups.facts(name) for name in parameters}
-    return PriorScales(center.state, groups, config.prior_scales or DEFAULT_SCALES)
+    # a prior of a split may be the model itself, and then nothing is gained by a wider one
+    least = None if center.held_out is None else 0.5
+    return PriorScales(center.state, groups, config.prior_scales or DEFAULT_SCALES, least=least)
 
 
 def _of_examples(data: Any) -> dict[str, Any]:
@@ -154,10 +157,14 @@ def _survey(
     return list(sizes), "document" if any(documents) else "example", [note for note in notes if note]
 
 
+def _gain(steps: int, start: Candidate, chosen: Candidate) -> dict[str, float]:
+    before, after = start.estimate, chosen.estimate
+    return {"steps": steps, "shaped_bound": before, "refined_bound": after, "gain": before - after}
+
+
 def _certificate(
     case: Case,
     counts: Mapping[str, int],
-    start: Candidate,
     chosen: Candidate,
     proved: CertifiedBound,
     draws: float,
@@ -173,8 +180,6 @@ def _certificate(
         entry["kl_share"] = entry["kl"] / fit.kl if fit.kl else 0.0
         entry["num_parameters"] += count
         entry["prior_scale"] = fit.scales[name]
-    before, after = start.estimate, chosen.estimate
-    gain = {"steps": config.refine_steps, "shaped_bound": before, "refined_bound": after, "gain": before - after}
     return Certificate(
         bound=proved.bound,
         status="vacuous" if proved.vacuous else "certified",
@@ -184,13 +189,13 @@ def _certificate(
         price=fit.price,
         n=case.n,
         delta=config.delta,
+        delta_draws=proved.delta_monte_carlo,
         eta=chosen.eta if proved.eta is None else proved.eta,
         # one number for many τ: their geometric mean over the weights
         prior_scale=math.exp(sum(m * math.log(fit.scales[name]) for name, m in counts.items()) / total),
         draws=draws,
         num_parameters=total,
         by_module=by_module,
-        refinement=gain if config.refine_steps else None,
         config=config.to_dict(),
         **about,
     )

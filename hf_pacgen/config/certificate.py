@@ -87,7 +87,11 @@ class CertificateConfig(Config):
     parameters: Patterns | None = option(
         None, "Patterns of names ('classifier.*') of the weights that are certified. By default all trainable ones."
     )
-    refine_steps: Natural = option(0, "Steps of gradient descent that refine the Hessian-shaped noise.")
+    refine_steps: Natural | None = option(
+        None,
+        "Steps of gradient descent that refine the Hessian-shaped noise. By default a quarter of the draws, at most "
+        "2,000, and none where the KL is below 1.",
+    )
     refine_mean: bool = option(True, "Let the refinement move the center of the noise too.")
     refine_learning_rate: Positive = option(0.05, "Its learning rate, in units of the noise's scale.")
     estimator: Estimator = option(Estimator.GAUSS_NEWTON, "Estimator of the Hessian diagonal that shapes the noise.")
