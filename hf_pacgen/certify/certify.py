@@ -20,7 +20,7 @@ from hf_pacgen.certify.posterior import DEFAULT_SCALES, PriorScales
 from hf_pacgen.certify.prints import batch_fingerprints
 from hf_pacgen.certify.priors import Prior, PriorLike, resolve_prior
 from hf_pacgen.certify.refinement import refined
-from hf_pacgen.certify.search import Candidate, Case, best_shape, certified_draws, planned_steps
+from hf_pacgen.certify.search import Candidate, Case, best_shape, certified_draws, planned_steps, pulled
 from hf_pacgen.config import CertificateConfig, PriorGroups, ScoreConfig
 from hf_pacgen.curvature.displacement import SavedWeights
 from hf_pacgen.curvature.run_identity import agree, described
@@ -106,7 +106,7 @@ def certify(
             # nothing up to here is certified: search and refinement are free, fresh draws pay for what they found
             start = chosen = best_shape(case, curvature)
             if steps := planned_steps(case, start):
-                chosen = refined(case, start, steps)
+                chosen = refined(case, pulled(case, curvature, start), steps)
             proved = certified_draws(case, chosen)
             beside = held_out_bound(noisy, center, fitted, config.delta)
         counts = {name: parameter.numel() for name, parameter in parameters.items()}

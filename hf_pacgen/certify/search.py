@@ -18,6 +18,7 @@ from hf_pacgen.maths.pac_bayes import effective_draws, empirical_bernstein_bound
 LOWEST, HIGHEST = -8, 16  # η is searched from n 2⁻⁸ to n 2¹⁶
 ENOUGH_DRAWS, MOST_PASSES = 256, 8  # draws by which candidates are compared, and passes for them
 LEAST_SHARE = 0.01  # of δ for the draws
+HALFWAY = (0.5, 0.25, 0.125)  # α of centers that are tried before the refinement
 MOST_STEPS, LITTLE_KL = 2000, 1.0  # of the refinement that nobody asked for, and nats below which it is of no use
 SMALL_SHARE = 0.05  # of the gap: a Monte-Carlo correction below it is worth no more draws
 
@@ -77,9 +78,7 @@ def best_shape(case: Case, curvature: Mapping[str, Tensor]) -> Candidate:
     config = case.config
 
     def at(eta: float) -> Candidate:
-        box = {"gamma": config.gamma, "epsilon": config.epsilon}
-        kind, means = config.distribution, case.noisy.saved.copy
-        return judge(case, shaped_posterior(means, curvature, case.prior, eta=eta, distribution=kind, **box), eta)
+        return judge(case, _shape(case, case.noisy.saved.copy, curvature, eta), eta)
 
     if config.eta is not None:
         return at(float(case.n) if config.eta == "n" else cast(float, config.eta))
@@ -94,6 +93,29 @@ def best_shape(case: Case, curvature: Mapping[str, Tensor]) -> Candidate:
                     break
                 best = exponent
     return tried[best]
+
+
+def pulled(case: Case, curvature: Mapping[str, Tensor], start: Candidate) -> Candidate:
+    """The best of the start and the same shape around weights on the way from the prior: p + α(w - p).
+
+    What was trained further than the examples can pay for is met halfway; the refinement goes on from there.  With
+    ``refine_mean=False`` the center stays where it is.
+    """
+    if not case.config.refine_mean:
+        return start
+    best, means = start, start.posterior.means
+    for part in HALFWAY:
+        center = {name: torch.lerp(case.prior.center_of(name, w).to(w), w, part) for name, w in means.items()}
+        found = judge(case, _shape(case, center, curvature, start.eta), start.eta)
+        if found.rank >= best.rank:
+            break
+        best = found
+    return best
+
+
+def _shape(case: Case, means: Mapping[str, Tensor], curvature: Mapping[str, Tensor], eta: float) -> Posterior:
+    box = {"gamma": case.config.gamma, "epsilon": case.config.epsilon}
+    return shaped_posterior(means, curvature, case.prior, eta=eta, distribution=case.config.distribution, **box)
 
 
 def draws_share(examples: int, draws: float) -> float:
