@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
-__all__ = ["VOUCH", "InputError", "describe", "few", "listing", "refusing"]
+__all__ = ["PRIOR_VOUCH", "VOUCH", "InputError", "describe", "few", "listing", "refusing"]
 
 VOUCH = "CertificateConfig(assume_independent=True)"
 """The remedy where only the user can know that examples and prior are independent."""
+PRIOR_VOUCH = f"{VOUCH}, or --prior-is-independent on the command line"
+"""The same, where it is the prior that may have seen the examples."""
 
 
 class InputError(ValueError):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -11,7 +11,8 @@ from torch.nn import functional
 from hf_pacgen.certify.certify import Certificate, certify
 from hf_pacgen.config import CertificateConfig
 
-QUICK = CertificateConfig(eta=300.0, draws=100)
+M = TypeVar("M", bound=nn.Module)
+QUICK = CertificateConfig(eta=300.0, draws=100, refine_steps=0)
 
 
 class Head(nn.Module):
@@ -36,7 +37,7 @@ def problem(
     return trained(Head(size), features, labels), features, labels
 
 
-def trained(model: Head, features: torch.Tensor, labels: torch.Tensor, steps: int = 40) -> Head:
+def trained(model: M, features: torch.Tensor, labels: torch.Tensor, steps: int = 40) -> M:
     optimizer = torch.optim.Adam(model.parameters(), lr=0.1)
     for _ in range(steps):
         optimizer.zero_grad()

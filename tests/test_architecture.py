@@ -31,7 +31,8 @@ FLOORS: dict[str, str] = {
     "noise": "curvature_tracker layout perturbation perturbed products",
     "measures": "comparison hessian landscape origin pacgen ranking relative_sharpness session sharpness spectrum "
     "worst_case",
-    "certify": "certify draws error_rate posterior priors refinement search splits validity",
+    "certify": "certify draws error_rate held_out likeness posterior priors prints records refinement search splits "
+    "validity",
     "promises": "examine expected how losses noisy overlap promise rules selection selective trained visit",
     "training": "arguments callback.callback callback.guard clipping estimates hooks noisy_step run_facts scores "
     "trainer trainer_loss",

@@ -5,23 +5,26 @@ from __future__ import annotations
 import math
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from torch import nn
+from torch.utils.data import DataLoader
 from typing_extensions import Unpack
 
 from hf_pacgen.certify import validity
 from hf_pacgen.certify.draws import NoisyErrors
 from hf_pacgen.certify.error_rate import ErrorFunction, ErrorRate, is_per_document
+from hf_pacgen.certify.held_out import held_out_bound, was_fitted
 from hf_pacgen.certify.posterior import DEFAULT_SCALES, PriorScales
+from hf_pacgen.certify.prints import batch_fingerprints
 from hf_pacgen.certify.priors import Prior, PriorLike, resolve_prior
 from hf_pacgen.certify.refinement import refined
-from hf_pacgen.certify.search import Candidate, Case, best_shape, certified_draws
-from hf_pacgen.certify.splits import batch_fingerprints
+from hf_pacgen.certify.search import Candidate, Case, best_shape, certified_draws, planned_steps, pulled
 from hf_pacgen.config import CertificateConfig, PriorGroups, ScoreConfig
 from hf_pacgen.curvature.displacement import SavedWeights
 from hf_pacgen.curvature.run_identity import agree, described
+from hf_pacgen.data.batches import length
 from hf_pacgen.data.contents import count_examples
 from hf_pacgen.maths.certified_bound import CertifiedBound
 from hf_pacgen.measures.hessian import hessian_diagonal
@@ -80,7 +83,10 @@ def certify(
     rough = ScoreConfig(estimator=config.estimator, max_examples=few, seed=config.seed)
     with validity.certified_parameters(model, config.parameters) as parameters:
         with processes.together():
-            center = resolve_prior(prior, model, parameters, assume_independent=config.assume_independent)
+            validity.check_adapters(model, parameters)
+            vouched = config.assume_independent
+            center = resolve_prior(prior, model, parameters, assume_independent=vouched, **_of_examples(data))
+            fitted = was_fitted(model, center, config)
             weights = described("prior", center.state) if processes.size > 1 else {}
         # another prior in each process would give a bound of none of them
         agree(processes, {"the": weights})
@@ -91,47 +97,74 @@ def certify(
         ):
             # the refinement works outside processes.together(), where nobody may ask whether others have failed
             noisy = NoisyErrors(objective, ErrorRate(objective, error_fn), saved, seed=config.seed, tick=tick.advance)
-            sizes, unit, notes = _survey(noisy, center, config)
-            notes += center.notes
-            # what cannot be seen is said twice, for the one who runs it and for the one who reads the certificate
-            for sentence in validity.doubts(model, trainable, parameters, center):
-                warnings.warn(sentence, stacklevel=2)
-                notes.append(sentence)
-            groups = {name: config.prior_groups.facts(name) for name in parameters}
-            scales = PriorScales(center.state, groups, config.prior_scales or DEFAULT_SCALES)
-            case = Case(noisy=noisy, prior=scales, config=config, sizes=sizes)
+            collate_fn = options.get("collate_fn") or getattr(data, "collate_fn", None)
+            sizes, unit, notes = _survey(noisy, center, config, collate_fn)
+            notes += [*center.notes, *filter(None, [validity.given_weights(model, parameters, center)])]
+            notes += _said(validity.doubts(model, trainable, parameters, center))
+            case = Case(noisy=noisy, prior=_scales(center, parameters, config), config=config, sizes=sizes)
             tick.stage("certificate")
             # nothing up to here is certified: search and refinement are free, fresh draws pay for what they found
             start = chosen = best_shape(case, curvature)
-            if config.refine_steps:
-                chosen = refined(case, start)
+            if steps := planned_steps(case, start):
+                chosen = refined(case, pulled(case, curvature, start), steps)
             proved = certified_draws(case, chosen)
+            beside = held_out_bound(noisy, center, fitted, config.delta)
         counts = {name: parameter.numel() for name, parameter in parameters.items()}
-    about: Any = {"prior": center.description, "unit": unit, "notes": tuple(notes)}
-    return _certificate(case, counts, start, chosen, *proved, seconds=time.perf_counter() - began, **about)
+    about: Any = {"prior": center.description, "unit": unit, "notes": tuple(notes), "held_out": not fitted}
+    about |= {} if beside is None else beside.fields
+    about["refinement"] = _gain(steps, start, chosen) if steps else None
+    return _certificate(case, counts, chosen, *proved, seconds=time.perf_counter() - began, **about)
 
 
-def _survey(noisy: NoisyErrors, prior: Prior, config: CertificateConfig) -> tuple[list[int], str, list[str]]:
+def _said(doubts: Iterable[str]) -> Iterator[str]:
+    # what cannot be seen is said twice, for the one who runs it and for the one who reads the certificate
+    for sentence in doubts:
+        warnings.warn(sentence, stacklevel=3)
+        yield sentence
+
+
+def _scales(center: Prior, parameters: Mapping[str, Any], config: CertificateConfig) -> PriorScales:
+    groups = {name: config.prior_groups.facts(name) for name in parameters}
+    # a prior of a split may be the model itself, and then nothing is gained by a wider one
+    least = None if center.held_out is None else 0.5
+    return PriorScales(center.state, groups, config.prior_scales or DEFAULT_SCALES, least=least)
+
+
+def _of_examples(data: Any) -> dict[str, Any]:
+    """What the record of a prior may name: the fingerprint of a table, and its number of rows."""
+    rows = data.dataset if isinstance(data, DataLoader) else data
+    counted = None if isinstance(data, (list, tuple)) else length(rows)  # a list is one of batches
+    return {"prints": [getattr(rows, "_fingerprint", None)], "num_examples": counted}
+
+
+def _survey(
+    noisy: NoisyErrors, prior: Prior, config: CertificateConfig, collate_fn: Any
+) -> tuple[list[int], str, list[str]]:
     """Sizes of all batches, the unit of an example, and notes; refuses what is not n independent examples."""
     objective = noisy.objective
 
     def look(index: int, batch: Any) -> tuple[int, bool, int | None, list[bytes]]:
         validity.check_packing(objective, batch, index, assume_independent=config.assume_independent)
-        length = validity.unpadded_length(objective, batch)
-        return count_examples(batch), is_per_document(batch), length, list(batch_fingerprints(batch))
+        common = validity.unpadded_length(objective, batch)
+        return count_examples(batch), is_per_document(batch), common, list(batch_fingerprints(batch, objective.model))
 
     sizes, documents, lengths, keys = zip(*noisy.visit(look), strict=True)
     prints = [key for part in keys for key in part]
-    prior.check_unseen(prints)
+    validity.check_sizes(sizes)
+    unknown = prior.check_unseen(prints, objective.model, collate_fn, assume_independent=config.assume_independent)
     repeats = validity.check_repeats(prints, assume_independent=config.assume_independent)
-    notes = [repeats, validity.doubt_pieces(lengths)]
+    notes = [unknown, repeats, validity.doubt_pieces(lengths)]
     return list(sizes), "document" if any(documents) else "example", [note for note in notes if note]
+
+
+def _gain(steps: int, start: Candidate, chosen: Candidate) -> dict[str, float]:
+    before, after = start.estimate, chosen.estimate
+    return {"steps": steps, "shaped_bound": before, "refined_bound": after, "gain": before - after}
 
 
 def _certificate(
     case: Case,
     counts: Mapping[str, int],
-    start: Candidate,
     chosen: Candidate,
     proved: CertifiedBound,
     draws: float,
@@ -147,8 +180,6 @@ def _certificate(
         entry["kl_share"] = entry["kl"] / fit.kl if fit.kl else 0.0
         entry["num_parameters"] += count
         entry["prior_scale"] = fit.scales[name]
-    before, after = start.estimate, chosen.estimate
-    gain = {"steps": config.refine_steps, "shaped_bound": before, "refined_bound": after, "gain": before - after}
     return Certificate(
         bound=proved.bound,
         status="vacuous" if proved.vacuous else "certified",
@@ -158,13 +189,13 @@ def _certificate(
         price=fit.price,
         n=case.n,
         delta=config.delta,
+        delta_draws=proved.delta_monte_carlo,
         eta=chosen.eta if proved.eta is None else proved.eta,
         # one number for many τ: their geometric mean over the weights
         prior_scale=math.exp(sum(m * math.log(fit.scales[name]) for name, m in counts.items()) / total),
         draws=draws,
         num_parameters=total,
         by_module=by_module,
-        refinement=gain if config.refine_steps else None,
         config=config.to_dict(),
         **about,
     )

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from hf_pacgen.certify.error_rate import ErrorRate
 from hf_pacgen.certify.posterior import Posterior
-from hf_pacgen.certify.splits import leaves
+from hf_pacgen.certify.prints import leaves
 from hf_pacgen.curvature.displacement import SavedWeights, TensorDirection
 from hf_pacgen.data.objective import Objective
 from hf_pacgen.distributed.processes import send_to_device
@@ -67,6 +67,12 @@ class NoisyErrors:
 
     def mean(self, posterior: Posterior, *key: str | int, stride: int = 1) -> tuple[float, list[int]]:
         """Mean error over one pass, and the sizes of the batches; other keys give independent draws."""
+        found = self.errors(posterior, *key, stride=stride)
+        sizes = [size for _, size in found]
+        return sum(errors for errors, _ in found) / max(sum(sizes), 1), sizes
+
+    def errors(self, posterior: Posterior, *key: str | int, stride: int = 1) -> list[tuple[float, int]]:
+        """Of every batch of a pass, under a draw of its own, the sum of its errors and its size."""
         stream = NoiseStream(posterior, self.seed, "certificate", *key)
 
         def errors_of(index: int, batch: Any) -> tuple[float, int]:
@@ -76,11 +82,9 @@ class NoisyErrors:
             return errors.sum().item(), errors.numel()
 
         try:
-            found = self.visit(errors_of, stride=stride)
+            return self.visit(errors_of, stride=stride)
         finally:
             self.saved.restore()
-        sizes = [size for _, size in found]
-        return sum(errors for errors, _ in found) / max(sum(sizes), 1), sizes
 
     def displace(self, posterior: Posterior, noise: Mapping[str, Tensor]) -> None:
         """Set the weights to the posterior's means plus noise u."""

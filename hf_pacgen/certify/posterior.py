@@ -1,7 +1,11 @@
 """The noise around the certified weights: its shape, its KL to the prior and the price of the prior's scale.  Pure.
 
-The prior of a group of weights is a mixture over a grid of k scales, π = (1/k) Σ_j N(p, τ_j²), so that
-KL(Q‖π) ≤ min_j KL(Q‖N(p, τ_j²)) + log k: what a union bound over the grid costs, once for every group.
+The prior of a group of weights is a mixture over a grid of scales, π = Σ_j v_j N(p, τ_j²) with Σ_j v_j = 1, so that
+
+    KL(Q‖π) ≤ -log Σ_j v_j exp(-KL(Q‖N(p, τ_j²))) ≤ min_j KL(Q‖N(p, τ_j²)) + log(1/v_j)
+
+(the log-sum inequality, minimized over what share of Q is compared with each part).  The right side is a union bound
+over the grid; the middle, which is what is paid, is less where neighboring scales fit almost as well as the best.
 """
 
 from __future__ import annotations
@@ -47,7 +51,7 @@ class PriorFit:
     """The best scales of the prior for a posterior."""
 
     kl: float  # KL(Q‖N(p, τ²)) in nats, at the best τ of each group
-    price: float  # what the choice of the τ costs, in nats, to be added to kl
+    price: float  # what the choice of the τ costs, in nats, to be added to kl: at most log(1/v) for each group
     scales: dict[str, float]  # τ by parameter name
     kl_by_name: dict[str, float]
 
@@ -55,12 +59,25 @@ class PriorFit:
 class PriorScales:
     """A prior N(p, τ²) whose τ is chosen, after the data were seen, from a grid that was fixed before.
 
-    ``center`` has p by parameter name, 0 where a name is missing; ``groups`` says which names share one τ.
+    ``center`` has p by parameter name, 0 where a name is missing; ``groups`` says which names share one τ.  The scales
+    weigh the same, or ``least`` is what the smallest weighs and the others share the rest: where the center may be as
+    good as what was trained, no scale is small enough.
     """
 
-    def __init__(self, center: Mapping[str, Tensor], groups: Mapping[str, str], grid: Sequence[float]) -> None:
+    def __init__(
+        self,
+        center: Mapping[str, Tensor],
+        groups: Mapping[str, str],
+        grid: Sequence[float],
+        *,
+        least: float | None = None,
+    ) -> None:
         self.center, self.groups = center, groups
         self.grid = torch.tensor(sorted(grid), dtype=torch.float64)
+        self.log_weights = torch.full_like(self.grid, -math.log(len(self.grid)))
+        if least is not None and len(self.grid) > 1:
+            self.log_weights[0] = math.log(least)
+            self.log_weights[1:] = math.log((1 - least) / (len(self.grid) - 1))
         self.members: dict[str, list[str]] = {}
         for name, group in groups.items():
             self.members.setdefault(group, []).append(name)
@@ -70,14 +87,17 @@ class PriorScales:
         sums = {name: self._sums(posterior, name) for name in self.groups}
         scales: dict[str, float] = {}
         parts: dict[str, float] = {}
+        price = 0.0
         for names in self.members.values():
             # sums do not depend on τ, so the whole grid costs one pass over the weights
             entropy, spread, count = (sum(column) for column in zip(*(sums[name] for name in names), strict=True))
-            best = self.grid[normal_prior_kl(entropy, spread, self.grid, int(count)).argmin()]
+            by_scale = normal_prior_kl(entropy, spread, self.grid, int(count))
+            index = (by_scale - self.log_weights).argmin()
+            best = self.grid[index]
+            price += (-torch.logsumexp(self.log_weights - by_scale, 0) - by_scale[index]).item()
             for name in names:
                 scales[name] = best.item()
                 parts[name] = normal_prior_kl(sums[name][0], sums[name][1], best, int(sums[name][2])).item()
-        price = len(self.members) * math.log(len(self.grid))  # G log k, for G groups and k scales
         return PriorFit(kl=sum(parts.values()), price=price, scales=scales, kl_by_name=parts)
 
     def nearest(self, value: float) -> float:

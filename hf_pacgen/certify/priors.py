@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,11 +12,14 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from hf_pacgen.certify.splits import HeldOutPrior
-from hf_pacgen.errors import VOUCH, listing
+from hf_pacgen.certify.likeness import are_alike
+from hf_pacgen.certify.records import check_record
+from hf_pacgen.certify.splits import HeldOutPrior, check_overlap
+from hf_pacgen.errors import PRIOR_VOUCH, listing
 from hf_pacgen.model.state import unwrap
 
 PriorLike = Any  # "zero", weights by name, a model, a folder, a HeldOutPrior or a Prior
+FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 
 
@@ -29,22 +32,44 @@ class Prior:
     zeros: bool = False  # certified weights that ``state`` lacks are centered on 0
     held_out: HeldOutPrior | None = None  # the split, where the prior was trained on a part of the data
     notes: tuple[str, ...] = ()  # what a user should know, in sentences
+    folder: Path | None = None  # where the weights were read from
 
-    def check_unseen(self, fingerprints: Iterable[bytes]) -> None:
-        """Raise if some of the examples have trained the prior."""
-        used = 0 if self.held_out is None else self.held_out.count_used(fingerprints)
-        if used:
-            raise ValueError(
-                f"The prior was trained on {used:,} of these examples, so it may not be used to certify on them. "
-                "Certify on the other part: certify(model, held_out.certificate_data, prior=held_out)."
-            )
+    def check_unseen(
+        self,
+        prints: Sequence[bytes],
+        model: nn.Module,
+        collate_fn: Callable[[list[Any]], Any] | None = None,
+        *,
+        assume_independent: bool = False,
+    ) -> str | None:
+        """Raise if some of the examples have trained the prior; what :func:`check_overlap` says otherwise."""
+        if self.held_out is None:
+            return None
+        return check_overlap(self.held_out, prints, model, collate_fn, assume_independent=assume_independent)
+
+    def gives_all(self, parameters: Mapping[str, Tensor]) -> bool:
+        """Whether the prior has all certified weights, so that its center is a model that somebody made."""
+        return all(name in self.state for name in parameters)
 
 
 def resolve_prior(
-    prior: PriorLike, model: nn.Module, parameters: Mapping[str, Tensor], *, assume_independent: bool = False
+    prior: PriorLike,
+    model: nn.Module,
+    parameters: Mapping[str, Tensor],
+    *,
+    assume_independent: bool = False,
+    prints: Collection[str | None] = (),
+    num_examples: int | None = None,
 ) -> Prior:
-    """The prior for the certified ``parameters`` of a trained model, or an error that says why it cannot be one."""
+    """The prior for the certified ``parameters`` of a trained model, or an error that says why it cannot be one.
+
+    ``prints`` and ``num_examples`` are what :func:`check_record` asks of the examples.
+    """
     resolved = _read(prior, model)
+    if resolved.folder is not None:
+        known = {"prints": prints, "num_examples": num_examples, "assume_independent": assume_independent}
+        note = check_record(resolved.folder, model, **cast(Any, known))
+        resolved = replace(resolved, notes=resolved.notes if note is None else (*resolved.notes, note))
     center = {name: resolved.state[name] for name in parameters if name in resolved.state}
     missing = [name for name in parameters if name not in center]
     if missing and not resolved.zeros:
@@ -62,19 +87,15 @@ def resolve_prior(
         _check_center(name, value, parameters[name])
     _check_rest(resolved, model, parameters)
     # equal weights make the KL as small as can be, which is too good to be independent of the data
-    if resolved.held_out is None and not assume_independent and _are_equal(center, parameters):
+    if resolved.held_out is None and not assume_independent and are_alike(center, parameters):
         raise ValueError(
             f"The prior ({resolved.description}) equals the trained weights, so it depends on the data they were "
-            "trained on. Give the weights from before the training, or 'zero'; a prior that was trained on other data "
-            f"comes from train_prior(). If these weights have never seen the data: {VOUCH}."
+            "trained on (most of them differ by no more than the rounding to 16 bits). Give the weights from before "
+            "the training, or 'zero'; a prior that was trained on other data comes from train_prior(); freeze weights "
+            "that were not trained, with requires_grad_(False). If the prior has never seen the data: "
+            f"{PRIOR_VOUCH}."
         )
     return resolved
-
-
-def _are_equal(center: Mapping[str, Tensor], parameters: Mapping[str, Tensor]) -> bool:
-    same = all(torch.equal(value.to(parameters[name]), parameters[name]) for name, value in center.items())
-    # weights that are all 0 were not learned: an adapter's, before its training
-    return same and any(bool(value.any()) for value in center.values())
 
 
 def _read(prior: PriorLike, model: nn.Module) -> Prior:
@@ -90,7 +111,9 @@ def _read(prior: PriorLike, model: nn.Module) -> Prior:
                 "The prior is the trained model itself, which depends on the data. Give the model it was before its "
                 "training, as a copy (copy.deepcopy) or a folder, or 'zero'."
             )
-        return Prior(description=f"weights of a {type(other).__name__}", state=_state(other))
+        source = getattr(getattr(other, "config", None), "_name_or_path", None)
+        folder = Path(source) if source and Path(source).is_dir() else None
+        return Prior(description=f"weights of a {type(other).__name__}", state=_state(other), folder=folder)
     if isinstance(prior, Mapping):
         wrong = [name for name, value in prior.items() if not isinstance(value, Tensor)]
         if wrong or not prior:
@@ -132,7 +155,7 @@ def _from_folder(folder: Path, model: nn.Module) -> Prior:
         )
     lacks = f"The prior's folder lacks the certified weights {listing(new)}, which are centered on 0."
     description = f"pretrained weights of {folder.name}"
-    return Prior(description=description, state=state, zeros=True, notes=(lacks,) if new else ())
+    return Prior(description=description, state=state, zeros=True, notes=(lacks,) if new else (), folder=folder)
 
 
 def _load_pretrained(folder: Path, base: PreTrainedModel) -> dict[str, Tensor]:
@@ -173,6 +196,11 @@ def _check_center(name: str, value: Tensor, parameter: Tensor) -> None:
     if value.shape != parameter.shape:
         shapes = f"must have shape {tuple(parameter.shape)}, like the model's; got {tuple(value.shape)}"
         raise ValueError(f"The prior's {name!r} {shapes}.")
+    if value.dtype not in FLOATS:
+        raise ValueError(
+            f"The prior's {name!r} has the type {str(value.dtype).removeprefix('torch.')}: expected floating-point "
+            "weights of at least 16 bits. Give them as they were before they were quantized."
+        )
     if value.untyped_storage().data_ptr() == parameter.untyped_storage().data_ptr():
         raise ValueError(
             f"The prior's {name!r} shares its memory with the trained model, so it was trained with it. Copy the "

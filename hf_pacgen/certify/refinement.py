@@ -27,14 +27,14 @@ FARTHEST = 8.0  # by how much the logarithm of a scale may change
 MEMORY = 0.98  # of the running mean of the error
 
 
-def refined(case: Case, start: Candidate) -> Candidate:
+def refined(case: Case, start: Candidate, steps: int) -> Candidate:
     """The start, or what gradient descent made of it if that is better."""
     # both are judged under the same draws, so the better is not the luckier
-    after = judge(case, _refine(case, start), start.eta)
+    after = judge(case, _refine(case, start, steps), start.eta)
     return min(start, after, key=lambda candidate: candidate.rank)
 
 
-def _refine(case: Case, start: Candidate) -> Posterior:
+def _refine(case: Case, start: Candidate, steps: int) -> Posterior:
     """Minimize the bound by Adam over log-scales and means, one batch and one draw a step."""
     # steps are in units of the noise: means move by multiples of their initial scale, scales by factors
     config, noisy, first = case.config, case.noisy, start.posterior
@@ -42,13 +42,13 @@ def _refine(case: Case, start: Candidate) -> Posterior:
     moving = [*logs.values(), *(shifts.values() if config.refine_mean else ())]
     # rates fall to 0, so that the end does not hang on the last batch
     optimizer = torch.optim.Adam(moving, lr=config.refine_learning_rate, betas=BETAS)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / config.refine_steps)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / steps)
     current, fit, batches = first, start.fit, _cycle(noisy)
     # one nat of KL is worth this much error; 1/η until a batch is seen to have errors with a gradient
     error, worth = start.error, 1 / start.eta
     slope = _slope(case, error, fit)
     try:
-        for step in range(config.refine_steps):
+        for step in range(steps):
             if step % REFIT == REFIT - 1:
                 fit = case.prior.fit(current)
                 slope = _slope(case, error, fit)

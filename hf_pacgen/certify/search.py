@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
+import torch
 from torch import Tensor
 
 from hf_pacgen.certify.draws import NoisyErrors, planned_passes
 from hf_pacgen.certify.posterior import Posterior, PriorFit, PriorScales, shaped_posterior
 from hf_pacgen.config import CertificateConfig
 from hf_pacgen.maths.certified_bound import CertifiedBound, certified_bound
-from hf_pacgen.maths.pac_bayes import effective_draws, kl_bound
+from hf_pacgen.maths.pac_bayes import effective_draws, empirical_bernstein_bound, kl_bound, monte_carlo_bound
 
 LOWEST, HIGHEST = -8, 16  # η is searched from n 2⁻⁸ to n 2¹⁶
 ENOUGH_DRAWS, MOST_PASSES = 256, 8  # draws by which candidates are compared, and passes for them
-SMALL_SHARE = 0.1  # of the gap: a Monte-Carlo correction below it is worth no more draws
+LEAST_SHARE = 0.01  # of δ for the draws
+HALFWAY = (0.5, 0.25, 0.125)  # α of centers that are tried before the refinement
+MOST_STEPS, LITTLE_KL = 2000, 1.0  # of the refinement that nobody asked for, and nats below which it is of no use
+SMALL_SHARE = 0.05  # of the gap: a Monte-Carlo correction below it is worth no more draws
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,9 +78,7 @@ def best_shape(case: Case, curvature: Mapping[str, Tensor]) -> Candidate:
     config = case.config
 
     def at(eta: float) -> Candidate:
-        box = {"gamma": config.gamma, "epsilon": config.epsilon}
-        kind, means = config.distribution, case.noisy.saved.copy
-        return judge(case, shaped_posterior(means, curvature, case.prior, eta=eta, distribution=kind, **box), eta)
+        return judge(case, _shape(case, case.noisy.saved.copy, curvature, eta), eta)
 
     if config.eta is not None:
         return at(float(case.n) if config.eta == "n" else cast(float, config.eta))
@@ -93,22 +95,66 @@ def best_shape(case: Case, curvature: Mapping[str, Tensor]) -> Candidate:
     return tried[best]
 
 
+def pulled(case: Case, curvature: Mapping[str, Tensor], start: Candidate) -> Candidate:
+    """The best of the start and the same shape around weights on the way from the prior: p + α(w - p).
+
+    What was trained further than the examples can pay for is met halfway; the refinement goes on from there.  With
+    ``refine_mean=False`` the center stays where it is.
+    """
+    if not case.config.refine_mean:
+        return start
+    best, means = start, start.posterior.means
+    for part in HALFWAY:
+        center = {name: torch.lerp(case.prior.center_of(name, w).to(w), w, part) for name, w in means.items()}
+        found = judge(case, _shape(case, center, curvature, start.eta), start.eta)
+        if found.rank >= best.rank:
+            break
+        best = found
+    return best
+
+
+def _shape(case: Case, means: Mapping[str, Tensor], curvature: Mapping[str, Tensor], eta: float) -> Posterior:
+    box = {"gamma": case.config.gamma, "epsilon": case.config.epsilon}
+    return shaped_posterior(means, curvature, case.prior, eta=eta, distribution=case.config.distribution, **box)
+
+
+def draws_share(examples: int, draws: float) -> float:
+    """The part of δ that the draws get: n/(n + K), where log(1/δ_b)/n + log(1/δ')/K is smallest; at most a half.
+
+    >>> draws_share(1000, 9000.0), draws_share(12_000, 100.0)
+    (0.1, 0.5)
+    """
+    return min(0.5, max(LEAST_SHARE, examples / (examples + draws)))
+
+
+def planned_steps(case: Case, start: Candidate) -> int:
+    """How many steps refine the noise where nobody says: none where there is next to no KL, else by the draws.
+
+    A step costs three forward passes of a batch, and so all of them less than the draws that certify.
+    """
+    if case.config.refine_steps is not None:
+        return case.config.refine_steps
+    return 0 if start.fit.kl < LITTLE_KL else min(MOST_STEPS, case.config.draws // 4)
+
+
 def certified_draws(case: Case, chosen: Candidate) -> tuple[CertifiedBound, float]:
     """Fresh draws of the chosen posterior until their correction hardly matters: the bound, and how many draws."""
     # looked at after planned numbers of passes, each look with an equal part of the draws' share of δ
     # the plan is made before an error is seen
-    looks, fit = planned_passes(case.config.draws, case.sizes), chosen.fit
-    errors: list[float] = []
+    config, looks, fit = case.config, planned_passes(case.config.draws, case.sizes), chosen.fit
+    share = draws_share(case.n, effective_draws(case.sizes) * looks[-1])
+    found: list[tuple[float, int]] = []
 
     def look(passes: int) -> tuple[CertifiedBound, float]:
-        while len(errors) < passes:
+        while len(found) < passes * len(case.sizes):
             # other keys than in the search: the posterior was chosen for its error under those draws
-            errors.append(case.noisy.mean(chosen.posterior, "certificate", len(errors))[0])
-        draws = effective_draws(case.sizes) * passes
-        settings: Any = {"delta": case.config.delta, "bound": case.config.bound, "etas": case.config.etas}
-        mean, kl = min(sum(errors) / passes, 1.0), fit.kl + fit.price
-        result = certified_bound(mean, kl, case.n, draws=draws, one_sided=True, looks=len(looks), **settings)
-        return replace(result, kl=fit.kl), draws
+            found.extend(case.noisy.errors(chosen.posterior, "certificate", len(found) // len(case.sizes)))
+        draws, delta = effective_draws(case.sizes) * passes, share * config.delta / len(looks)
+        mean = min(sum(errors for errors, _ in found) / (case.n * passes), 1.0)
+        empirical = noisy_error_bound(found, draws, delta)
+        settings: Any = {"delta": (1 - share) * config.delta, "bound": config.bound, "etas": config.etas}
+        result = certified_bound(empirical, fit.kl + fit.price, case.n, **settings)
+        return replace(result, kl=fit.kl, mean=mean, empirical_bound=empirical, delta_monte_carlo=delta), draws
 
     for passes in looks[:-1]:
         result, draws = look(passes)
@@ -116,3 +162,20 @@ def certified_draws(case: Case, chosen: Candidate) -> tuple[CertifiedBound, floa
         if result.vacuous or correction <= SMALL_SHARE * (result.bound - result.empirical_bound):
             return result, draws
     return look(looks[-1])
+
+
+def noisy_error_bound(found: Sequence[tuple[float, int]], draws: float, delta: float) -> float:
+    """A bound on the noisy error from the sums of errors of some batches, with their sizes, each under its own draw.
+
+    The smaller of two, which share δ: by the number of draws, and by the variance of what the batches gave, which is
+    less than that of a single error where a batch has many examples.
+    """
+    sizes = torch.tensor([size for _, size in found], dtype=torch.float64)
+    errors = torch.tensor([error for error, _ in found], dtype=torch.float64)
+    mean, most = (errors.sum() / sizes.sum()).clamp(max=1.0), sizes.max()
+    bounds = [monte_carlo_bound(mean, draws, delta / 2, one_sided=True)]
+    if len(found) > 1:
+        # Σ errors = most Σ (errors/most), so a smaller batch is one of the same size whose other examples are right
+        by_variance = empirical_bernstein_bound((errors / most).clamp(max=1.0), delta / 2) * most * len(found)
+        bounds.append(by_variance / sizes.sum())
+    return min(1.0, *(bound.item() for bound in bounds))

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset
 
+from hf_pacgen.certify.prints import batch_fingerprints, fingerprint
+from hf_pacgen.config.settings import seed as seed_rule
+from hf_pacgen.data.batches import Batches
+from hf_pacgen.data.collation import MISSES, AsTheTrainer
+from hf_pacgen.errors import VOUCH
 from hf_pacgen.model.state import unwrap
 
-DERIVED = ("attention_mask", "token_type_ids", "position_ids")  # columns that a collator may add
+__all__ = ["HeldOutPrior", "check_overlap", "fingerprint", "train_prior"]
+
+OWN_PART = "certify(model, held_out.certificate_data, prior=held_out)"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -40,11 +45,88 @@ class HeldOutPrior:
     allowed: Counter[bytes]
     used: Counter[bytes]
 
+    def __repr__(self) -> str:
+        parts = f"{self.num_prior_examples:,} for the prior, {len(self.certificate_data):,} for the certificate"
+        return f"HeldOutPrior({type(self.model).__name__}, {parts})"
+
     def count_used(self, prints: Iterable[bytes]) -> int:
         """How many of some examples have trained the prior."""
-        given = Counter(prints)
-        # equal examples may occur in both parts: only those count that the certificate's part does not have so often
-        return sum(max(0, count - self.allowed[key]) for key, count in given.items() if key in self.used)
+        return _count_used(Counter(prints), self.used, self.allowed)
+
+    def count_known(self, prints: Iterable[bytes]) -> int:
+        """How many of some examples are in one of the two parts."""
+        return sum(key in self.used or key in self.allowed for key in prints)
+
+    def is_as_trained(self, model: nn.Module) -> bool:
+        """Whether a model has the prior's weights and buffers bit for bit, so that nothing else has trained it."""
+        state = model.state_dict()
+        if state.keys() != self.weights.keys():
+            return False
+        pairs = [(value, self.weights[name]) for name, value in state.items()]
+        return all(
+            isinstance(one, Tensor) and one.dtype == other.dtype and torch.equal(one.detach().cpu(), other.cpu())
+            for one, other in pairs
+        )
+
+    def collated(self, model: nn.Module, collate_fn: Callable[[list[Any]], Any] | None) -> HeldOutPrior | None:
+        """The same, with the examples known by the batches that a collator makes of them; None where it cannot."""
+        how = AsTheTrainer(collate_fn, model) if collate_fn is not None else None
+        prints: list[Counter[bytes]] = []
+        try:
+            for part in (self.certificate_data, self.prior_data):
+                batches = (batch for _, batch in Batches(part, model=model, collate_fn=how))
+                prints.append(Counter(key for batch in batches for key in batch_fingerprints(batch, model)))
+        except MISSES:  # rows of texts and no collator, for one
+            return None
+        others = {name: getattr(self, name) for name in HELD_OUT_FIELDS}
+        return HeldOutPrior(**others, allowed=prints[0], used=prints[1])
+
+
+HELD_OUT_FIELDS = ("model", "weights", "prior_data", "certificate_data", "num_prior_examples", "fraction")
+
+
+def _count_used(given: Counter[bytes], used: Counter[bytes], allowed: Counter[bytes]) -> int:
+    # equal examples may occur in both parts: only those count that the certificate's part does not have so often
+    return sum(max(0, count - allowed[key]) for key, count in given.items() if key in used)
+
+
+def check_overlap(
+    held_out: HeldOutPrior,
+    prints: Sequence[bytes],
+    model: nn.Module,
+    collate_fn: Callable[[list[Any]], Any] | None = None,
+    *,
+    assume_independent: bool = False,
+) -> str | None:
+    """Refuse examples that have trained the prior; a sentence where some belong to neither part of the split.
+
+    The prints were taken of the batches that are certified.  Where the rows of the split do not explain all of them,
+    its two parts are collated as these were, and looked at again.
+
+    Raises:
+        ValueError: some have trained the prior; none is known, so that nothing can be said of any.
+    """
+    used, known = held_out.count_used(prints), held_out.count_known(prints)
+    if known < len(prints) and (again := held_out.collated(model, collate_fn)) is not None:
+        used, known = max(used, again.count_used(prints)), max(known, again.count_known(prints))
+    if used:
+        raise ValueError(
+            f"The prior was trained on {used:,} of these examples, so it may not be used to certify on them. "
+            f"Certify on the other part: {OWN_PART}."
+        )
+    if known == 0 and not assume_independent:
+        raise ValueError(
+            f"None of the {len(prints):,} examples is in one of the two parts that train_prior() made, so the prints "
+            "of the examples do not speak the same language, and nobody can see whether the prior was trained on "
+            f"them. Certify what the split has, by the collate_fn that makes its batches: {OWN_PART[:-1]}, "
+            f"collate_fn=...). If all of these examples are new to the prior: {VOUCH}."
+        )
+    if known < len(prints):
+        return (
+            f"{len(prints) - known:,} of the {len(prints):,} examples are in neither part of the prior's split: the "
+            "certificate is valid only if they are new to the prior."
+        )
+    return None
 
 
 def train_prior(
@@ -65,7 +147,8 @@ def train_prior(
         seed: of the split.
 
     Returns:
-        The prior, for ``certify(model, held_out.certificate_data, prior=held_out)``.
+        The prior, for ``certify(model, held_out.certificate_data, prior=held_out)``.  A table may have columns that
+        the model does not read; what makes batches of it, ``collate_fn``, is told to ``certify``.
 
     Raises:
         ValueError, TypeError: a fraction that leaves a part empty, and data that cannot be split by index.
@@ -76,6 +159,7 @@ def train_prior(
     >>> len(held_out.prior_data), len(held_out.certificate_data)
     (3, 7)
     """
+    seed = seed_rule(seed, "seed")
     if not 0 < prior_data_fraction < 1:
         wanted = "prior_data_fraction must be in (0, 1), the share of the data that trains the prior"
         raise ValueError(f"{wanted}; got {prior_data_fraction}.")
@@ -93,6 +177,8 @@ def train_prior(
     # sorted, so that each part is read from front to back
     order = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed)).tolist()
     prior_data, certificate_data = (select(data, sorted(rows)) for rows in (order[:first], order[first:]))
+    # before the training, which may change the rows
+    allowed, used = (Counter(_row_fingerprints(part, model)) for part in (certificate_data, prior_data))
     # a copy, so that the user's model may still become the posterior
     trained = copy.deepcopy(unwrap(model))
     returned = train(trained, prior_data)
@@ -104,8 +190,8 @@ def train_prior(
         certificate_data=certificate_data,
         num_prior_examples=first,
         fraction=float(prior_data_fraction),
-        allowed=Counter(_row_fingerprints(certificate_data)),
-        used=Counter(_row_fingerprints(prior_data)),
+        allowed=allowed,
+        used=used,
     )
 
 
@@ -116,72 +202,9 @@ def select(data: Any, rows: list[int]) -> Any:
     return [data[row] for row in rows] if isinstance(data, Sequence) else Subset(data, rows)
 
 
-def _row_fingerprints(data: Any) -> Iterator[bytes]:
+def _row_fingerprints(data: Any, model: nn.Module) -> Iterator[bytes]:
     # a list holds batches, a dataset examples
     batched = isinstance(data, Sequence) and not isinstance(data, Subset)
+    model = unwrap(model)
     for row in range(len(data)):
-        yield from batch_fingerprints(data[row]) if batched else [fingerprint(data[row])]
-
-
-def batch_fingerprints(batch: Any) -> Iterator[bytes]:
-    """The fingerprint of every example of a batch; the same as of the row it was made of."""
-    found = [(name, value) for name, value in leaves(batch) if isinstance(value, Tensor) and value.ndim]
-    if not found:  # a batch of an unknown kind counts as one example
-        yield fingerprint(batch)
-        return
-    columns = {f"{name}/{i}": value.detach().cpu() for i, (name, value) in enumerate(found)}
-    for row in range(min(map(len, columns.values()))):
-        yield fingerprint({name: value[row] for name, value in columns.items()})
-
-
-def fingerprint(example: Any) -> bytes:
-    """A hash of an example's values, whatever their names, container and number type; padding does not count.
-
-    >>> padded = {"input_ids": torch.tensor([7, 9, 0]), "attention_mask": torch.tensor([1, 1, 0]), "labels": 1}
-    >>> fingerprint({"label": 1, "input_ids": [7, 9]}) == fingerprint(padded)
-    True
-    """
-    # sorted digests without names, since collators rename label to labels and reorder
-    values = [(name.split("/")[0], value) for name, value in leaves(example)]
-    mask = next((numpy.asarray(value).astype(bool) for name, value in values if name == "attention_mask"), None)
-    digests = sorted(_digest(_bytes(value, mask)) for name, value in values if name not in DERIVED)
-    return _digest(b"".join(digests))
-
-
-def _digest(content: bytes) -> bytes:
-    return hashlib.blake2b(content, digest_size=16).digest()
-
-
-def leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
-    """The tensors, arrays, texts and numbers in a batch or an example, with the names that they go by."""
-    if isinstance(value, Mapping):
-        for key, item in value.items():
-            yield from leaves(item, str(key))
-    elif isinstance(value, tuple) or (isinstance(value, list) and not all(_is_number(item) for item in value)):
-        for item in value:
-            yield from leaves(item, name)
-    elif value is not None:
-        yield name, value
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float, list)) and (not isinstance(value, list) or all(map(_is_number, value)))
-
-
-def _bytes(value: Any, mask: Any) -> bytes:
-    if isinstance(value, bytes):
-        return value
-    if isinstance(value, str):
-        return value.encode("utf-8", "surrogatepass")  # text from the web may hold half of a pair
-    if not isinstance(value, Tensor) and hasattr(value, "tobytes") and hasattr(value, "mode"):  # an image
-        return value.tobytes()
-    if isinstance(value, Tensor):
-        value = value.detach().cpu()
-        value = value.float() if value.dtype is torch.bfloat16 else value
-    array = numpy.asarray(value)
-    if mask is not None and array.shape == mask.shape:
-        array = array[mask]
-    if array.dtype == object:
-        return repr(value).encode("utf-8", "surrogatepass")
-    # one float type, so that lists (float64) and tensors (float32) of the same numbers agree
-    return numpy.ascontiguousarray(array, dtype=numpy.int64 if array.dtype.kind in "biu" else numpy.float32).tobytes()
+        yield from batch_fingerprints(data[row], model) if batched else [fingerprint(data[row], model)]

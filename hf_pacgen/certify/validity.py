@@ -58,6 +58,26 @@ def check_batch_norm(model: nn.Module) -> None:
             )
 
 
+def check_adapters(model: nn.Module, parameters: Mapping[str, Tensor]) -> None:
+    """Refuse adapters that are merged into the weights below them, or switched off: their noise would do nothing."""
+    certified = {id(tensor) for tensor in parameters.values()}
+    for name, module in model.named_modules():
+        # a layer of PEFT; one that is merged has what was learned in its frozen weights, which no prior pays for
+        if not hasattr(module, "get_base_layer"):
+            continue
+        base = {id(p) for p in module.get_base_layer().parameters()}  # type: ignore[operator]
+        own = [n for n, p in module.named_parameters() if id(p) in certified and id(p) not in base]
+        states = {"merged into its weights": "merged", "switched off": "disable_adapters"}
+        state = next((words for words, flag in states.items() if getattr(module, flag, False) is True), None)
+        if own and state is not None:
+            remedy = "model.unmerge_adapter()" if state.startswith("merged") else "model.enable_adapter_layers()"
+            raise ValueError(
+                f"The adapter of {name!r} is {state}, so noise on {own[0]!r} changes nothing, and what was learned is "
+                f"not paid for. Call {remedy} before; a model that has its adapter merged for good is certified as a "
+                "whole, with the pretrained model as prior."
+            )
+
+
 def check_sampling(data: Any) -> None:
     """Refuse a loader that draws examples with replacement, or by weights."""
     # a loader's batch_sampler of the user's own is not looked into
@@ -134,6 +154,27 @@ def doubt_pieces(lengths: Sequence[int | None]) -> str | None:
     )
     warnings.warn(sentence, stacklevel=3)
     return sentence
+
+
+def given_weights(model: nn.Module, certified: Mapping[str, Tensor], prior: Prior) -> str | None:
+    """A sentence on frozen weights that the prior does not have, so that nobody can see where they come from."""
+    names = [n for n, p in model.named_parameters() if not p.requires_grad and n not in certified]
+    unknown = [name for name in names if name not in prior.state]
+    if not unknown:
+        return None
+    return (
+        f"{len(unknown)} frozen tensors, such as {unknown[0]!r}, count as given: the certificate is valid only if they "
+        "were not fitted to these examples."
+    )
+
+
+def check_sizes(sizes: Sequence[int]) -> None:
+    """Refuse batches without examples."""
+    empty = [index for index, size in enumerate(sizes) if size == 0]
+    if empty:
+        raise ValueError(
+            f"Batch {empty[0]} of {len(sizes):,} has no examples: expected at least one in every batch. Leave it out."
+        )
 
 
 def doubts(model: nn.Module, trainable: Sequence[str], certified: Mapping[str, Tensor], prior: Prior) -> Iterator[str]:

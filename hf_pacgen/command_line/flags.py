@@ -32,37 +32,73 @@ FLAGS = {
         "--plot --progress --quiet --random-head --revision --rho --sample-by --seed --source-prefix --split "
         "--standard-error --streaming --task --template --text-column --text-pair-column --trust-remote-code -h"
     ),
+    "promise": (
+        "--assistant-only --assume-independent --audio-column --base-model --batch-size --blocks --candidates "
+        "--checkpoint --choice-columns --cold-start --completion-only --coverage --dataset --dataset-config "
+        "--delta --device --dtype --eos --expected-error --held-out --help --how --image-column --label-column "
+        "--load-in-4bit --loss --mask-share --max-error --max-examples --max-length --no-completion-only "
+        "--no-progress --output --plot --progress --quiet --random-head --revision --sample-by --save-models "
+        "--seed --source-prefix --split --streaming --task --template --text-column --text-pair-column --train "
+        "--train-fraction --trainer-state --training-data --training-split --trust-remote-code --unlabeled -h"
+    ),
     "certify": (
         "--assistant-only --assume-independent --audio-column --base-model --batch-size --bound --checkpoint "
         "--choice-columns --completion-only --dataset --dataset-config --delta --device --distribution --draws "
-        "--dtype --eos --epsilon --estimator --eta --etas --gamma --help --image-column --label-column "
-        "--load-in-4bit --mask-share --max-examples --max-length --no-completion-only --no-progress "
-        "--no-refine-mean --output --parameters --prior --prior-groups --prior-scales --progress --quiet "
-        "--random-head --refine-learning-rate --refine-mean --refine-steps --revision --sample-by "
-        "--search-examples --seed --source-prefix --split --streaming --task --template --text-column "
-        "--text-pair-column --top-modules --trust-remote-code -h"
+        "--dtype --eos --epsilon --estimator --eta --etas --gamma --held-out --help --image-column "
+        "--label-column --load-in-4bit --mask-share --max-examples --max-length --no-completion-only "
+        "--no-progress --no-refine-mean --output --parameters --prior --prior-groups --prior-is-independent "
+        "--prior-scales --progress --quiet --random-head --refine-learning-rate --refine-mean --refine-steps "
+        "--revision --sample-by --search-examples --seed --source-prefix --split --streaming --task --template "
+        "--text-column --text-pair-column --top-modules --trust-remote-code -h"
     ),
-    "card": ("--certificate --dataset --dataset-name --force --help --model --model-name --split --task -h"),
-    "register": ("--help -h"),
+    "card": (
+        "--certificate --dataset --dataset-name --force --help --model --model-name --split --task -h"
+    ),
+    "register": (
+        "--help -h"
+    ),
 }
 """By command."""
 SWITCHES = (
-    "--antithetic --assistant-only --assume-independent --completion-only --force --help --load-in-4bit "
-    "--no-antithetic --no-completion-only --no-progress --no-refine-mean --progress --quiet --random-head "
-    "--refine-mean --relative --standard-error --streaming --trust-remote-code -h"
+    "--antithetic --assistant-only --assume-independent --cold-start --completion-only --force --held-out "
+    "--help --load-in-4bit --no-antithetic --no-completion-only --no-progress --no-refine-mean "
+    "--prior-is-independent --progress --quiet --random-head --refine-mean --relative --standard-error "
+    "--streaming --trust-remote-code -h"
 )
 """Those that take no value."""
-SEVERAL = "--choice-columns --dataset --etas --eval-dataset --levels --parameters --prior-scales"
+SEVERAL = (
+    "--choice-columns --dataset --etas --eval-dataset --held-out --levels --parameters --prior-scales "
+    "--training-data --unlabeled"
+)
 """Those that take several."""
 CHOICES = {
-    "--bound": ("kl hoeffding hoeffding_article"),
-    "--distribution": ("uniform truncated_normal normal"),
-    "--dtype": ("auto float64 float32 bfloat16 float16"),
-    "--eos": ("auto add none"),
-    "--estimator": ("blend hutchinson gauss_newton exact"),
-    "--hvp": ("auto reverse_over_reverse forward_over_reverse finite_difference"),
-    "--prior-groups": ("model kind module"),
-    "--sample-by": ("line paragraph document"),
+    "--bound": (
+        "kl hoeffding hoeffding_article"
+    ),
+    "--distribution": (
+        "uniform truncated_normal normal"
+    ),
+    "--dtype": (
+        "auto float64 float32 bfloat16 float16"
+    ),
+    "--eos": (
+        "auto add none"
+    ),
+    "--estimator": (
+        "blend hutchinson gauss_newton exact"
+    ),
+    "--hvp": (
+        "auto reverse_over_reverse forward_over_reverse finite_difference"
+    ),
+    "--loss": (
+        "zero_one exact_match token_error brier f1"
+    ),
+    "--prior-groups": (
+        "model kind module"
+    ),
+    "--sample-by": (
+        "line paragraph document"
+    ),
     "--task": (
         "sequence-classification token-classification question-answering seq2seq causal-lm masked-lm "
         "multiple-choice image-classification image-segmentation object-detection audio-classification ctc"

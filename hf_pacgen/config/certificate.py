@@ -7,7 +7,18 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 
 from hf_pacgen.config.score import Estimator
-from hf_pacgen.config.settings import SUBSET, Config, Count, Grid, Natural, NonNegative, Positive, Temperature, option
+from hf_pacgen.config.settings import (
+    SUBSET,
+    Config,
+    Count,
+    Grid,
+    Natural,
+    NonNegative,
+    Positive,
+    Seed,
+    Temperature,
+    option,
+)
 from hf_pacgen.facts import Choice
 from hf_pacgen.maths.certified_bound import Bound
 from hf_pacgen.maths.distributions import NoiseDistribution
@@ -76,7 +87,11 @@ class CertificateConfig(Config):
     parameters: Patterns | None = option(
         None, "Patterns of names ('classifier.*') of the weights that are certified. By default all trainable ones."
     )
-    refine_steps: Natural = option(0, "Steps of gradient descent that refine the Hessian-shaped noise.")
+    refine_steps: Natural | None = option(
+        None,
+        "Steps of gradient descent that refine the Hessian-shaped noise. By default a quarter of the draws, at most "
+        "2,000, and none where the KL is below 1.",
+    )
     refine_mean: bool = option(True, "Let the refinement move the center of the noise too.")
     refine_learning_rate: Positive = option(0.05, "Its learning rate, in units of the noise's scale.")
     estimator: Estimator = option(Estimator.GAUSS_NEWTON, "Estimator of the Hessian diagonal that shapes the noise.")
@@ -86,10 +101,15 @@ class CertificateConfig(Config):
     epsilon: NonNegative = option(0.1, "ε of that box.")
     assume_independent: bool = option(
         False,
-        "Certify although some examples repeat or are packed, or the prior equals the trained weights: you vouch "
-        "that the examples are independent of each other and of the prior.",
+        "Certify although some examples repeat or are packed, or the prior equals the trained weights or is a "
+        "checkpoint: you vouch that the examples are independent of each other and of the prior.",
     )
-    seed: Natural = option(0, "Seed of the noise and of the subset.")
+    held_out: bool = option(
+        False,
+        "The model was not fitted on these examples, you say: they are called held-out, and the exact bound of the "
+        "model without noise stands beside the certificate. An unchanged model of train_prior() needs no word.",
+    )
+    seed: Seed = option(0, "Seed of the noise and of the subset.")
 
     def __post_init__(self) -> None:
         super().__post_init__()

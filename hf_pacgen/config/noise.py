@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 from torch import Tensor
 
-from hf_pacgen.config.settings import Config, Count, Natural, NonNegative, Positive, Temperature, choice, number, option
+from hf_pacgen.config.settings import Config, Count, NonNegative, Positive, Seed, Temperature, choice, number, option
 from hf_pacgen.facts import Choice
 from hf_pacgen.maths import noise_scale
 from hf_pacgen.maths.distributions import NoiseDistribution
@@ -143,7 +143,7 @@ class NoiseConfig(Config):
         None, "Optimizer steps between samples of a weight's curvature. By default 4 for 'price', 50 for 'hutchinson'."
     )
     rho_every: Count = option(200, "Optimizer steps between estimates of ρ.")
-    seed: Natural = option(0, "Seed of the noise.")
+    seed: Seed = option(0, "Seed of the noise.")
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from hf_pacgen.config.settings import SUBSET, Config, Count, Natural, NonNegative, Positive, Temperature, option
+from hf_pacgen.config.settings import SUBSET, Config, Count, Natural, NonNegative, Positive, Seed, Temperature, option
 from hf_pacgen.facts import Choice
 from hf_pacgen.maths.likelihoods import Likelihood
 from hf_pacgen.maths.score import EPSILON, GAMMA, EpsilonScale
@@ -116,7 +116,7 @@ class ScoreConfig(Config):
     displacement: Positive | None = option(
         None, "Norm ‖h z‖ of the step of a finite difference. By default a fraction of ‖w‖ that suits the dtype."
     )
-    seed: Natural = option(0, "Seed of the probes, the sampled labels, the displacements u and the subset.")
+    seed: Seed = option(0, "Seed of the probes, the sampled labels, the displacements u and the subset.")
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -86,12 +86,21 @@ def grid(values: Any, name: str) -> list[float]:
     return sorted(set(found))
 
 
+def seed(value: Any, name: str) -> int:
+    """A seed, which torch's generators take up to 64 bits."""
+    found: int = number(value, name, minimum=0, integer=True)
+    if found >= 2**64:
+        raise ValueError(f"{name} must be an integer of at least 0 and less than 2**64; got {value!r}.")
+    return found
+
+
 # a parser of arguments sees int and float, _rules() the function beside them
 natural = partial(number, minimum=0, integer=True)
 count = partial(number, minimum=1, integer=True)
 Positive = Annotated[float, partial(number, minimum=0, strict=True)]
 NonNegative = Annotated[float, partial(number, minimum=0)]
 Natural = Annotated[int, natural]
+Seed = Annotated[int, seed]
 Count = Annotated[int, count]
 Temperature = Annotated[float | str, temperature]
 Grid = Annotated[list[float], grid]

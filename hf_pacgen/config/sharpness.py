@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from hf_pacgen.config.settings import SUBSET, Config, Count, Natural, NonNegative, option
+from hf_pacgen.config.settings import SUBSET, Config, Count, NonNegative, Seed, option
 from hf_pacgen.maths.distributions import NoiseDistribution
 
 
@@ -31,7 +31,7 @@ class SharpnessConfig(Config):
     ascent_steps: Count = option(20, "Worst case: most gradients of the whole loss from each start.")
     ascent_starts: Count = option(2, "Worst case: starts of the ascent; the first at w, the others random.")
     max_examples: Count | None = option(None, SUBSET)
-    seed: Natural = option(0, "Seed of the noise, of the random starts and of the subset.")
+    seed: Seed = option(0, "Seed of the noise, of the random starts and of the subset.")
 
     def __post_init__(self) -> None:
         # both names are common; one is stored
@@ -54,4 +54,4 @@ class RelativeSharpnessConfig(Config):
         "under 32 batches.",
     )
     max_examples: Count | None = option(None, SUBSET)
-    seed: Natural = option(0, "Seed of the noise, of which batches have it, and of the subset.")
+    seed: Seed = option(0, "Seed of the noise, of which batches have it, and of the subset.")

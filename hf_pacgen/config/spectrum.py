@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from hf_pacgen.config.score import HVPMethod
-from hf_pacgen.config.settings import SUBSET, Config, Count, Natural, Positive, option
+from hf_pacgen.config.settings import SUBSET, Config, Count, Natural, Positive, Seed, option
 from hf_pacgen.facts import Choice
 
 
@@ -48,4 +48,4 @@ class SpectrumConfig(Config):
     displacement: Positive | None = option(None, "Norm ‖h z‖ of a finite difference's step. By default controlled.")
     max_examples: Count | None = option(None, SUBSET)
     keep_vectors: bool = option(False, "Return the eigenvectors as well, k vectors of the model's size.")
-    seed: Natural = option(0, "Seed of the start vectors, the probes and the subset.")
+    seed: Seed = option(0, "Seed of the start vectors, the probes and the subset.")

@@ -10,7 +10,8 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
-from hf_pacgen.config.settings import count, natural
+from hf_pacgen.config.settings import count
+from hf_pacgen.config.settings import seed as seed_rule
 from hf_pacgen.data.checksums import batch_checksum
 from hf_pacgen.data.collation import collate, model_columns
 from hf_pacgen.data.contents import batch_tensors, count_examples, documents, truncate
@@ -54,7 +55,7 @@ class Batches:
         processes: Processes | None = None,
     ) -> None:
         self.processes = processes or Processes()
-        self.batch_size, self.seed = count(batch_size, "batch_size"), natural(seed, "seed")
+        self.batch_size, self.seed = count(batch_size, "batch_size"), seed_rule(seed, "seed")
         self.max_examples = None if max_examples is None else count(max_examples, "max_examples")
         own = getattr(data, "collate_examples", None)  # of a dataset whose examples are not stacked as others are
         self.collate: Callable[[list[Any]], Any] = collate_fn or own or (lambda rows: collate(rows, model))

@@ -138,6 +138,26 @@ def monte_carlo_bound(mean: Real, draws: Real, delta: Real, *, one_sided: bool =
     return kl_inverse_upper(mean, (log_inverse + (0.0 if one_sided else math.log(2.0))) / draws)
 
 
+def empirical_bernstein_bound(values: Tensor | Sequence[float], delta: Real) -> Tensor:
+    """Upper bound on the mean of independent values in [0, 1] by their variance V: mean + sqrt(2V L/K) + 7L/(3(K - 1)).
+
+    L = log(2/δ), and V = Σ(x - mean)²/(K - 1) is the sample's own.  The K ≥ 2 values need not be of one distribution:
+    the mean is that of their expectations.  Tighter than :func:`monte_carlo_bound` where each value is itself the mean
+    of several errors, which vary less than one error does.
+
+    Source: Maurer and Pontil, *Empirical Bernstein bounds and sample-variance penalization* (COLT 2009), Theorem 4.
+
+    >>> round(empirical_bernstein_bound([0.5] * 8, 2 / math.e ** 3).item(), 12) == 0.5 + 1
+    True
+    """
+    found = torch.as_tensor(values, dtype=torch.float64).flatten()
+    found = as_float64("values", found, high=1.0, ends="[]", remedy="Bounds need a bounded loss: clip and rescale.")
+    if found.numel() < 2:
+        raise ValueError(f"empirical_bernstein_bound needs at least two values; got {found.numel()}.")
+    k, log_inverse = found.numel(), math.log(2.0) - _probability("delta", delta).log()
+    return found.mean() + (2 * found.var() * log_inverse / k).sqrt() + 7 * log_inverse / (3 * (k - 1))
+
+
 def effective_draws(weights: Tensor | Sequence[float]) -> float:
     """K of :func:`monte_carlo_bound` when parts of the sample are evaluated under draws of their own.
 

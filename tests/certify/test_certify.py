@@ -26,15 +26,16 @@ from hf_pacgen.show.cards.update import update_model_card
 
 def test_the_bound_is_made_of_the_parts_it_reports(solved):
     model, data = solved
-    result = certified(model, data, CertificateConfig(eta=300.0, draws=400))
+    result = certified(model, data, CertificateConfig(eta=300.0, draws=400, refine_steps=0))
     assert (result.status, result.n, result.unit, result.prior) == ("certified", 400, "example", "zero")
     looks = len(planned_passes(400, [8] * 50))
-    assert result.empirical_bound == pytest.approx(
-        monte_carlo_bound(result.empirical_error, result.draws, 0.025 / looks, one_sided=True).item(), rel=1e-12
-    )
-    paid = 0.025 / len(DEFAULT_SCALES)
-    assert result.bound == pytest.approx(kl_bound(result.empirical_bound, result.kl, 400, paid).item(), rel=1e-12)
-    assert result.price == pytest.approx(math.log(len(DEFAULT_SCALES))) and result.prior_scale in DEFAULT_SCALES
+    # as many draws as examples: a half of δ each; every look has its part, in two for the two bounds of a mean
+    assert result.delta_draws == pytest.approx(0.025 / looks, rel=1e-12)
+    by_count = monte_carlo_bound(result.empirical_error, result.draws, 0.0125 / looks, one_sided=True).item()
+    assert result.empirical_error < result.empirical_bound <= by_count + 1e-12
+    paid = kl_bound(result.empirical_bound, result.kl + result.price, 400, 0.025).item()
+    assert result.bound == pytest.approx(paid, rel=1e-12)
+    assert 0 < result.price <= math.log(len(DEFAULT_SCALES)) and result.prior_scale in DEFAULT_SCALES
     assert result.draws == effective_draws([8] * 50) * result.draws / 50 and result.draws <= 400
     part = result.by_module["linear"]
     assert part == {
@@ -157,7 +158,7 @@ def _two_processes(path: str) -> None:
 def test_two_processes_certify_what_one_does(tmp_path: Path):
     on_two_processes(_two_processes, str(tmp_path))
     model, features, labels = problem(n=100)
-    alone = certified(model, batches(features, labels), CertificateConfig(eta=300.0, draws=30))
+    alone = certified(model, batches(features, labels), CertificateConfig(eta=300.0, draws=30, refine_steps=0))
     for rank in range(2):
         result = Certificate.load(tmp_path / f"{rank}.json")
         assert (result.n, result.draws) == (100, alone.draws)

@@ -36,7 +36,9 @@ def test_kl_is_the_textbook_kl_at_the_best_scale_of_each_group(grouped):
     members = [["a.weight", "a.bias"], ["b.weight"]] if grouped else [list(means)]
     expected = sum(min(textbook(names, tau) for tau in grid) for names in members)
     assert fit.kl == pytest.approx(expected, rel=1e-9) and sum(fit.kl_by_name.values()) == pytest.approx(expected)
-    assert fit.price == pytest.approx(len(members) * math.log(4))
+    mixed = [-torch.logsumexp(-torch.tensor([textbook(names, tau) for tau in grid]), 0).item() for names in members]
+    assert fit.kl + fit.price == pytest.approx(sum(mixed) + len(members) * math.log(4), rel=1e-6)
+    assert 0 < fit.price <= len(members) * math.log(4)
 
 
 def test_shaped_noise_is_laplace(solved):
@@ -62,7 +64,9 @@ def test_the_noisy_error_is_that_of_the_posterior():
     """Against the closed form: a difference of two noisy logits is normal, so P(wrong) is a normal tail."""
     model, features, labels = problem(n=64)
     data = batches(features, labels, size=1)
-    result = certified(model, data, CertificateConfig(eta=300.0, draws=40_000, estimator=Estimator.EXACT))
+    result = certified(
+        model, data, CertificateConfig(eta=300.0, draws=40_000, estimator=Estimator.EXACT, refine_steps=0)
+    )
     curvature = exact_curvature(model, features)
     prior = PriorScales({}, dict.fromkeys(curvature, "all"), DEFAULT_SCALES)
     weights = {name: p.detach() for name, p in model.named_parameters()}
@@ -75,3 +79,23 @@ def test_the_noisy_error_is_that_of_the_posterior():
     deviation = 4 * math.sqrt(expected * (1 - expected) / result.draws)
     assert result.draws >= 1000 and result.empirical_error == pytest.approx(expected, abs=deviation)
     assert expected > 2 * deviation
+
+
+@pytest.mark.parametrize("least", [None, 0.5])
+def test_the_price_is_that_of_the_mixture(least: float | None) -> None:
+    """KL to the mixture itself, by numerical integration, is at most what is paid, and that at most a union bound."""
+    posterior = Posterior(
+        means={"w": torch.tensor([0.3])},
+        scales={"w": torch.tensor([0.2])},
+        half_widths=None,
+        distribution=NoiseDistribution.NORMAL,
+    )
+    grid = [0.1, 0.25, 0.4, 2.0]
+    fit = PriorScales({}, {"w": "all"}, grid, least=least).fit(posterior)
+    weights = [0.25] * 4 if least is None else [0.5, *[0.5 / 3] * 3]
+    x = torch.linspace(-3, 3, 200_001, dtype=torch.float64)
+    q = Normal(0.3, 0.2).log_prob(x)
+    parts = [math.log(v) + Normal(0.0, tau).log_prob(x) for v, tau in zip(weights, grid, strict=True)]
+    true = ((q - torch.logsumexp(torch.stack(parts), 0)) * q.exp()).sum().item() * (6 / 200_000)
+    assert true <= fit.kl + fit.price + 1e-6
+    assert fit.scales["w"] == 0.4 and 0 < fit.price < math.log(1 / weights[2]) - 0.1

@@ -31,6 +31,8 @@ def test_initial_weights_are_a_prior():
 
 def wrong_priors(model: Head) -> dict[str, tuple[Any, type[Exception], str]]:
     weights = {name: p.detach().clone() + 1 for name, p in model.named_parameters()}
+    eights: Any = {name: (10 * p).to(torch.int8) for name, p in weights.items()}
+    rounded = {name: p.detach().bfloat16() for name, p in model.named_parameters()}
     nan = {**weights, "linear.bias": torch.tensor([0.0, math.nan])}
     return {
         "word": (
@@ -46,6 +48,12 @@ def wrong_priors(model: Head) -> dict[str, tuple[Any, type[Exception], str]]:
         "more names": ({**weights, "x": torch.ones(1)}, ValueError, "has weights that the model lacks: 'x'"),
         "shape": (Head(4), ValueError, r"'linear.weight' must have shape \(2, 5\), like the model's; got \(2, 4\)"),
         "nan": (nan, ValueError, "'linear.bias' contains NaN or infinity"),
+        "int8": (
+            eights,
+            ValueError,
+            "'linear.weight' has the type int8: expected floating-point weights of at least 16",
+        ),
+        "rounded": (rounded, ValueError, "equals the trained weights.*no more than the rounding to 16 bits"),
         "empty": ({}, ValueError, "A prior by name must hold tensors; it is empty"),
     }
 

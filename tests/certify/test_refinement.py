@@ -10,6 +10,7 @@ import pytest
 import torch
 from certificates import QUICK, certified
 
+from hf_pacgen.certify.splits import train_prior
 from hf_pacgen.config import CertificateConfig
 from hf_pacgen.maths.distributions import NoiseDistribution
 
@@ -17,7 +18,7 @@ from hf_pacgen.maths.distributions import NoiseDistribution
 @pytest.mark.parametrize("distribution", list(NoiseDistribution))
 def test_refinement_gains_from_a_bad_start(solved, distribution):
     model, data = solved
-    bad = CertificateConfig(eta=1e6, draws=400, distribution=distribution)
+    bad = CertificateConfig(eta=1e6, draws=400, distribution=distribution, refine_steps=0)
     before = certified(model, data, bad)
     after = certified(model, data, dataclasses.replace(bad, refine_steps=200))
     assert after.refinement is not None and after.refinement["gain"] > 0.01
@@ -33,6 +34,21 @@ def test_refinement_pulls_the_means_to_the_prior(solved):
     config = CertificateConfig(eta=0.3, draws=100, prior_scales=[1.0], refine_steps=150, refine_learning_rate=0.1)
     moved, fixed = (certified(model, data, dataclasses.replace(config, refine_mean=move)) for move in (True, False))
     assert moved.kl < 0.8 * fixed.kl and moved.bound < fixed.bound
+
+
+def test_without_a_word_it_costs_less_than_the_draws(solved):
+    model, data = solved
+    config = CertificateConfig(eta=300.0, draws=400)
+    default, asked = (
+        certified(model, data, config),
+        certified(model, data, dataclasses.replace(config, refine_steps=100)),
+    )
+    assert default.refinement is not None and default.refinement == asked.refinement
+    assert default.refinement["steps"] == 100 and default.bound == asked.bound
+    # where the posterior is the prior there is nothing to gain
+    held_out = train_prior(model, data, lambda model, part: None)
+    at_prior = certified(model, held_out.certificate_data, config, prior=held_out)
+    assert at_prior.refinement is None and at_prior.kl < 1
 
 
 def test_refinement_never_makes_it_worse(solved):

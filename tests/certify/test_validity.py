@@ -7,10 +7,12 @@ import dataclasses
 from typing import Any
 
 import pytest
+import saved_models
 import torch
 from certificates import QUICK, Head, certified, documents
 from torch import nn
 from torch.utils.data import DataLoader, RandomSampler, WeightedRandomSampler
+from transformers import AutoModelForSequenceClassification
 
 
 class Normalized(Head):
@@ -73,3 +75,39 @@ def test_parameters_must_exist(solved):
         certified(model, data, dataclasses.replace(QUICK, parameters=["linear", "head"]))
     with pytest.raises(ValueError, match="Head has no trainable parameters to certify"):
         certified(copy.deepcopy(model).requires_grad_(False), data)
+
+
+def test_empty_batches_are_refused(solved):
+    model, data = solved
+    empty = {name: value[:0] for name, value in data[0].items()}
+    for given, place in (([*data, empty], 50), ([empty, *data], 0)):
+        with pytest.raises(ValueError, match=rf"Batch {place} of 51 has no examples: expected at least one"):
+            certified(model, given)
+
+
+def test_adapters_without_effect_are_refused(tmp_path):
+    peft = pytest.importorskip("peft", reason="peft is not installed")
+    base = AutoModelForSequenceClassification.from_pretrained(saved_models.bert(tmp_path / "base"))
+    model = peft.get_peft_model(base, peft.LoraConfig(task_type="SEQ_CLS", r=2)).eval()
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for p in model.parameters():
+            if p.requires_grad:
+                p.add_(0.1 * torch.randn_like(p))
+    tokens = torch.randint(4, 16, (40, 6))
+    data = [{"input_ids": tokens[i : i + 4], "labels": tokens[i : i + 4, 0] % 2} for i in range(0, 40, 4)]
+    model.merge_adapter()
+    with pytest.raises(ValueError, match=r"is merged into its weights, so noise on 'lora_.*unmerge_adapter\(\)"):
+        certified(model, data)
+    # a head alone does not need the adapter to be felt
+    head = dataclasses.replace(QUICK, parameters=["*classifier*"])
+    assert certified(model, data, head).num_parameters < 100
+    model.unmerge_adapter()
+    result = certified(model, data)
+    assert any("frozen tensors, such as" in note and "count as given" in note for note in result.notes)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    model.base_model.disable_adapter_layers()
+    for p in trained:  # which it freezes
+        p.requires_grad_(True)
+    with pytest.raises(ValueError, match=r"is switched off, so noise on 'lora_.*enable_adapter_layers\(\)"):
+        certified(model, data)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
 import runpy
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -83,6 +85,32 @@ def test_certify_prints_and_writes(run: Run, files: dict[str, Path], tmp_path: P
     with pytest.warns(UserWarning, match="23 trainable parameters, such as"):
         zero = run(files["tuned"], "--prior", "zero", "--dataset", files["data"], *QUICK, "--parameters", "classifier")
     assert "certified weights" in zero and "34" in zero  # 2 x 16 weights and 2 biases
+
+
+def test_a_checkpoint_as_prior_needs_a_word(run: Run, files: dict[str, Path], tmp_path: Path) -> None:
+    prior = tmp_path / "run" / "checkpoint-9"
+    shutil.copytree(files["base"], prior)
+    (prior / "trainer_state.json").write_text('{"global_step": 9, "epoch": 1.0, "train_batch_size": 16}')
+    words = [files["tuned"], "--prior", prior, "--dataset", files["data"], *QUICK]
+    with pytest.raises(InputError, match=r"as many examples as these 144.*--prior-is-independent"):
+        run(*words)
+    for flag in ("--prior-is-independent", "--assume-independent"):
+        assert "it counts as independent of these examples, as you say" in run(*words, flag)
+    # a score of the same data in the run's folder says that it has seen them
+    (tmp_path / "table.csv").write_text(files["data"].read_text())
+    run(files["tuned"], "--prior", files["base"], "--dataset", files["data"], *QUICK, "--output", tmp_path / "c.json")
+    origin = Certificate.load(tmp_path / "c.json").origin
+    (tmp_path / "run/pacgen.json").write_text(json.dumps({"score": 1.0, "origin": origin}))
+    with pytest.raises(InputError, match=r"has seen these examples: pacgen\.json"):
+        run(*words, "--prior-is-independent")
+
+
+def test_held_out_examples_have_the_test_set_bound_in_the_table(run: Run, files: dict[str, Path]) -> None:
+    words = [files["tuned"], "--prior", "zero", "--dataset", files["data"], *QUICK, "--parameters", "classifier"]
+    with pytest.warns(UserWarning, match="are not certified and not in the prior"):
+        out = run(*words, "--held-out")
+    assert "test-set bound" in out and "(exact (Clopper-Pearson))" in out and "144 held-out examples" in out
+    assert "Each holds by itself: choose which to quote before you see them." in out
 
 
 @pytest.mark.parametrize(

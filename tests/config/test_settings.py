@@ -5,12 +5,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any
+from typing import Any, get_type_hints
 
 import numpy
 import pytest
 from transformers import HfArgumentParser
 
+from hf_pacgen.config import (
+    CertificateConfig,
+    NoiseConfig,
+    RelativeSharpnessConfig,
+    ScoreConfig,
+    SharpnessConfig,
+    SpectrumConfig,
+)
 from hf_pacgen.config.settings import (
     Config,
     Count,
@@ -18,11 +26,13 @@ from hf_pacgen.config.settings import (
     Natural,
     NonNegative,
     Positive,
+    Seed,
     Temperature,
     choice,
     count,
     natural,
     option,
+    seed,
 )
 
 
@@ -95,3 +105,11 @@ def test_checks_of_single_values() -> None:
         natural(-1, "seed")
     with pytest.raises(ValueError, match="f must be one of 'apple'; got 'plum'"):
         choice(Fruit, "plum", "f", without=[Fruit.PEAR])
+
+
+def test_seeds_are_what_generators_take() -> None:
+    assert seed(2**64 - 1, "seed") == 2**64 - 1
+    for kind in (CertificateConfig, NoiseConfig, RelativeSharpnessConfig, ScoreConfig, SharpnessConfig, SpectrumConfig):
+        assert get_type_hints(kind, include_extras=True)["seed"] == Seed
+        with pytest.raises(ValueError, match=r"seed must be an integer of at least 0 and less than 2\*\*64; got 1844"):
+            kind(seed=2**64)

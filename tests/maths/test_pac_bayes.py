@@ -10,6 +10,7 @@ from hf_pacgen.maths.pac_bayes import (
     ARTICLE_CONSTANT,
     TIGHT_CONSTANT,
     effective_draws,
+    empirical_bernstein_bound,
     eta_grid,
     hoeffding_bound,
     hoeffding_bound_over_grid,
@@ -299,3 +300,21 @@ def test_other_refusals():
         effective_draws([])
     with pytest.raises(ValueError, match=r"weights must be in \(0, inf\); got 0"):
         effective_draws([3, 0])
+    with pytest.raises(ValueError, match="needs at least two values; got 1"):
+        empirical_bernstein_bound([0.5], 0.1)
+    with pytest.raises(ValueError, match=r"values must be in \[0, 1\]"):
+        empirical_bernstein_bound([0.5, 1.5], 0.1)
+
+
+def test_the_empirical_bernstein_bound_holds_for_values_of_different_kinds():
+    generator, failures, trials, delta = torch.Generator().manual_seed(0), 0, 400, 0.2
+    rates = torch.linspace(0.0, 0.4, 50, dtype=torch.float64)
+    for _ in range(trials):
+        values = (torch.rand(50, generator=generator, dtype=torch.float64) < rates).double()
+        failures += empirical_bernstein_bound(values, delta).item() < rates.mean().item()
+    assert failures / trials <= delta
+    # averages of several errors vary little, and are known better than by their number
+    values = torch.tensor([0.25, 0.375] * 2000, dtype=torch.float64)
+    assert (
+        empirical_bernstein_bound(values, 0.01) < monte_carlo_bound(values.mean(), 4000.0, 0.01, one_sided=True) - 0.01
+    )

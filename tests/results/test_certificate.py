@@ -11,6 +11,7 @@ import pytest
 
 from hf_pacgen.errors import InputError
 from hf_pacgen.results.certificate import NUMBERS, Certificate, certificate_fields, rounded_up, sentence
+from hf_pacgen.show.cards.update import certificate_section
 
 FIELDS: dict[str, Any] = {
     "bound": 0.2171,
@@ -105,3 +106,34 @@ def test_what_is_no_certificate() -> None:
         kind = type(value).__name__
         with pytest.raises(InputError, match=rf"must be what certify\(\) returned, or its to_dict\(\); got {kind}\."):
             certificate_fields(value)
+
+
+def test_the_test_set_bound_is_said_beside_it() -> None:
+    beside: dict[str, Any] = {
+        "test_set_bound": 0.0407,
+        "test_set_errors": 27.0,
+        "test_set_method": "exact (Clopper-Pearson)",
+    }
+    made = certificate(n=904, bound=0.095, held_out=True, test_set_of="model", **beside)
+    assert made.sentence == (
+        "With probability ≥ 95 % over the draw of the 904 held-out examples, the noisy classifier errs on at most "
+        "9.5 % of new ones. Without noise it errs on at most 4.1 % (the test-set bound: 27 errors on 904 examples that "
+        "it never saw)."
+    )
+    assert made.comparison.startswith(
+        "The test-set bound of the model without noise (4.1 %) is tighter than PAC-Bayes (9.5 %); PAC-Bayes is for the "
+        "whole noisy posterior"
+    )
+    prior = certificate(n=904, bound=0.03, test_set_of="prior", **beside)
+    assert "904 training examples" in prior.sentence and "The prior's model, without noise, errs" in prior.sentence
+    assert prior.comparison.startswith("PAC-Bayes (3 %) is tighter than the test-set bound of the prior's model")
+    vacuous = certificate(status="vacuous", bound=1.0, test_set_of="model", **beside)
+    assert vacuous.sentence.endswith("(the test-set bound: 27 errors on 12,000 examples that it never saw).")
+    # of another program, which may say what it likes
+    assert "test-set" not in sentence(FIELDS | {"test_set_bound": 0.1, "test_set_errors": "27", "test_set_of": "us"})
+    assert "| Test-set bound of the model without noise, at the same δ | 4.1 % |" in certificate_section(made)
+    assert "| Held-out examples n | 904 |" in certificate_section(made) and made.comparison in certificate_section(made)
+    old = {
+        name: value for name, value in certificate().to_dict().items() if not name.startswith(("test_set", "held_out"))
+    }
+    assert Certificate.from_dict(old) == certificate() and certificate().comparison == ""

@@ -15,7 +15,14 @@ from huggingface_hub import EvalResult, ModelCardData
 from huggingface_hub.repocard_data import eval_results_to_model_index
 
 from hf_pacgen.maths.certified_bound import Bound
-from hf_pacgen.results.certificate import certificate_fields, rounded_up, sentence
+from hf_pacgen.results.certificate import (
+    certificate_fields,
+    comparison,
+    examples_of,
+    has_test_set,
+    rounded_up,
+    sentence,
+)
 from hf_pacgen.results.pacgen import PACGenResult
 from hf_pacgen.show.wording import further_metrics, number, parts, percent, with_error
 
@@ -113,7 +120,10 @@ def certificate_section(certificate: Any) -> str:
     return TEMPLATES.get_template("certificate_section.md.jinja").render(
         certificate=fields,
         sentence=fields.get("sentence") or sentence(fields),
+        comparison=comparison(fields),
         error=rounded_up(fields["bound"]),
+        examples=examples_of(fields),
+        test_set=rounded_up(fields["test_set_bound"]) if has_test_set(fields) else None,
         unit=fields.get("unit") or "example",
         notes=fields.get("notes") or (),
         kind=_bound_name(fields),
