@@ -28,6 +28,7 @@ def fingerprint(example: Any, model: nn.Module | None = None) -> bytes:
     Of a mapping only the inputs of ``model`` and the labels count; all of it, where no model is given or none of its
     inputs is there.
 
+    >>> import torch
     >>> padded = {"input_ids": torch.tensor([7, 9, 0]), "attention_mask": torch.tensor([1, 1, 0]), "labels": 1}
     >>> fingerprint({"label": 1, "input_ids": [7, 9]}) == fingerprint(padded)
     True

@@ -72,9 +72,9 @@ def check_adapters(model: nn.Module, parameters: Mapping[str, Tensor]) -> None:
         if own and state is not None:
             remedy = "model.unmerge_adapter()" if state.startswith("merged") else "model.enable_adapter_layers()"
             raise ValueError(
-                f"The adapter of {name!r} is {state}, so noise on {own[0]!r} changes nothing, and what was learned is "
-                f"not paid for. Call {remedy} before; a model that has its adapter merged for good is certified as a "
-                "whole, with the pretrained model as prior."
+                f"The loss does not depend on the adapter of {name!r}, which is {state}: noise on {own[0]!r} changes "
+                f"nothing, and what was learned is not paid for. Call {remedy} before; a model that has its adapter "
+                "merged for good is certified as a whole, with the pretrained model as prior."
             )
 
 

@@ -97,7 +97,7 @@ def test_adapters_without_effect_are_refused(tmp_path):
     tokens = torch.randint(4, 16, (40, 6))
     data = [{"input_ids": tokens[i : i + 4], "labels": tokens[i : i + 4, 0] % 2} for i in range(0, 40, 4)]
     model.merge_adapter()
-    with pytest.raises(ValueError, match=r"is merged into its weights, so noise on 'lora_.*unmerge_adapter\(\)"):
+    with pytest.raises(ValueError, match=r"which is merged into its weights: noise on 'lora_.*unmerge_adapter\(\)"):
         certified(model, data)
     # a head alone does not need the adapter to be felt
     head = dataclasses.replace(QUICK, parameters=["*classifier*"])
@@ -109,5 +109,5 @@ def test_adapters_without_effect_are_refused(tmp_path):
     model.base_model.disable_adapter_layers()
     for p in trained:  # which it freezes
         p.requires_grad_(True)
-    with pytest.raises(ValueError, match=r"is switched off, so noise on 'lora_.*enable_adapter_layers\(\)"):
+    with pytest.raises(ValueError, match=r"which is switched off: noise on 'lora_.*enable_adapter_layers\(\)"):
         certified(model, data)
