@@ -51,12 +51,8 @@ FLAGS = {
         "--revision --sample-by --search-examples --seed --source-prefix --split --streaming --task --template "
         "--text-column --text-pair-column --top-modules --trust-remote-code -h"
     ),
-    "card": (
-        "--certificate --dataset --dataset-name --force --help --model --model-name --split --task -h"
-    ),
-    "register": (
-        "--help -h"
-    ),
+    "card": ("--certificate --dataset --dataset-name --force --help --model --model-name --split --task -h"),
+    "register": ("--help -h"),
 }
 """By command."""
 SWITCHES = (
@@ -72,33 +68,15 @@ SEVERAL = (
 )
 """Those that take several."""
 CHOICES = {
-    "--bound": (
-        "kl hoeffding hoeffding_article"
-    ),
-    "--distribution": (
-        "uniform truncated_normal normal"
-    ),
-    "--dtype": (
-        "auto float64 float32 bfloat16 float16"
-    ),
-    "--eos": (
-        "auto add none"
-    ),
-    "--estimator": (
-        "blend hutchinson gauss_newton exact"
-    ),
-    "--hvp": (
-        "auto reverse_over_reverse forward_over_reverse finite_difference"
-    ),
-    "--loss": (
-        "zero_one exact_match token_error brier f1"
-    ),
-    "--prior-groups": (
-        "model kind module"
-    ),
-    "--sample-by": (
-        "line paragraph document"
-    ),
+    "--bound": ("kl hoeffding hoeffding_article"),
+    "--distribution": ("uniform truncated_normal normal"),
+    "--dtype": ("auto float64 float32 bfloat16 float16"),
+    "--eos": ("auto add none"),
+    "--estimator": ("blend hutchinson gauss_newton exact"),
+    "--hvp": ("auto reverse_over_reverse forward_over_reverse finite_difference"),
+    "--loss": ("zero_one exact_match token_error brier f1"),
+    "--prior-groups": ("model kind module"),
+    "--sample-by": ("line paragraph document"),
     "--task": (
         "sequence-classification token-classification question-answering seq2seq causal-lm masked-lm "
         "multiple-choice image-classification image-segmentation object-detection audio-classification ctc"
