@@ -51,6 +51,20 @@ def test_without_a_word_it_costs_less_than_the_draws(solved):
     assert at_prior.refinement is None and at_prior.kl < 1
 
 
+def test_what_was_trained_too_far_is_met_halfway(solved):
+    model, data = copy.deepcopy(solved[0]), solved[1]
+    prior = {name: p.detach().clone() for name, p in model.named_parameters()}
+    with torch.no_grad():
+        for p in model.parameters():
+            p.mul_(20)  # the same answers, and the prior gives them as well
+    config = CertificateConfig(eta=300.0, draws=100, refine_steps=1, refine_learning_rate=1e-9)
+    moved, fixed = (
+        certified(model, data, dataclasses.replace(config, refine_mean=move), prior=prior) for move in (True, False)
+    )
+    assert moved.kl < 0.8 * fixed.kl and moved.bound < fixed.bound
+    assert torch.equal(model.linear.weight, 20 * prior["linear.weight"])
+
+
 def test_refinement_never_makes_it_worse(solved):
     model, data = solved
     result = certified(model, data, dataclasses.replace(QUICK, refine_steps=3, refine_learning_rate=50.0))

@@ -27,6 +27,8 @@ def tolerance(case: str) -> float | None:
     Another CPU or another torch adds in another order.  The measures carry such differences on without making them
     much larger: with the vector code of the CPU switched off (ATEN_CPU_CAPABILITY=default) all cases hold.
     """
+    if case.startswith("certificate-refined/"):  # a descent along gradients, whose last bits differ now and then
+        return 1e-9
     if environment() == {key: GOLDEN[key] for key in ("torch", "fingerprint")}:
         return None
     return 1e-3 if any(word in case for word in ROUGH) else 1e-9
