@@ -88,7 +88,8 @@ def _among_classes(
 ) -> CrossEntropy:
     """What a cross-entropy is if its labels are of several classes: a mean over one class hides class weights."""
     pair = entropy.pairs(logits.detach(), labels)
-    if pair is None or len(pair[1].unique()) > 1:
+    # of labels that are ignored, made-up ones would show nothing
+    if pair is None or entropy.ignored or len(pair[1].unique()) > 1:
         return entropy
     size = count_examples(batch)
     twice = take(batch, [*range(size), *range(size)], size)
@@ -102,7 +103,10 @@ def _among_classes(
         found = recognize(*made, relabeled, causal=causal, again=lambda other: again(other, twice))
     except REFUSALS:
         return entropy
-    return found if found is not None and found.explains(loss, logits, labels) else entropy
+    # without weights, what the labels as they are have shown says more, such as which of them are ignored
+    if found is None or found.weights is None or not found.explains(loss, logits, labels):
+        return entropy
+    return found
 
 
 def _recognized(entropy: CrossEntropy, twin: ModelLoss | None, name: str) -> Finding:
