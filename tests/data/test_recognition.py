@@ -82,7 +82,9 @@ def test_a_changed_cross_entropy_has_its_value_in_any_batches(change: str, name:
         batch["labels"][1::2, 1:4] = 255
     model = Changed(change, name)
     traces = []
-    for sizes in ((12,), (8, 4), (3, 2, 7), (1,) * 12):
+    # a first batch of one example has no ignored label, so nothing could be known of it
+    alone = () if change == "ignored" else ((1,) * 12,)
+    for sizes in ((12,), (8, 4), (3, 2, 7), *alone):
         result = hessian_diagonal(model, tiny.split(batch, *sizes), config=EXACT, progress=False)
         assert result.loss == pytest.approx(expected(change, name, batch).item(), rel=1e-7)
         traces.append(result.trace)
