@@ -23,7 +23,7 @@ beginning; combine it with `--max-examples`, and with a number for `--num-traini
 `--choice-columns`, `--image-column`, `--audio-column`. The second line of a report shows one example of what was taken
 as input and as label. Names of labels are numbered as the model numbers them. Where another column may be a part of
 what the model reads, nothing is guessed: name the columns. A setting that a task does not use is refused. Other
-sounds than WAV files need soundfile, a rate that is not the model's needs scipy, and .zst files need zstandard.
+sounds than WAV files need soundfile, and .zst files need zstandard.
 
 **Models for other tasks**, such as instance segmentation (MaskFormer, Mask2Former), speech to text by a decoder
 (Whisper) or images with text, are refused by name: score them from Python with the collator you train with.

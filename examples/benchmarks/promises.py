@@ -25,7 +25,7 @@ from sklearn.linear_model import LogisticRegression
 
 from hf_pacgen.maths.held_out_bounds import exact_error_bound
 from hf_pacgen.maths.progressive import chernoff_bound, progressive_tilt
-from hf_pacgen.promises.expected import progressive_bound, share_out
+from hf_pacgen.promises.expected import first_guess, progressive_bound, share_out
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
 DELTA, TEST, UNLABELED = 0.05, 4_000, 2_000
@@ -99,7 +99,7 @@ def one_draw(features: Array, labels: Array, count: int, seed: int, penalty: flo
             found["all, by disagreement"] = [min(1.0, bound + gap), its, 1.5]
     first, size = share_out(count)
     half = first // 2
-    guess = (errors(model(half)[0], half, first) + 1) / (first - half + 4)
+    guess = first_guess(errors(model(half)[0], half, first), first - half)
     made_of = [model(start) for start in range(first, count, size)]
     wrong = [
         errors(made, start, start + size) for (made, _), start in zip(made_of, range(first, count, size), strict=True)

@@ -118,23 +118,29 @@ def check_packing(objective: Objective, batch: Any, index: int, *, assume_indepe
     # seen by positions that start anew within a row, or by a token between others that ends a document
     if (found := _tokens(objective, batch)) is None or assume_independent:
         return
-    tokens, seen = found
-    positions = batch.get("position_ids")
-    packed = "seq_idx" in batch or "cu_seq_lens_q" in batch
-    if isinstance(positions, Tensor) and positions.shape == tokens.shape:
-        packed |= any(bool((row[keep].diff() < 0).any()) for row, keep in zip(positions, seen, strict=True))
-    ends = getattr(getattr(objective.model, "config", None), "eos_token_id", None)
-    ends = torch.tensor([e for e in (ends if isinstance(ends, (list, tuple)) else [ends]) if isinstance(e, int)])
-    for row, keep in zip(tokens, seen, strict=True):
-        # an end token before the first or after the last other token is where it belongs
-        text = (~torch.isin(row[keep].cpu(), ends)).nonzero().flatten()
-        packed |= len(text) > 0 and len(text) < int(text[-1] - text[0]) + 1
-    if packed:
+    if holds_several(objective.model, batch, *found, causal=True):
         raise ValueError(
             f"Batch {index} has rows of several documents (positions start anew, or a token that ends a document "
             "stands between others). Pieces of one document depend on each other: the independent examples of a "
             f"language model are documents. Give one document a row; if rows are independent: {VOUCH}."
         )
+
+
+def holds_several(model: nn.Module, batch: Mapping[str, Any], tokens: Tensor, seen: Tensor, *, causal: bool) -> bool:
+    """Whether rows hold several documents, by their positions or, of a ``causal`` model, by tokens that end one."""
+    positions = batch.get("position_ids")
+    packed = "seq_idx" in batch or "cu_seq_lens_q" in batch
+    if isinstance(positions, Tensor) and positions.shape == tokens.shape:
+        packed |= any(bool((row[keep].diff() < 0).any()) for row, keep in zip(positions, seen, strict=True))
+    if not causal:
+        return packed
+    ends = getattr(getattr(model, "config", None), "eos_token_id", None)
+    ends = torch.tensor([e for e in (ends if isinstance(ends, (list, tuple)) else [ends]) if isinstance(e, int)])
+    for row, keep in zip(tokens, seen, strict=True):
+        # an end token before the first or after the last other token is where it belongs
+        text = (~torch.isin(row[keep].cpu(), ends)).nonzero().flatten()
+        packed |= len(text) > 0 and len(text) < int(text[-1] - text[0]) + 1
+    return packed
 
 
 def unpadded_length(objective: Objective, batch: Any) -> int | None:

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 from hf_pacgen.command_line.inputs.data import DataArguments
 from hf_pacgen.command_line.inputs.load import Subject
-from hf_pacgen.command_line.promise_how import HowArguments, trained_promise
+from hf_pacgen.command_line.promise_how import HowArguments, given_flags, trained_promise
 from hf_pacgen.command_line.promise_table import print_promise
 from hf_pacgen.command_line.run_options import OutputArguments, Run
 from hf_pacgen.config.promise import PromiseConfig
@@ -97,7 +97,7 @@ def run(argv: list[str]) -> None:
             call.parser.error("--how trains the model itself: leave out --training-data, --trainer-state and --plot")
         trained_promise(call, how)
         return
-    if given := [name for name in ("train", "save_models", "unlabeled") if getattr(how, name) is not None]:
+    if given := given_flags(how):
         call.parser.error(f"--{given[0].replace('_', '-')} goes with --how")
     if call.outputs.get("plot") is not None and config.max_error is None:
         call.parser.error("--plot draws the errors among the answers: it needs --max-error")

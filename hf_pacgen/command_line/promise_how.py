@@ -28,6 +28,13 @@ __all__ = ["HowArguments", "trained_promise"]
 
 OF_TRAINED_MODELS = ("max_error", "coverage", "loss", "max_examples")
 """Settings of a promise that go with a model that is trained already."""
+OF_WAYS = {
+    "train_fraction": (How.SPLIT, How.ALL),
+    "blocks": (How.PROGRESSIVE,),
+    "cold_start": (How.PROGRESSIVE,),
+    "unlabeled": (How.ALL,),
+}
+"""Flags that only some ways heed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,18 +69,23 @@ def trained_promise(call: Run, given: HowArguments) -> None:
     """Show what each way would promise, train, promise, and save both the promise and the models."""
     config: Any = call.config
     with call.parser.refusals():
-        way = How(given.how or "").value
+        way = How(given.how or "")
     if given.train is None or given.save_models is None:
         missing = "--train FILE.py:FUNCTION" if given.train is None else "--save-models FOLDER"
-        raise InputError(f"--how {way} needs {missing}: the data train models first, and the promise is about these.")
+        raise InputError(
+            f"--how {way.value} needs {missing}: the data train models first, and the promise is about these."
+        )
     unused = [name for name in OF_TRAINED_MODELS if getattr(config, name) is not None]
     if unused or config.candidates > 1 or len(call.models) > 1:
-        flag = f"--{unused[0].replace('_', '-')}" if unused else "several candidates"
+        flag = _flag(unused[0]) if unused else "several candidates"
         raise InputError(f"--how promises the error of what it trains: leave out {flag}, or train before you promise.")
-    if (way == How.ALL.value) != (given.unlabeled is not None):
+    if unheeded := [name for name in given_flags(given) if way not in OF_WAYS.get(name, (way,))]:
+        ways = " or ".join(known.value for known in OF_WAYS[unheeded[0]])
         raise InputError(
-            "--how all needs --unlabeled, inputs without labels, and no other way uses it: give both, or neither."
+            f"{_flag(unheeded[0])} goes with --how {ways}, and --how {way.value} does not heed it: leave it out."
         )
+    if way == How.ALL and given.unlabeled is None:
+        raise InputError("--how all needs --unlabeled: files of inputs without labels, drawn like the data.")
     folder = Path(given.save_models)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"--save-models {str(folder)!r} exists already: give the name of a new folder.")
@@ -95,11 +107,12 @@ def trained_promise(call: Run, given: HowArguments) -> None:
             subject.model,
             subject.examples,
             train,
-            how=way,
+            how=way.value,
             delta=config.delta,
             warm_start=not given.cold_start,
             expected_error=guess,
             unlabeled=others,
+            assume_independent=config.assume_independent,
             seed=config.seed,
             **options,
             **run,
@@ -112,6 +125,16 @@ def trained_promise(call: Run, given: HowArguments) -> None:
     if call.is_main:
         places = _save(found, folder)
         print_after(call, result, found, places)
+
+
+def given_flags(given: HowArguments) -> list[str]:
+    """The settings that were given, of those that are not --how itself."""
+    fields = [field for field in dataclasses.fields(given) if field.name != "how"]
+    return [field.name for field in fields if getattr(given, field.name) != field.default]
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
 
 
 def function_of(name: str) -> Callable[..., Any]:

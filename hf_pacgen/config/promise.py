@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from hf_pacgen.config.settings import SUBSET, Config, Count, Natural, number, option
+from hf_pacgen.config.settings import SUBSET, Config, Count, Seed, number, option
 from hf_pacgen.maths.bounded_losses import PromisedLoss
 
 
@@ -49,7 +49,7 @@ class PromiseConfig(Config):
         "Promise although many held-out examples repeat, a few equal training examples, or rows hold several "
         "documents: you vouch that all were drawn independently of each other.",
     )
-    seed: Natural = option(0, "Seed of the subset, and of what the data draws at random.")
+    seed: Seed = option(0, "Seed of the subset, and of what the data draws at random.")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -58,5 +58,3 @@ class PromiseConfig(Config):
                 "max_error and coverage are two promises, and each costs a part of δ: give one of them in a call, and "
                 "half of δ to each where you want both."
             )
-        if self.seed >= 2**64:
-            raise ValueError(f"seed must be less than 2**64, the largest that torch takes; got {self.seed}.")

@@ -43,7 +43,16 @@ class CrossEntropy:
 
     def pairs(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor] | None:
         """Logits (units, classes), at least float32, and labels (units,) that count; None if shapes do not fit."""
-        return scored_units(logits, labels, self.kind, self.ignored)
+        pair = scored_units(logits, labels, self.kind, self.ignored)
+        if pair is not None and bool((pair[1] >= pair[0].shape[-1]).any() or (pair[1] < 0).any()):
+            # torch would stop at an index, or a GPU at an assertion
+            odd, classes = pair[1][(pair[1] >= pair[0].shape[-1]) | (pair[1] < 0)][0].item(), pair[0].shape[-1]
+            raise ValueError(
+                f"A label is {odd}, and the model has {classes} classes. The first batch has no such label, so it is "
+                "not known whether the model's loss ignores it. Write -100 for labels that do not count, or let the "
+                "first batch have one of them."
+            )
+        return pair
 
     def unit_weights(self, labels: Tensor) -> Tensor | None:
         """a_i of labels that count; None where all are 1."""

@@ -29,6 +29,8 @@ FALLBACK_SHARE = 0.05
 """Share of δ for the Chernoff bound, which counts where the number of errors is far from what was expected."""
 FINE, CELLS = 300, (400, 800)
 """Cells of the grid of error rates in the game, up to so many examples and above."""
+HAIR = 1e-9
+"""By which sums of rates may differ that are equal but for rounding."""
 ROUNDING = 2e-4
 """More than the relative error of its sums, which are of float32."""
 MOST_PLAYED = 1_200
@@ -160,7 +162,8 @@ def _limits(blocks: int, block_size: int, delta: float, expected_error: float) -
         limits = _curve(examples, expected_error, level)
         failing = worst_case(limits, blocks, block_size)
         if failing <= left:
-            return numpy.minimum(limits, fallback)
+            # sums that exceed a limit by less than HAIR count as equal in the game
+            return numpy.minimum(numpy.minimum(limits + HAIR, fallback), 1.0)
         level *= 0.99 * min(0.97, left / failing)
     return fallback  # so few examples that no level helps
 
@@ -202,8 +205,8 @@ def worst_case(limits: Array, blocks: int, block_size: int, cells: int | None = 
     step = block_size / cells
     places = math.ceil(limits[:count].max() * blocks * block_size / step) + 2
     sums = numpy.arange(places) * step
-    # the chance to win, by errors so far and by the sum of the rates so far; 1e-9: sums that equal a limit do not fail
-    wins = (sums[None, :] > limits[:count, None] * blocks * block_size + 1e-9).astype(numpy.float32)
+    # the chance to win, by errors so far and by the sum of the rates so far; sums that equal a limit do not fail
+    wins = (sums[None, :] > limits[:count, None] * blocks * block_size + HAIR).astype(numpy.float32)
     errors = numpy.arange(count)
     later = errors[None, :] - errors[:, None]
     for block in range(blocks - 1, -1, -1):

@@ -242,7 +242,6 @@ def _backward_in_words() -> Iterator[None]:
 NO_GRADIENT = {
     "backward through the graph a second time": "keeps tensors of an earlier pass, whose graph is gone",
     "modified by an inplace operation": "writes into tensors that its gradient needs",
-    "does not require grad": "cuts its loss off from the weights",
 }
 
 

@@ -16,6 +16,7 @@ __all__ = [
     "ExpectedPromise",
     "default_train_fraction",
     "expected_promises",
+    "first_guess",
     "progressive_bound",
     "share_out",
 ]
@@ -26,6 +27,8 @@ BLOCKS, FIRST_FRACTION = 4, 0.25
 """Blocks of a progressive training, and the share of the data it begins with."""
 GUESS, GUESS_WEIGHT = 0.15, 8
 """The error that is expected where nobody says another, and for how many examples a guess counts beside the blocks."""
+FIRST_WEIGHT = 40
+"""For how many examples it counts beside those of a first test: noise costs more than a guess that is a bit off."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,6 +83,15 @@ def share_out(num_examples: int, blocks: int = BLOCKS, first_fraction: float = F
             "block needs at least one and the first part two. Take fewer blocks, or how='split'."
         )
     return first, size
+
+
+def first_guess(errors: int, examples: int) -> float:
+    """The error to expect of a progressive training, from a first test on a few examples.
+
+    >>> first_guess(5, 25)
+    0.16923076923076924
+    """
+    return (errors + GUESS * FIRST_WEIGHT) / (examples + FIRST_WEIGHT)
 
 
 def progressive_bound(errors: Sequence[int], block_size: int, delta: float, guess: float) -> tuple[float, str]:

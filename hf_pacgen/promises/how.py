@@ -14,14 +14,24 @@ from torch.utils.data import DataLoader
 from typing_extensions import Unpack
 
 from hf_pacgen.certify.splits import select
+from hf_pacgen.config import settings as rules
+from hf_pacgen.config.promise import PromiseConfig
 from hf_pacgen.facts import Choice
 from hf_pacgen.maths.held_out_bounds import check_delta, exact_error_bound
 from hf_pacgen.measures.origin import origin_of
 from hf_pacgen.measures.session import DataOptions
 from hf_pacgen.model.state import unwrap
-from hf_pacgen.promises.expected import BLOCKS, FIRST_FRACTION, default_train_fraction, progressive_bound, share_out
+from hf_pacgen.promises.examine import prints_of
+from hf_pacgen.promises.expected import (
+    BLOCKS,
+    FIRST_FRACTION,
+    default_train_fraction,
+    first_guess,
+    progressive_bound,
+    share_out,
+)
 from hf_pacgen.promises.promise import promise
-from hf_pacgen.promises.trained import TrainedPromise, changed, disagreements
+from hf_pacgen.promises.trained import TrainedPromise, changed, completed, disagreements
 from hf_pacgen.results.promise import Promise
 
 __all__ = ["How", "TrainedPromise", "train_and_promise"]
@@ -50,6 +60,7 @@ def train_and_promise(
     warm_start: bool = True,
     expected_error: float | None = None,
     unlabeled: Any = None,
+    assume_independent: bool = False,
     seed: int = 0,
     **options: Unpack[DataOptions],
 ) -> TrainedPromise:
@@ -80,7 +91,9 @@ def train_and_promise(
             many of the earlier examples; else it begins anew, on all examples so far.
         expected_error: a guess, near which the bound of ``"progressive"`` is tightest; a bad one loosens it, and never
             makes it false.  By default half of the first part trains a model first, and the other half tests it.
-        unlabeled: further inputs, for ``"all"``; labels among their columns are not looked at.
+        unlabeled: further inputs, for ``"all"``, which are not those of the data; labels among their columns are not
+            looked at.
+        assume_independent: you vouch for a few examples that are equal by nature, as for :func:`hf_pacgen.promise`.
         seed: of the division.
         options: as for :func:`hf_pacgen.pacgen`.
 
@@ -104,6 +117,7 @@ def train_and_promise(
         warm_start=warm_start,
         expected_error=expected_error,
         unlabeled=unlabeled,
+        assume_independent=assume_independent,
         seed=seed,
         options=options,
     )
@@ -124,6 +138,7 @@ class _Task:
     warm_start: bool
     expected_error: float | None
     unlabeled: Any
+    assume_independent: bool
     seed: int
     options: DataOptions
 
@@ -143,8 +158,7 @@ class _Task:
             )
         if self.expected_error is not None and not 0 < self.expected_error < 1:
             raise ValueError(f"expected_error must be in (0, 1), or None; got {self.expected_error}.")
-        if isinstance(self.seed, bool) or not isinstance(self.seed, int) or not 0 <= self.seed < 2**63:
-            raise ValueError(f"seed must be a whole number in [0, 2⁶³); got {self.seed!r}.")
+        rules.seed(self.seed, "seed")
         if self.train_fraction is not None and not 0 < self.train_fraction < 1:
             raise ValueError(f"train_fraction must be in (0, 1), the share that trains; got {self.train_fraction}.")
 
@@ -184,7 +198,8 @@ class _Task:
     def tested(self, model: nn.Module, rows: Sequence[int], seen: Sequence[int], delta: float) -> tuple[Promise, int]:
         """The promise from some rows, of a model that learned from others, and its errors on them."""
         past, part = select(self.data, sorted(seen)), select(self.data, sorted(rows))
-        found = promise(model, part, delta=delta, training_data=past, **self.options)
+        vouch = self.assume_independent
+        found = promise(model, part, delta=delta, training_data=past, assume_independent=vouch, **self.options)
         if found.num_examples != len(rows):
             raise ValueError(
                 f"{len(rows):,} rows are {found.num_examples:,} {found.unit}s: rows of one {found.unit} would fall "
@@ -234,7 +249,12 @@ class _Task:
         part = self.trained(copy.deepcopy(self.model), first)
         found, _ = self.tested(part, rest, first, self.delta / 2)
         whole = self.trained(copy.deepcopy(self.model), range(len(self.data)))
-        differ, inputs = disagreements(part, whole, self.unlabeled, self.options)
+        # of inputs that trained the models these agree more often than of others
+        known = prints_of(part, self.data, PromiseConfig(), self.options)
+        vouch = self.assume_independent
+        differ, inputs, vouched = disagreements(
+            part, whole, self.unlabeled, self.options, known=known, assume_independent=vouch
+        )
         gap = exact_error_bound(differ, inputs, self.delta / 2)
         notes = (
             f"The model of all {len(self.data):,} examples. A model of {len(first):,} of them errs on at most "
@@ -250,7 +270,7 @@ class _Task:
             broken_by="It does not hold if the held-out examples trained or chose the first of the models, if they or "
             "the unlabeled inputs depend on each other, or if the new ones come from another distribution.",
             origin=self.origin(whole),
-            notes=(*found.notes, *notes),
+            notes=(*found.notes, *notes, *([vouched] if vouched else [])),
         )
         return self.outcome("all", found, whole, first, rest, trained=(len(self.data),))
 
@@ -274,7 +294,7 @@ class _Task:
         if guess is None:
             half = first // 2
             _, wrong = self.tested(learned(half), order[half:first], order[:half], self.delta)
-            guess = (wrong + 1) / (first - half + 4)
+            guess = first_guess(wrong, first - half)
         for start in range(first, len(self.data), size):
             rows = order[start : start + size]
             found, wrong = self.tested(learned(start), rows, order[:start], self.delta)
@@ -305,7 +325,7 @@ class _Task:
             promise=found,
             how="progressive",
             model=model,
-            weights=tuple(weights),
+            weights=completed(weights, self.model),
             probabilities=(1 / self.blocks,) * self.blocks,
             tested_on=tuple(parts),
             trained_examples=tuple(counts),

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
-from hf_pacgen.certify.splits import batch_fingerprints
+from hf_pacgen.certify.prints import batch_fingerprints
+from hf_pacgen.certify.validity import holds_several
 from hf_pacgen.data.collation import model_inputs
 from hf_pacgen.data.contents import LABEL_NAMES, documents, labels_of
 from hf_pacgen.data.losses import IGNORED
@@ -42,7 +43,13 @@ def input_fingerprints(model: nn.Module, batch: Any) -> list[bytes]:
     return list(batch_fingerprints(inputs))
 
 
-def check_overlap(held_out: Sequence[bytes], trained: Collection[bytes], *, assume_independent: bool) -> str | None:
+def check_overlap(
+    held_out: Sequence[bytes],
+    trained: Collection[bytes],
+    *,
+    assume_independent: bool,
+    what: str = "held-out examples",
+) -> str | None:
     """A sentence where a few held-out examples stand in the training data, and the user vouches for their draw.
 
     Raises:
@@ -52,14 +59,14 @@ def check_overlap(held_out: Sequence[bytes], trained: Collection[bytes], *, assu
     seen = sum(key in known for key in held_out)
     if not seen:
         return None
-    found = f"{seen:,} of the {len(held_out):,} held-out examples also stand in the training data (equal inputs)"
+    found = f"{seen:,} of the {len(held_out):,} {what} also stand in the training data (equal inputs)"
     few = seen <= MOST_REPEATED * len(held_out)
     if few and assume_independent:
         return f"{found}; they count as drawn independently."
     # by a random split of data with equal inputs some come to lie in both parts, and the promise is as good as ever
     vouch = " If the data were split at random and some inputs are equal by nature, pass assume_independent=True."
     raise ValueError(
-        f"{found}: the model has seen them. Remove these from the held-out data: what is promised then is of new "
+        f"{found}: the model has seen them. Remove these: what is promised then is of new "
         f"inputs that the training data does not have.{vouch if few else ''}"
     )
 
@@ -91,26 +98,14 @@ def check_packing(model: nn.Module, batch: Any, index: int, *, causal: bool) -> 
     tokens = batch.get("input_ids") if isinstance(batch, Mapping) else None
     if not isinstance(tokens, Tensor) or tokens.ndim != 2:
         return
-    mask, positions = batch.get("attention_mask"), batch.get("position_ids")
+    mask = batch.get("attention_mask")
     seen = mask.bool() if isinstance(mask, Tensor) and mask.shape == tokens.shape else torch.ones_like(tokens).bool()
-    packed = documents(batch) is not None or "seq_idx" in batch or "cu_seq_lens_q" in batch
-    if isinstance(positions, Tensor) and positions.shape == tokens.shape:
-        packed |= any(bool((row[keep].diff() < 0).any()) for row, keep in zip(positions, seen, strict=True))
-    packed |= causal and any(_ends_within(model, row[keep]) for row, keep in zip(tokens, seen, strict=True))
-    if packed:
+    if documents(batch) is not None or holds_several(model, batch, tokens, seen, causal=causal):
         raise ValueError(
             f"Batch {index} has rows of several documents (positions start anew, or a token that ends a document "
             "stands between others). Pieces of one document depend on each other: what is independent are documents. "
             "Give one document a row; if rows are independent of each other, pass assume_independent=True."
         )
-
-
-def _ends_within(model: nn.Module, tokens: Tensor) -> bool:
-    ends = getattr(getattr(model, "config", None), "eos_token_id", None)
-    known = [end for end in (ends if isinstance(ends, (list, tuple)) else [ends]) if isinstance(end, int)]
-    # an end token before the first or after the last other token is where it belongs
-    text = (~torch.isin(tokens, torch.tensor(known).to(tokens))).nonzero().flatten()
-    return len(text) > 0 and len(text) < int(text[-1] - text[0]) + 1
 
 
 def _names_all(model: nn.Module, batch: Mapping[str, Any]) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -10,14 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hf_pacgen.data.batches import Batches
 from hf_pacgen.data.contents import LABEL_NAMES
 from hf_pacgen.distributed.processes import send_to_device
 from hf_pacgen.measures.session import DataOptions
 from hf_pacgen.model.state import preserved
+from hf_pacgen.promises.overlap import check_overlap, input_fingerprints
+from hf_pacgen.promises.visit import visiting
 from hf_pacgen.results.promise import Promise
 
-__all__ = ["TrainedPromise", "changed", "disagreements"]
+__all__ = ["TrainedPromise", "changed", "completed", "disagreements"]
 
 Weights = dict[str, Tensor]
 
@@ -30,7 +31,7 @@ class TrainedPromise:
         promise: what is promised.
         how: ``"split"``, ``"progressive"`` or ``"all"``.
         model: holds the weights of the last of the models; :meth:`load` puts in those of another.
-        weights: of every model, the tensors in which it differs from the model before the training.
+        weights: of every model, the tensors in which any of them differs from the model before the training.
         probabilities: with which the promised model is drawn from them; one model has the probability 1.
         tested_on: the part of the data on which each model was tested.
         trained_examples: how many examples each training went through, in one epoch.
@@ -122,25 +123,45 @@ def _logits(outputs: Any) -> Tensor:
     return logits
 
 
-@torch.no_grad()
-def disagreements(first: nn.Module, second: nn.Module, data: Any, options: DataOptions) -> tuple[int, int]:
-    """On how many of some inputs two models predict different classes, and the number of the inputs."""
-    kept = {name: value for name, value in options.items() if name in ("batch_size", "collate_fn")}
-    if hasattr(data, "column_names") and (known := [n for n in LABEL_NAMES if n in (data.column_names or ())]):
-        data = data.remove_columns(known)
-    differ, count = 0, 0
-    with preserved(first), preserved(second):
-        first.eval(), second.eval()
-        device = next(iter(first.parameters())).device
-        for _, batch in Batches(data, model=first, **kept):  # type: ignore[arg-type]
-            if not isinstance(batch, Mapping):
-                raise ValueError(
-                    f"unlabeled must have inputs by their names; a batch of it is a {type(batch).__name__}."
-                )
-            inputs = send_to_device(_without_labels(batch), device)
-            one, other = _logits(first(**inputs)), _logits(second(**inputs.copy()))
-            # what is not finite has no class, and counts as a disagreement
-            finite = one.isfinite().all(-1) & other.isfinite().all(-1)
-            differ += int(((one.argmax(-1) != other.argmax(-1)) | ~finite).sum())
-            count += len(one)
-    return differ, count
+def completed(weights: Sequence[Weights], before: nn.Module) -> tuple[Weights, ...]:
+    """Weights of models by which each replaces any other: what only another one has changed is as it was before."""
+    old = before.state_dict()
+    names = {name for one in weights for name in one}
+    return tuple({name: one[name] if name in one else old[name].detach().clone() for name in names} for one in weights)
+
+
+def disagreements(
+    first: nn.Module,
+    second: nn.Module,
+    data: Any,
+    options: DataOptions,
+    *,
+    known: Collection[bytes] = (),
+    assume_independent: bool = False,
+) -> tuple[int, int, str | None]:
+    """On how many of some inputs two models predict different classes, of how many, and what was vouched for.
+
+    Raises:
+        ValueError: no inputs, or some that are among ``known``, on which the models were trained to agree; outputs
+            without logits (examples, classes).
+    """
+    if options.get("collate_fn") is None and hasattr(data, "column_names"):
+        # labels may be missing in part, or say "unknown"; a collator of one's own may want the column
+        data = data.remove_columns([name for name in LABEL_NAMES if name in (data.column_names or ())])
+
+    def differ(index: int, batch: Any) -> tuple[int, list[bytes]]:
+        if not isinstance(batch, Mapping):
+            raise ValueError(f"unlabeled must have inputs by their names; a batch of it is a {type(batch).__name__}.")
+        inputs = send_to_device(_without_labels(batch), visit.device)
+        one, other = _logits(first(**inputs)), _logits(second(**inputs))
+        # what is not finite has no class, and counts as a disagreement
+        finite = one.isfinite().all(-1) & other.isfinite().all(-1)
+        found = int(((one.argmax(-1) != other.argmax(-1)) | ~finite).sum())
+        return found, input_fingerprints(first, batch)
+
+    with visiting(first, data, stage="unlabeled inputs", **options) as visit, preserved(second):  # type: ignore[misc]
+        second.eval()
+        parts = visit.each(differ)
+    prints = [key for _, keys in parts for key in keys]
+    vouched = check_overlap(prints, known, assume_independent=assume_independent, what="unlabeled inputs")
+    return sum(count for count, _ in parts), len(prints), vouched

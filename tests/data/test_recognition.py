@@ -82,7 +82,7 @@ def test_a_changed_cross_entropy_has_its_value_in_any_batches(change: str, name:
         batch["labels"][1::2, 1:4] = 255
     model = Changed(change, name)
     traces = []
-    # a first batch of one example has no ignored label, so nothing could be known of it
+    # a first batch of one example has no ignored label, so nothing could be known of it: see below
     alone = () if change == "ignored" else ((1,) * 12,)
     for sizes in ((12,), (8, 4), (3, 2, 7), *alone):
         result = hessian_diagonal(model, tiny.split(batch, *sizes), config=EXACT, progress=False)
@@ -181,3 +181,10 @@ def test_parts_of_a_cross_entropy() -> None:
     logits = torch.zeros(2, 3)
     assert logits_of((T(1.0), logits), T([0, 1])) is logits and logits_of((T(1.0),), T([0])) is None
     assert logits_of({"logits": logits}, torch.rand(2)) is None and logits_of(SimpleNamespace(), T([0])) is None
+
+
+def test_an_ignored_label_that_the_first_batch_lacks_is_refused() -> None:
+    batch = tiny.examples("tokens", 4, ignore=0.0)
+    batch["labels"][1::2, 1:4] = 255
+    with pytest.raises(ValueError, match=r"A label is 255, and the model has 3 classes\. The first batch has no such"):
+        hessian_diagonal(Changed("ignored", "tokens"), tiny.split(batch, 1, 3), config=EXACT, progress=False)

@@ -398,3 +398,35 @@ REQUIRED: dict[str, dict[str, Any]] = {
 def test_settings_of_a_slice_are_checked(settings: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"must be .*; got|both 0, so the box is empty"):
         loss_slice(tiny.make("bert"), PARTS, **settings)
+
+
+class Caching(nn.Module):
+    """A model whose own code does not let its gradient be taken in every pass."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.linear, self.how = nn.Linear(2, 2), how
+        self.cache: Tensor | None = None
+
+    def forward(self, features: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        weight = self.linear.weight
+        if self.how == "keeps":
+            self.cache = weight.exp() if self.cache is None else self.cache
+            weight = self.cache
+        logits = (features @ weight).sigmoid()
+        if self.how == "writes":
+            logits.add_(1)
+        return {"loss": nn.functional.cross_entropy(logits, labels), "logits": logits}
+
+
+@pytest.mark.parametrize(
+    ("how", "why"),
+    [
+        ("keeps", "keeps tensors of an earlier pass, whose graph is gone"),
+        ("writes", "writes into tensors that its gradient needs"),
+    ],
+)
+def test_what_does_not_let_a_gradient_be_taken_is_said(how: str, why: str) -> None:
+    data = [{"features": torch.ones(2, 2), "labels": torch.tensor([0, 1])}] * 2
+    with pytest.raises(ValueError, match=f"cannot be taken in evaluation mode: its forward pass {why} .torch: "):
+        hessian_diagonal(Caching(how), data, progress=False)

@@ -23,7 +23,7 @@ from hf_pacgen.command_line.inputs.models import (
 )
 from hf_pacgen.command_line.inputs.recorded import as_trained, length_of, recorded, with_text_column
 from hf_pacgen.command_line.inputs.runs import chosen
-from hf_pacgen.command_line.inputs.tasks import Task, check_libraries, check_settings, choose_task, trained_task
+from hf_pacgen.command_line.inputs.tasks import Task, check_settings, choose_task, trained_task
 from hf_pacgen.data.losses import IGNORED
 from hf_pacgen.errors import InputError, few, refusing
 
@@ -80,7 +80,6 @@ def load_data(
     table, stream = load_rows(data_args)  # after the configuration, which is quicker to fetch and to refuse
     task = choose_task(config, table, data_args, model_args.task, random_head=model_args.random_head)
     facts = task.facts
-    check_libraries(task)
     check_settings(task, data_args)
     # only a causal language model's texts are made in more than one way
     run = recorded(name) if facts.causal else {}

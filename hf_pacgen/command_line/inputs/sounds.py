@@ -165,11 +165,6 @@ def at_rate(samples: numpy.ndarray, rate: int, wanted: int) -> numpy.ndarray:
     """Samples at another rate."""
     if rate == wanted:
         return samples
-    if importlib.util.find_spec("scipy") is None:
-        raise InputError(
-            f"The sounds have {rate:,} samples a second and the model takes {wanted:,}: scipy brings them there, which "
-            "is not installed. pip install scipy, or convert the sounds."
-        )
     from scipy.signal import resample_poly
 
     common = gcd(rate, wanted)

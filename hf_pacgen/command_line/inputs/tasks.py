@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -37,7 +36,6 @@ class TaskFacts:
         suits: whether data asks for this task, of a model that gets a random head; None if that cannot be told.
         causal: each token is predicted from those before it, so the model must not see the later ones.
         shows_tokens: inputs and labels are shown as the tokens they became, since columns do not tell.
-        needs: libraries without which the loss cannot be computed.
         reads: the settings of data, besides those of all tasks, that it uses; others are refused.
     """
 
@@ -52,7 +50,6 @@ class TaskFacts:
     suits: Callable[[datasets.Dataset, DataArguments], bool] | None = None
     causal: bool = False
     shows_tokens: bool = False
-    needs: tuple[str, ...] = ()
     reads: tuple[str, ...] = ()
 
 
@@ -234,9 +231,8 @@ class Task(Choice):
             load_processor=processors.load_image_processor,
             make_examples=pictures.detected,
             reads=("label_column", "image_column"),
-            loss="of classes and boxes, matched with the model's (needs scipy)",
+            loss="of classes and boxes, matched with the model's",
             formats=(("image, objects", "{bbox: [[left, top, width, height], ...], category: [...]}, in pixels"),),
-            needs=("scipy",),
         ),
     )
     AUDIO_CLASSIFICATION = (
@@ -358,16 +354,6 @@ def check_settings(task: Task, args: DataArguments) -> None:
                 f"--{field.name.replace('_', '-')} is for {', '.join(those)}, and the task is {task.value}. Leave it "
                 "out, or give the --task that is meant."
             )
-
-
-def check_libraries(task: Task) -> None:
-    """Raise if the task's loss needs a library that is not installed."""
-    missing = [name for name in task.facts.needs if importlib.util.find_spec(name) is None]
-    if missing:
-        raise InputError(
-            f"The loss of {task.value} needs {', '.join(missing)}, which is not installed: "
-            f"pip install {' '.join(missing)}."
-        )
 
 
 def trained_task(config: Any) -> Task | None:

@@ -91,13 +91,6 @@ def test_boxes_that_cannot_be_used(tmp_path: Path) -> None:
         m.subject(folder, write_pictures(tmp_path / "none.parquet", objects=none))
 
 
-def test_a_library_that_the_loss_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder, data = m.yolos(tmp_path / "model", num_labels=2), write_pictures(tmp_path / "d.parquet", objects=OBJECTS)
-    monkeypatch.setattr("importlib.util.find_spec", lambda name, *more: None)
-    with pytest.raises(InputError, match="object-detection needs scipy, which is not installed: pip install scipy"):
-        m.subject(folder, data)
-
-
 def test_a_folder_of_images(tmp_path: Path) -> None:
     names: dict[str, Any] = {"id2label": {0: "dog", 1: "cat"}, "label2id": {"dog": 0, "cat": 1}}
     folder = m.vit(tmp_path / "model", **names)
