@@ -108,7 +108,8 @@ def certify(
             if steps := planned_steps(case, start):
                 chosen = refined(case, pulled(case, curvature, start), steps)
             proved = certified_draws(case, chosen)
-            beside = held_out_bound(noisy, center, fitted, config.delta)
+            binary = error_fn is None and unit == "example"  # a fraction of labels, or one's own errors, may be parts
+            beside = held_out_bound(noisy, center, fitted, config.delta, binary=binary)
         counts = {name: parameter.numel() for name, parameter in parameters.items()}
     about: Any = {"prior": center.description, "unit": unit, "notes": tuple(notes), "held_out": not fitted}
     about |= {} if beside is None else beside.fields

@@ -39,11 +39,11 @@ def was_fitted(model: nn.Module, prior: Prior, config: CertificateConfig) -> boo
     return prior.held_out is None or not prior.held_out.is_as_trained(model)
 
 
-def held_out_bound(noisy: NoisyErrors, prior: Prior, fitted: bool, delta: float) -> HeldOut | None:
+def held_out_bound(noisy: NoisyErrors, prior: Prior, fitted: bool, delta: float, *, binary: bool) -> HeldOut | None:
     """The bound of the model if the examples are new to it, else of the prior; None of a prior without weights.
 
-    The prior has not seen the examples whatever the model has.  Errors of 0 and 1 have the exact bound, others in
-    [0, 1] that by betting.
+    The prior has not seen the examples whatever the model has.  Errors that are 0 or 1 by their nature (``binary``)
+    have the exact bound, others in [0, 1] that by betting: what was seen may not decide between them.
     """
     parameters = noisy.saved.parameters
     if fitted and not prior.gives_all(parameters):
@@ -55,7 +55,7 @@ def held_out_bound(noisy: NoisyErrors, prior: Prior, fitted: bool, delta: float)
     finally:
         noisy.saved.restore()
     errors = torch.cat(found)
-    if bool(((errors == 0) | (errors == 1)).all()):
+    if binary:
         count = int(errors.sum())
         bound, method, total = exact_error_bound(count, len(errors), delta), "exact (Clopper-Pearson)", float(count)
     else:

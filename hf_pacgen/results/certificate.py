@@ -108,7 +108,8 @@ def _without_noise(certificate: Mapping[str, Any]) -> str:
         return ""
     who = "Without noise it" if certificate["test_set_of"] == "model" else "The prior's model, without noise,"
     error = rounded_up(certificate["test_set_bound"])
-    return f" {who} errs on at most {error} (the test-set bound: {counted(certificate)})."
+    # each of the two sentences has δ of its own
+    return f" {who} errs, with the same probability, on at most {error} (the test-set bound: {counted(certificate)})."
 
 
 def counted(certificate: Mapping[str, Any]) -> str:

@@ -68,6 +68,18 @@ def test_parts_of_errors_are_bounded_by_betting(language_model) -> None:
     assert errors / 24 < bound_of(result) <= 1
 
 
+def test_what_was_seen_does_not_choose_the_bound() -> None:
+    model, data = split()
+
+    def wrong_ones(model: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        return (model(**batch)["logits"].argmax(-1) != batch["labels"]).double()
+
+    own, given = certified(model, data, HELD_OUT), certified(model, data, HELD_OUT, error_fn=wrong_ones)
+    assert own.test_set_errors == given.test_set_errors and own.test_set_method == "exact (Clopper-Pearson)"
+    # errors of one's own may be parts, though these were none
+    assert given.test_set_method == "betting" and bound_of(given) > bound_of(own)
+
+
 def test_the_exact_bound_fails_no_more_often_than_promised() -> None:
     """The model errs on exactly a fifth of new examples: a label is the sign, flipped with probability 0.2."""
     failures, draws, delta = 0, 60, 0.2

@@ -117,15 +117,18 @@ def test_the_test_set_bound_is_said_beside_it() -> None:
     made = certificate(n=904, bound=0.095, held_out=True, test_set_of="model", **beside)
     assert made.sentence == (
         "With probability ≥ 95 % over the draw of the 904 held-out examples, the noisy classifier errs on at most "
-        "9.5 % of new ones. Without noise it errs on at most 4.1 % (the test-set bound: 27 errors on 904 examples that "
-        "it never saw)."
+        "9.5 % of new ones. Without noise it errs, with the same probability, on at most 4.1 % (the test-set "
+        "bound: 27 errors on 904 examples that it never saw)."
     )
     assert made.comparison.startswith(
         "The test-set bound of the model without noise (4.1 %) is tighter than PAC-Bayes (9.5 %); PAC-Bayes is for the "
         "whole noisy posterior"
     )
     prior = certificate(n=904, bound=0.03, test_set_of="prior", **beside)
-    assert "904 training examples" in prior.sentence and "The prior's model, without noise, errs" in prior.sentence
+    assert (
+        "904 training examples" in prior.sentence
+        and "The prior's model, without noise, errs, with the same" in prior.sentence
+    )
     assert prior.comparison.startswith("PAC-Bayes (3 %) is tighter than the test-set bound of the prior's model")
     vacuous = certificate(status="vacuous", bound=1.0, test_set_of="model", **beside)
     assert vacuous.sentence.endswith("(the test-set bound: 27 errors on 12,000 examples that it never saw).")
