@@ -84,8 +84,7 @@ def certify(
     with validity.certified_parameters(model, config.parameters) as parameters:
         with processes.together():
             validity.check_adapters(model, parameters)
-            vouched = config.assume_independent
-            center = resolve_prior(prior, model, parameters, assume_independent=vouched, **_of_examples(data))
+            center = resolve_prior(prior, model, parameters, **_of_examples(data, config))
             fitted = was_fitted(model, center, config)
             weights = described("prior", center.state) if processes.size > 1 else {}
         # another prior in each process would give a bound of none of them
@@ -108,7 +107,7 @@ def certify(
             if steps := planned_steps(case, start):
                 chosen = refined(case, pulled(case, curvature, start), steps)
             proved = certified_draws(case, chosen)
-            binary = error_fn is None and unit == "example"  # a fraction of labels, or one's own errors, may be parts
+            binary = error_fn is None and unit == "example"  # a share of labels, or one's own errors, may be parts
             beside = held_out_bound(noisy, center, fitted, config.delta, binary=binary)
         counts = {name: parameter.numel() for name, parameter in parameters.items()}
     about: Any = {"prior": center.description, "unit": unit, "notes": tuple(notes), "held_out": not fitted}
@@ -131,11 +130,12 @@ def _scales(center: Prior, parameters: Mapping[str, Any], config: CertificateCon
     return PriorScales(center.state, groups, config.prior_scales or DEFAULT_SCALES, least=least)
 
 
-def _of_examples(data: Any) -> dict[str, Any]:
-    """What the record of a prior may name: the fingerprint of a table, and its number of rows."""
+def _of_examples(data: Any, config: CertificateConfig) -> dict[str, Any]:
+    """What the record of a prior may name, the fingerprint of a table and its number of rows; and if one vouches."""
     rows = data.dataset if isinstance(data, DataLoader) else data
     counted = None if isinstance(data, (list, tuple)) else length(rows)  # a list is one of batches
-    return {"prints": [getattr(rows, "_fingerprint", None)], "num_examples": counted}
+    prints = [getattr(rows, "_fingerprint", None)]
+    return {"prints": prints, "num_examples": counted, "assume_independent": config.assume_independent}
 
 
 def _survey(
