@@ -28,7 +28,9 @@ def describe(error: BaseException) -> str:
 
 
 @contextmanager
-def refusing(failed: str, remedy: str = "", *, kind: type[Exception] = Exception) -> Iterator[None]:
+def refusing(
+    failed: str, remedy: str = "", *, kind: type[Exception] | tuple[type[Exception], ...] = Exception
+) -> Iterator[None]:
     """Make one sentence of the errors of libraries: what failed, why, and what to do.
 
     >>> with refusing("The file cannot be read", "Save it again.", kind=OSError):

@@ -11,6 +11,7 @@ from hf_pacgen.config import ScoreConfig
 from hf_pacgen.curvature.hvp import HessianProduct
 from hf_pacgen.curvature.operators import HessianDifference, Tick
 from hf_pacgen.curvature.weight_space import WeightSpace
+from hf_pacgen.data.losses import NotFinite
 from hf_pacgen.maths.counter_rng import stream_key
 from hf_pacgen.maths.lanczos import Krylov, Recent, lanczos
 from hf_pacgen.results.lipschitz import LipschitzEstimate, median_stderr
@@ -107,7 +108,7 @@ def _norm(difference: HessianDifference, config: ScoreConfig, number: int) -> tu
             stop=follow,
         )
     except FloatingPointError as error:
-        raise ValueError(
+        raise NotFinite(
             "A Hessian-vector product in the box around the weights is not finite, so there is no ρ: expected "
             "finite numbers. Load the weights in float32 or bfloat16 if they are float16, which ends at 65504; "
             "or make gamma and epsilon smaller."

@@ -171,6 +171,10 @@ class NothingLabeled(ValueError):
     """No batch has a label."""
 
 
+class NotFinite(ValueError):
+    """A loss, or what was made of it, is no finite number."""
+
+
 def require_units(units: float) -> None:
     """Raise if there is nothing to average over."""
     if units == 0:

@@ -18,6 +18,7 @@ from hf_pacgen.data.losses import (
     BatchLoss,
     LossFunction,
     LossKind,
+    NotFinite,
     NothingLabeled,
     custom_loss,
     is_causal,
@@ -392,7 +393,7 @@ class Objective:
 
     def _require_finite(self, result: BatchLoss, index: int) -> None:
         if result.units and not bool(result.total.detach().isfinite()):
-            raise ValueError(
+            raise NotFinite(
                 f"The loss of batch {index} is {result.total.item()}: expected a finite number. "
                 "Look at that batch's inputs and labels, and at the weights."
             )

@@ -53,6 +53,7 @@ class CurvatureTracker:
     def __init__(self, config: NoiseConfig, noise: Perturbation, *, eta: float) -> None:
         self.config, self.noise = config, noise
         self.rho = 0.0 if isinstance(config.rho, str) else float(config.rho)
+        self.rho_is_known = config.rho != "estimate"
         self.num_parameters = sum(parameter.shape.numel() for parameter in noise.parameters.values())
         shape = config.shape.facts
         known = {name: getattr(config, name) for name in ("scale", "gamma", "epsilon")}
@@ -197,7 +198,7 @@ class CurvatureTracker:
 
     @torch.no_grad()
     def load_state(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
-        """Take over what :meth:`state` gave, or the same as whole tensors."""
+        """Take over the running curvature of :meth:`state`, or the same as whole tensors; its means by their turn."""
         mine = {name: self.noise.parameters[name].shape for name in self._parts()}
         if mine != {name: tensor.shape for name, tensor in tensors.items()}:
             odd = sorted(mine.keys() ^ tensors.keys())
@@ -207,12 +208,28 @@ class CurvatureTracker:
             )
         for name, part in self._parts().items():
             part.copy_(self.noise.part(name, tensors[name]))
-        self.rho = float(values["rho"])
         # files of release 0.1 have no mean of a turn before its first sample, and one more for some embeddings (-1)
-        known = {int(key): RunningMean(**mean) for key, mean in values["means"].items()}
-        self.means = {key: known.get(key, RunningMean()) for key in self.means}
+        self.means = {key: values["means"].get(key, RunningMean()) for key in self.means}
         for block in self.noise.layout.blocks if self.sums else ():
             self._note_peak(block)
+
+    def take_rho(self, value: float) -> None:
+        """Use an estimate of ρ from now on."""
+        self.rho, self.rho_is_known = value, True
+
+    def fits(self, tensors: Mapping[str, Tensor], means: Mapping[int, RunningMean]) -> bool:
+        """Whether a state's turns may be these, as far as they tell: every sum that is not 0 has the mean of its turn.
+
+        Of a state whose turns are fewer, or more, the sums would be divided by another number than they were made for.
+        """
+        if any(key >= len(self.means) for key in means):
+            return False
+        parts = {name: self.noise.part(name, tensors[name]) for name in self._parts() if name in tensors}
+        for block in self.noise.layout.blocks:
+            for s in block.segments if self._phases[block.index] not in means else ():
+                if s.name in parts and bool(parts[s.name].reshape(-1)[s.start : s.start + s.count].any()):
+                    return False
+        return True
 
     def _parts(self) -> dict[str, Tensor]:
         return self.noise.layout.views(self.sums) if self.sums else {}

@@ -63,7 +63,8 @@ class GradientRescale:
         square, product = self._noise.total(torch.stack([first @ first, first @ last]))
         if device.type == "cpu" and square == 0 and self._watch_another():
             return torch.zeros(())  # those remembered have no gradient; from the next step on another is too
-        factor = torch.where(square > 0, square / product, 1.0).nan_to_num(0.0, 0.0, 0.0)
+        # a gradient that was not finite tells nothing, whatever others have made of it
+        factor = torch.where(square == 0, 1.0, square / product).nan_to_num(0.0, 0.0, 0.0)
         unscale = None if self._optimizer is None else loss_unscale(self._optimizer)
         return factor if unscale is None else factor * unscale.to(device)
 

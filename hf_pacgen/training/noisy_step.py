@@ -2,33 +2,26 @@
 
 from __future__ import annotations
 
-import json
-import logging
 import os
 from collections.abc import Callable
-from pathlib import Path
 
-import safetensors.torch
-from safetensors import safe_open
+import torch
 from torch import Tensor
 
 from hf_pacgen.config import NoiseConfig
-from hf_pacgen.files import write_atomically
 from hf_pacgen.noise.curvature_tracker import CurvatureTracker
-from hf_pacgen.noise.perturbation import DIVIDED_INTO, Perturbation
+from hf_pacgen.noise.perturbation import Perturbation
 from hf_pacgen.noise.products import PairedProducts, single_products, summed_products
+from hf_pacgen.training import noise_state
 from hf_pacgen.training.clipping import GradientRescale, loss_unscale
-from hf_pacgen.training.estimates import estimate, needs_batches, refuse_used_up
+from hf_pacgen.training.estimates import estimate, needs_batches, refuse_used_up, rehearse
 from hf_pacgen.training.hooks import mark, take_over, unmark
 from hf_pacgen.training.run_facts import Run
 
-NOISE_FILE = "pacgen_noise.safetensors"  # the noise state in a checkpoint
 ANOTHER_NOISE = (
     "Parameters were frozen or unfrozen in the middle of the training: the noise is now on those that are trainable, "
     "and its running curvature starts anew."
 )
-
-logger = logging.getLogger(__name__)
 
 
 class NoisyStep:
@@ -61,6 +54,7 @@ class NoisyStep:
         self._estimates = needs_batches(config)
         if self._estimates:
             refuse_used_up(run)
+            rehearse(config, run)
         law = {"distribution": config.distribution, "gamma": config.gamma, "epsilon": config.epsilon}
         self.noise = Perturbation.of_model(run.model, **law)
         self._trainable = self._flags()
@@ -122,13 +116,19 @@ class NoisyStep:
             self._pairs.collect(self.noise.gradients(), -1.0)
         return True
 
-    def mirror(self) -> None:
+    @property
+    def drawn(self) -> bool:
+        """Whether there has been noise since the last optimizer step."""
+        return bool(self._keys)
+
+    def mirror(self, *, apply: bool = True) -> None:
         """Turn the noise u of a pair into -u."""
         self.noise.restore()
         if self._pairs is not None:
             self._pairs.collect(self.noise.gradients(), 2.0)
         self.noise.mirror()
-        self.noise.apply()
+        if apply:
+            self.noise.apply()
 
     def after_pair(self) -> None:
         """Take the noise of a pair off."""
@@ -150,8 +150,26 @@ class NoisyStep:
                 products = single_products(self.noise, self.noise.gradients())
             if self._rescale is not None:
                 rescale = self._rescale.factor()
-            self.tracker.sample_price(step, products, factor=factor, rescale=rescale)
+            if self._is_sample(rescale):
+                self.tracker.sample_price(step, products, factor=factor, rescale=rescale)
         self._keys, self._pairs = [], None
+
+    @torch.no_grad()
+    def _is_sample(self, rescale: Tensor | None) -> bool:
+        """Whether the gradients of this step tell anything: they are finite, and nobody has thrown them away.
+
+        All processes come to the same answer.  The Trainer has waited for its device by now (it looks whether the loss
+        is finite), so one more number costs nothing.
+        """
+        found = [g for g in self.noise.gradients().values() if g is not None and g.numel()]
+        found += [] if self._pairs is None else list(self._pairs.collected.values())
+        device = next(iter(self.noise.parameters.values())).device
+        odd = torch.zeros(2, device=device, dtype=torch.float64)  # how many are not finite, how many are not 0
+        if found:
+            largest = torch.stack([norm.to(odd) for norm in torch._foreach_norm(found, float("inf"))])
+            odd += torch.stack([(~largest.isfinite()).sum(), (largest != 0).sum()])
+        broken, moved = self.noise.total(odd).tolist()
+        return broken == 0 and moved > 0 and (rescale is None or bool(rescale != 0))
 
     def factor(self, step: int) -> float:
         """The schedule: part of σ that is drawn in an optimizer step, from 0 to 1."""
@@ -176,33 +194,11 @@ class NoisyStep:
 
     def save(self, folder: str | os.PathLike[str], *, writes: bool = True) -> None:
         """Write the noise state into a checkpoint, if this process ``writes``; all processes must call."""
-        if not writes and not self.noise.divided:
-            return
-        tensors, values = self.tracker.state()
-        whole = self.noise.gathered(tensors)  # a collective under FSDP2
-        if writes:
-            facts = {"state": json.dumps(values | {DIVIDED_INTO: self.noise.parts})}
-            content = safetensors.torch.save(whole, facts)
-            write_atomically(Path(folder) / NOISE_FILE, lambda file: file.write(content))
+        noise_state.save(self.tracker, folder, writes=writes)
 
     def load(self, folder: str | os.PathLike[str]) -> None:
         """Read the noise state of a checkpoint; where there is none, say so and start anew."""
-        path = Path(folder) / NOISE_FILE
-        if not path.is_file():
-            if self.tracker.sums:
-                logger.warning("%s has no %s: the running curvature of the noise starts anew.", folder, NOISE_FILE)
-            return
-        with safe_open(path, framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
-            values = json.loads(file.metadata()["state"])
-        if tensors and (before := values.get(DIVIDED_INTO, 1)) != (now := self.noise.parts):
-            # blocks of other sizes take turns at other steps, so their means do not carry over
-            logger.warning(
-                f"The noise state in {folder} is of a model in {before} shard(s), and this one is in {now}: the "
-                "running curvature of the noise starts anew. Resume with as many processes as before to go on with it."
-            )
-            return
-        self.tracker.load_state(tensors, values)
+        noise_state.load(self.tracker, folder)
 
     # ----------------------------------------------------------------------------------------------- internals
 

@@ -48,7 +48,7 @@ class Run:
     max_steps: int  # of the optimizer
     processes: Processes = field(default_factory=Processes)
     clips: bool = True  # gradients, before ``on_pre_optimizer_step``
-    compiled: bool = False
+    compiled: bool = False  # or copied for every pass, by DataParallel: then hooks are run in vain
     loss_fn: LossFunction | OwnLoss | None = None  # None for the model's own
 
     def agree_on_noise(self, config: NoiseConfig) -> None:
@@ -183,7 +183,7 @@ def describe_run(
         max_steps=max_steps,
         processes=Processes(_state(args)),
         clips=args.max_grad_norm is not None and args.max_grad_norm > 0,
-        compiled=bool(args.torch_compile),
+        compiled=bool(args.torch_compile) or args.n_gpu > 1,
         loss_fn=loss_fn,
     )
 
@@ -213,9 +213,10 @@ def rehearse_score(
         return  # by chance, in a few examples
     except REFUSALS as error:
         raise ValueError(
-            f"The training was not begun, because its score could not be computed: {error} If this cannot be helped, "
-            "train without a score (score=None), and call pacgen(model, data, loss_fn=...) afterwards, with the loss "
-            "as loss_fn(model, batch) -> (loss_sum, num_units)."
+            f"The training was not begun, because its score could not be computed: {error} A score takes the loss of a "
+            "batch of the training data by itself, which trainers that write their own examples (GRPO, RLOO) do not "
+            "give. Train without a score (score=None), and call pacgen(model, data, loss_fn=...) afterwards, with the "
+            "loss as loss_fn(model, batch) -> (loss_sum, num_units)."
         ) from error
 
 

@@ -18,6 +18,7 @@ from hf_pacgen.results.pacgen import PACGenResult
 from hf_pacgen.training.arguments import PACGenTrainingArguments, as_config
 from hf_pacgen.training.callback.callback import PACGenCallback
 from hf_pacgen.training.noisy_step import ANOTHER_NOISE, NoisyStep
+from hf_pacgen.training.passes import Passes
 from hf_pacgen.training.run_facts import (
     Candidates,
     agree_on_settings,
@@ -40,8 +41,9 @@ class PACGenTrainer(Trainer):
     Each micro-batch's gradient is taken at w + u, with a new draw of u (see :class:`NoiseConfig`); the weights
     themselves are never written to and are back in place when ``training_step`` ends, however it ends (the shards of a
     model under FSDP2 are put back bit for bit from a copy).  Without noise, or with ``scale=0``, training is the plain
-    Trainer's bit for bit.  What runs inside ``training_step``, such as your ``compute_loss``, sees the noisy weights:
-    copy or save them outside of it.
+    Trainer's bit for bit.  Inside ``training_step`` the noise is on during the model's forward passes in training mode
+    with gradients, and their backward passes; what else your ``compute_loss`` does (a generation, a pass without
+    gradients, an adapter that is merged) finds clean weights.
 
     An evaluation gets ``eval_pacgen``, ``eval_pacgen_kl``, ... in what it returns, logs and reports.  Scores are of the
     *training* data: all of it, or a seeded subset of ``ScoreConfig.max_examples``.  Where ``metric_for_best_model`` is
@@ -68,6 +70,8 @@ class PACGenTrainer(Trainer):
         self._scores = Scores()
         # made when a training begins, or at the first step by hand
         self._noisy_step: NoisyStep | None = None
+        self._passes: Passes | None = None  # of its noise
+        self._learns = True  # from the gradients of this optimizer step
         self._micro_step = 0  # which micro-batch of an optimizer step is next
         self._resumed_from: str | None = None
         self._scores_of_evaluation: PACGenResult | None = None
@@ -80,6 +84,7 @@ class PACGenTrainer(Trainer):
         callbacks = [c for c in self.callback_handler.callbacks if isinstance(c, PACGenCallback)]
         if self._has_noise:
             refuse_unsupported(self.args)
+            self._refuse_pairs()
             if any(c.noise is not None for c in callbacks):
                 both = "The PACGenTrainer and a PACGenCallback both have noise"
                 raise ValueError(f"{both}, which would add up. Give it to one only.")
@@ -120,12 +125,19 @@ class PACGenTrainer(Trainer):
             noisy = self._start_noise()
         if noisy is None:
             return super().training_step(model, inputs, num_items_in_batch)
+        passes = cast(Passes, self._passes)
+        drawn = noisy.draw(self.state.global_step, self._micro_step)
         try:
-            if noisy.begin(self.state.global_step, self._micro_step) and noisy.config.antithetic:
-                return self._antithetic_step(noisy, model, inputs, num_items_in_batch)
-            return super().training_step(model, inputs, num_items_in_batch)
+            if drawn:
+                passes.begin()
+            if drawn and noisy.config.antithetic:
+                loss = self._antithetic_step(noisy, model, inputs, num_items_in_batch)
+            else:
+                loss = super().training_step(model, inputs, num_items_in_batch)
+            self._learns &= not (drawn and passes.missed())
+            return loss
         finally:
-            noisy.noise.restore()
+            passes.end()
             self._micro_step += 1
 
     def _antithetic_step(
@@ -142,7 +154,9 @@ class PACGenTrainer(Trainer):
         with self._halved_loss():
             with together, fork:
                 first = super().training_step(model, inputs, num_items_in_batch)
-            noisy.mirror()
+            cast(Passes, self._passes).end()
+            noisy.mirror(apply=False)
+            cast(Passes, self._passes).begin()
             second = super().training_step(model, inputs, num_items_in_batch)
             noisy.after_pair()
         return first + second
@@ -230,6 +244,23 @@ class PACGenTrainer(Trainer):
     def _has_noise(self) -> bool:
         return is_on(self.noise)
 
+    def _refuse_pairs(self) -> None:
+        # trainers of online RL count their steps, and give other inputs to the second of a pair
+        kind = type(self)
+        after = kind.__mro__[kind.__mro__.index(PACGenTrainer) + 1 :]
+        counts = next(k for k in after if "training_step" in vars(k)) is not Trainer
+        if (
+            self.noise is not None
+            and self.noise.antithetic
+            and counts
+            and kind._prepare_inputs is not Trainer._prepare_inputs
+        ):
+            raise ValueError(
+                f"antithetic noise takes two gradients of every batch, and {kind.__name__} makes its batches as it "
+                "trains (by a _prepare_inputs and a training_step of its own), so the two would be of different ones. "
+                "Use antithetic=False."
+            )
+
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """The card of transformers, with the score of the weights as they are now, or with none."""
         if not self.is_world_process_zero() or not self.args.output_dir:
@@ -264,12 +295,14 @@ class PACGenTrainer(Trainer):
             loss_fn=loss_of_trainer(self),
         )
         self._noisy_step = NoisyStep(cast(NoiseConfig, self.noise), run)
+        self._passes = Passes(run.model, self._noisy_step.noise, watch=not run.compiled)
+        self._noisy_step.closing.append(self._passes.close)
         return self._noisy_step
 
     def _close_noise(self) -> None:
         if self._noisy_step is not None:
             self._noisy_step.close()
-        self._noisy_step = None
+        self._noisy_step = self._passes = None
 
 
 class _Steps(TrainerCallback):
@@ -293,8 +326,8 @@ class _Steps(TrainerCallback):
                 noisy.load(trainer._resumed_from)
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.trainer._micro_step = 0
+        self.trainer._micro_step, self.trainer._learns = 0, True
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self.trainer._noisy_step is not None:
-            self.trainer._noisy_step.before_optimizer_step(state.global_step)
+            self.trainer._noisy_step.before_optimizer_step(state.global_step, learns=self.trainer._learns)

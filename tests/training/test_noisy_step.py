@@ -17,7 +17,8 @@ from torch.utils.data import Dataset
 
 from hf_pacgen.config import NoiseConfig
 from hf_pacgen.distributed.processes import Processes
-from hf_pacgen.training.noisy_step import NOISE_FILE, NoisyStep
+from hf_pacgen.training.noise_state import NOISE_FILE
+from hf_pacgen.training.noisy_step import NoisyStep
 from hf_pacgen.training.run_facts import Run
 
 

@@ -21,7 +21,8 @@ from hf_pacgen.distributed.shards import is_sharded, local
 from hf_pacgen.noise.perturbation import Perturbation
 from hf_pacgen.noise.perturbed import perturbed
 from hf_pacgen.training.callback.guard import Guard
-from hf_pacgen.training.noisy_step import NOISE_FILE, NoisyStep
+from hf_pacgen.training.noise_state import NOISE_FILE
+from hf_pacgen.training.noisy_step import NoisyStep
 from hf_pacgen.training.run_facts import Run
 
 STEPS = 12
@@ -214,6 +215,9 @@ def _saves() -> None:
     made.train()
     check(engine.draw(0), "there is no noise")
     guard.enter()
+    now = shards_of(made)
+    check(all(now[name].equal(before[name]) for name in before), "there is noise before any pass")
+    made(**part)
     noisy = shards_of(made)
     check(any(not noisy[name].equal(before[name]) for name in before), "the weights have no noise")
     saved = made.state_dict()
@@ -227,7 +231,10 @@ def _saves() -> None:
     check(not logits.equal(clean), "a training pass sees clean weights")
     with torch.no_grad():
         check(made.eval()(**part).logits.equal(clean), "an evaluation in a step sees noise")
-    check(made.train()(**part).logits.equal(logits), "the noise is not back after an evaluation")
+    again = made.train()(**part)
+    check(again.logits.equal(logits), "the noise is not back after an evaluation")
+    again.loss.backward()
+    check(engine.noise.applied is False, "the noise is still there after the backward pass")
     guard.leave()
     now = shards_of(made)
     check(all(now[name].equal(before[name]) for name in before), "the weights are not as they were")

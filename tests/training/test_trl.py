@@ -14,7 +14,7 @@ import training_runs as runs
 from datasets import Dataset
 from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
 
-from hf_pacgen import PACGenCallback, PACGenTrainer, ScoreConfig
+from hf_pacgen import NoiseConfig, PACGenCallback, PACGenTrainer, ScoreConfig
 
 trl = pytest.importorskip("trl")
 SCORE = ScoreConfig(lipschitz_directions=0, passes=1)
@@ -135,3 +135,59 @@ def test_training_trls_way_is_what_a_sentence_is_compared_with(folder: Path, tmp
     index, batch = list(batches.every())[1]
     with pytest.raises(ValueError, match="The loss of batch 1 is"):
         objective.loss(batch, index)
+
+
+def online(shell: str, folder: Path, tmp_path: Path, **ours: Any) -> tuple[Any, list[str]]:
+    """A GRPOTrainer, and all that it writes."""
+    written: list[str] = []
+
+    def reward(completions: list[str], **_: Any) -> list[float]:
+        written.extend(completions)
+        return [float(len(text) % 3) for text in completions]
+
+    settings: dict[str, Any] = {"num_generations": 2, "max_completion_length": 4, "learning_rate": 0.0, "max_steps": 2}
+    args = runs.arguments(
+        trl.GRPOConfig, output_dir=str(tmp_path), bf16=False, gradient_checkpointing=False, **settings
+    )
+    common = {"model": LlamaForCausalLM.from_pretrained(folder), "args": args, "reward_funcs": reward}
+    common |= {"train_dataset": data("pairs").remove_columns(["chosen", "rejected"])}
+    common |= {"processing_class": saved_models.tokenizer(eos_token="[SEP]", chat_template=TEMPLATE)}
+    if shell == "trainer":
+        return type("Both", (PACGenTrainer, trl.GRPOTrainer), {})(**ours, **common), written
+    callbacks = [PACGenCallback(**ours)] if shell == "callback" else []
+    return trl.GRPOTrainer(callbacks=callbacks, **common), written
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_online_training_writes_what_the_clean_model_writes(folder: Path, tmp_path: Path) -> None:
+    """And its gradients are those at the noisy weights."""
+    found = {}
+    noise = NoiseConfig(shape="isotropic", scale=0.05, draw="step")  # type: ignore[arg-type]
+    for shell in ("plain", "trainer", "callback"):
+        trainer, written = online(shell, folder, tmp_path, **({} if shell == "plain" else {"noise": noise}))
+        trainer.train()
+        norms = [entry["grad_norm"] for entry in trainer.state.log_history if "grad_norm" in entry]
+        found[shell] = (written, norms)
+    assert found["plain"][0] and found["plain"][0] == found["trainer"][0] == found["callback"][0]
+    assert found["trainer"][1] == found["callback"][1] and sum(found["trainer"][1]) != sum(found["plain"][1])
+
+
+REFUSED: dict[str, tuple[dict[str, Any], str]] = {
+    "hutchinson": (
+        {"noise": {"curvature": "hutchinson"}},
+        r"not begun, because curvature='hutchinson' cannot be.*'price'",
+    ),
+    "rho": ({"noise": {"rho": "estimate"}}, r"not begun, because rho='estimate' cannot be.*Use curvature='price' and"),
+    "score": ({"score": SCORE, "score_on": "end"}, r"not begun, because its score.*\(GRPO, RLOO\).*\(score=None\)"),
+    "pairs": ({"noise": {"antithetic": True}}, "makes its batches as it trains .* Use antithetic=False"),
+}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_online_training_cannot_give_is_refused_before_it_begins(case: str, folder: Path, tmp_path: Path) -> None:
+    ours, words = REFUSED[case]
+    with pytest.raises(ValueError, match=words):
+        trainer, written = online("trainer" if case == "pairs" else "callback", folder, tmp_path, **ours)
+        trainer.train()
+    assert case == "pairs" or (trainer.state.global_step == 0 and not written)

@@ -18,7 +18,8 @@ from hf_pacgen.facts import Choice
 from hf_pacgen.results.pacgen import PACGenResult
 from hf_pacgen.training.arguments import as_config
 from hf_pacgen.training.callback.guard import Guard
-from hf_pacgen.training.noisy_step import ANOTHER_NOISE, NOISE_FILE, NoisyStep
+from hf_pacgen.training.noise_state import NOISE_FILE
+from hf_pacgen.training.noisy_step import ANOTHER_NOISE, NoisyStep
 from hf_pacgen.training.run_facts import (
     Candidates,
     agree_on_settings,
@@ -47,10 +48,11 @@ class ScoreOn(Choice):
 class PACGenCallback(TrainerCallback):
     """Train with noise, and score the model, in a Trainer that knows nothing of it.
 
-    The noise is drawn once for an optimizer step: it is on the weights from the step's beginning to just before the
-    optimizer, and off for every ``state_dict()`` and every evaluation in between.  After an exception the model
-    finds its clean weights when it is used (a forward pass, a save) or when training starts again; code that reads
-    the parameters themselves first has to use :class:`~hf_pacgen.training.trainer.PACGenTrainer`.
+    The noise is drawn once for an optimizer step: it is on the weights during the forward passes of training (in
+    training mode, with gradients) and their backward passes, and off for everything else: rollouts, adapters that are
+    merged, weights that are read or saved.  After an exception inside a pass the model finds its clean weights when it
+    is used (a forward pass, a save) or when training starts again; code that reads the parameters themselves first has
+    to use :class:`~hf_pacgen.training.trainer.PACGenTrainer`.
 
     Scores are of the *training* data.  On an evaluation they join its metrics (``eval_pacgen``, ...), so they reach
     what ``evaluate()`` returns; the Trainer has logged by then, so they get a line of their own in ``log_history``, and
@@ -118,7 +120,7 @@ class PACGenCallback(TrainerCallback):
         refuse_unsupported(args)
         self._start(args, state, **kwargs)
         if state.global_step and self.noisy_step is not None:
-            self.noisy_step.load(_resumed_from(args, state.global_step))
+            self.noisy_step.load(_resumed_from(args, state.global_step, model))
 
     def _start(self, args: Any, state: Any, **kwargs: Any) -> None:
         run = describe_run(
@@ -151,13 +153,22 @@ class PACGenCallback(TrainerCallback):
         if self.noisy_step is not None and self._guard is not None:
             self._guard.leave()
             # weights that were loaded in the middle of a step are not those that its noise was drawn for
-            self.noisy_step.before_optimizer_step(state.global_step, learns=not self._guard.loaded)
+            learns = not (self._guard.loaded or (self.noisy_step.drawn and self._guard.passes.missed()))
+            self.noisy_step.before_optimizer_step(state.global_step, learns=learns)
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Write the noise state into the checkpoint."""
         if self.noisy_step is not None:
-            folder = _checkpoint(args, state.global_step)
-            self.noisy_step.save(folder, writes=args.should_save and os.path.isdir(folder))
+            folder = _checkpoint(args, state.global_step, kwargs.get("model"))
+            is_there = os.path.isdir(folder)
+            if args.should_save and not is_there:
+                logger.warning(
+                    "The noise state was not saved: expected the checkpoint in %s, and there is none. A training that "
+                    "is resumed from this step starts the running curvature anew; PACGenTrainer saves it wherever "
+                    "checkpoints go.",
+                    folder,
+                )
+            self.noisy_step.save(folder, writes=args.should_save and is_there)
 
     def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any = None, **kwargs: Any) -> None:
         """Add the scores to the metrics of an evaluation."""
@@ -221,11 +232,14 @@ def _loss_of(model: nn.Module) -> OwnLoss | None:
     return None if trainer is None else loss_of_trainer(trainer)
 
 
-def _checkpoint(args: TrainingArguments, step: int) -> str:
-    return os.path.join(args.output_dir or "", f"checkpoint-{step}")
+def _checkpoint(args: TrainingArguments, step: int, model: nn.Module | None) -> str:
+    """The folder of a checkpoint, as the Trainer has it: that of a trial has one of its own in between."""
+    trainer = None if model is None else find_trainer(model)
+    folder = None if trainer is None else trainer._get_output_dir(getattr(trainer, "_trial", None))
+    return os.path.join(folder or args.output_dir or "", f"checkpoint-{step}")
 
 
-def _resumed_from(args: TrainingArguments, step: int) -> str:
+def _resumed_from(args: TrainingArguments, step: int, model: nn.Module | None) -> str:
     """The checkpoint a run goes on from."""
     # callbacks are not told: it is read from the frame of ``train``, or else looked for where it should be
     frame = sys._getframe(1)
@@ -238,4 +252,4 @@ def _resumed_from(args: TrainingArguments, step: int) -> str:
     given = args.resume_from_checkpoint
     if isinstance(given, str) and os.path.isfile(os.path.join(given, NOISE_FILE)):
         return given
-    return _checkpoint(args, step)
+    return _checkpoint(args, step, model)

@@ -1,9 +1,9 @@
 """Keep a model's noise inside the training step: saves and evaluations find clean weights, whatever happened.
 
-A callback hears nothing of an exception, so the noise of an interrupted step would stay on the weights.  Hooks on the
+A callback hears nothing of an exception, so the noise of an interrupted pass would stay on the weights.  Hooks on the
 model close that gap.  Every ``state_dict()`` and every copy is taken at clean weights, and a ``load_state_dict()`` goes
-to them; and every forward pass asks whether the training loop that began the step is still running (whether its frame
-is on the stack) and whether the model is in training mode: if the loop is gone, so is the noise.
+to them; and every pass asks whether the training loop that began the step is still running (whether its frame is on the
+stack): if the loop is gone, so is the noise.
 """
 
 from __future__ import annotations
@@ -12,20 +12,18 @@ import sys
 from types import FrameType
 from typing import Any
 
-import torch
 from torch import nn
 
 from hf_pacgen.noise.perturbation import Perturbation
 from hf_pacgen.training.hooks import Hook
+from hf_pacgen.training.passes import Passes
 
 # modules whose frames stand between the training loop and the noise
 MACHINERY = ("hf_pacgen.training", "transformers.trainer_callback", "contextlib")
-# how deep in the model a module may be called by itself and still find clean weights after an exception
-WATCHED_DEPTH = 3
 
 
 class Guard:
-    """Switches the noise of one model on for a training step and off for everything else.
+    """Lets the passes of one model's training step have noise, and nothing else.
 
     The model is the one that the training loop saves, without DistributedDataParallel or torch.compile.
     ``watch_forward`` is not possible inside torch.compile.
@@ -33,38 +31,33 @@ class Guard:
 
     def __init__(self, model: nn.Module, noise: Perturbation, *, watch_forward: bool = True) -> None:
         self.model, self.noise = model, noise
+        self.passes = Passes(model, noise, watch=watch_forward, goes_on=self._goes_on)
         self._loop: FrameType | None = None
         self._in_state_dict = 0
         self._resume = self._keeps_parameters = False
         self.loaded = False  # weights, since the last enter: then the rest of the step has no noise
         self._handles = handles = list[Any]()
-        for name, module in model.named_modules():
+        for module in model.modules():
             handles.append(module.register_state_dict_pre_hook(Hook(self._before_state_dict, self._before_copy)))
             handles.append(module.register_state_dict_post_hook(Hook(self._after_state_dict)))
             handles.append(module.register_load_state_dict_pre_hook(Hook(self._before_load)))
-            if watch_forward and name and name.count(".") < WATCHED_DEPTH:
-                # generate() of an adapter, for one, calls the model inside and not the one around it
-                handles.append(module.register_forward_pre_hook(Hook(self._before_part), prepend=True))
-        if watch_forward:
-            # before the hook with which FSDP2 gathers the weights
-            handles.append(model.register_forward_pre_hook(Hook(self._before_forward), prepend=True))
-            handles.append(model.register_forward_hook(Hook(self._after_forward), always_call=True))
 
     def enter(self) -> None:
-        """Put the noise on, until :meth:`leave` or until the training loop that calls is gone."""
+        """Let passes have the noise, until :meth:`leave` or until the training loop that calls is gone."""
         self._loop = _training_loop()
         self._in_state_dict = 0
         self._resume = self.loaded = False
-        self.noise.apply()
+        self.passes.begin()
 
     def leave(self) -> None:
         """Take the noise off."""
-        self.noise.restore()
+        self.passes.end()
         self._loop = None  # a frame keeps its variables alive
 
     def close(self) -> None:
         """Take the noise off for good, and the hooks with it."""
         self._leave_to_others()
+        self.passes.close()
         for handle in self._handles:
             handle.remove()
         self._handles = []
@@ -72,7 +65,13 @@ class Guard:
     def _leave_to_others(self) -> None:
         # what was written to the weights after the loop was gone stays
         self.noise.restore(written=self._loop is not None and not self._running())
+        self.passes.forget()
         self._loop = None
+
+    def _goes_on(self) -> bool:
+        if not self._running():
+            self._leave_to_others()
+        return self._loop is not None
 
     def _running(self) -> bool:
         frame: FrameType | None = sys._getframe()
@@ -96,25 +95,6 @@ class Guard:
                 self.noise.keep_clean(state_dict)
                 self.noise.apply()
 
-    def _before_forward(self, module: nn.Module, args: Any) -> None:
-        if self._loop is None or module is not self.model or torch.compiler.is_compiling():
-            return
-        if not self._running():
-            self._leave_to_others()
-        elif module.training and not self.noise.applied:
-            self.noise.apply()
-        elif not module.training and self.noise.applied:
-            self.noise.restore()
-            self._resume = True
-
-    def _before_part(self, module: nn.Module, args: Any) -> None:
-        if torch.compiler.is_compiling() or self._loop is None or not self.noise.applied:
-            return
-        if not self._running():
-            self._leave_to_others()
-        elif not self.model.training:
-            self.noise.restore()  # until the model's next forward pass in training
-
     def _before_load(self, *args: Any) -> None:
         if self._loop is not None:
             self._leave_to_others()
@@ -122,15 +102,9 @@ class Guard:
 
     def _before_copy(self) -> None:
         if self._loop is not None and self._running():
-            self.noise.restore()  # until the model's next forward pass in training
+            self.noise.restore()  # until the model's next pass in training
         elif self._loop is not None:
             self._leave_to_others()
-
-    def _after_forward(self, module: nn.Module, args: Any, output: Any) -> None:
-        if self._resume and module is self.model and self._in_state_dict == 0:
-            self._resume = False
-            if self._running():
-                self.noise.apply()
 
 
 def _training_loop() -> FrameType | None:

@@ -36,11 +36,18 @@ def shell(kind: str, model: nn.Module, noise: NoiseConfig = NOISE, data: Any = D
 
 
 def interrupted(model: nn.Module) -> Trainer:
-    """What is left of a training by callback that stopped inside its first step: the noise is on the weights."""
+    """What is left of a training by callback that stopped inside its first pass: the noise is on the weights."""
+
+    def stop(*_: Any) -> None:
+        raise KeyboardInterrupt
 
     class Stops(Trainer):
-        def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
-            raise KeyboardInterrupt
+        def compute_loss(self, model: nn.Module, *args: Any, **kwargs: Any) -> Any:
+            handle = list(model.modules())[-1].register_forward_pre_hook(stop)
+            try:
+                return super().compute_loss(model, *args, **kwargs)
+            finally:
+                handle.remove()
 
     before = weights(model)
     trainer = Stops(model, arguments(), train_dataset=DATA, callbacks=[PACGenCallback(noise=NOISE)])
