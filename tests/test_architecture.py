@@ -16,7 +16,7 @@ FLOORS: dict[str, str] = {
     "": "errors facts files old_paths register",
     "maths": "arrays binary_kl bounded_losses certified_bound counter_rng distributions held_out_bounds lanczos "
     "likelihoods noise_scale pac_bayes progressive rank_correlation score score_errors selective student truncation",
-    "config": "certificate noise promise score settings sharpness spectrum",
+    "config": "certificate noise promise recipes score settings sharpness spectrum",
     "results": "base certificate diagonal fields landscape lipschitz measures pacgen promise relative_sharpness "
     "sharpness spectrum summary worst_case",
     "show": "advice cards.contents cards.document cards.update plots.gap plots.landscape plots.promise "
@@ -28,14 +28,14 @@ FLOORS: dict[str, str] = {
     "curvature": "ascent checkpoint checks diagonal.blend diagonal.estimate diagonal.exact diagonal.gauss_newton "
     "diagonal.hutchinson diagonal.replicates diagonal.sampled_labels diagonal.sums diagonal.through_outputs "
     "displacement examination hvp lipschitz operators run_identity spectrum tensor_file weight_space",
-    "noise": "curvature_tracker layout perturbation perturbed products",
+    "noise": "curvature_tracker directions layout perturbation perturbed products rows",
     "measures": "comparison hessian landscape origin pacgen ranking relative_sharpness session sharpness spectrum "
     "worst_case",
     "certify": "certify draws error_rate held_out likeness posterior priors prints records refinement search splits "
     "validity",
     "promises": "examine expected how losses noisy overlap promise rules selection selective trained visit",
-    "training": "arguments callback.callback callback.guard clipping estimates hooks noisy_step run_facts scores "
-    "trainer trainer_loss",
+    "training": "arguments callback.callback callback.guard clipping estimates hooks noisy_step passes run_facts "
+    "scores trainer trainer_loss",
     "command_line": "card certify compare comparison_file comparison_table completion flags inputs.adapters "
     "inputs.chat inputs.choosing inputs.columns inputs.data inputs.examples inputs.fingerprint inputs.formats "
     "inputs.labels inputs.language inputs.load inputs.models inputs.other_tasks inputs.pictures inputs.processors "

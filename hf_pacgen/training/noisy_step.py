@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import safetensors.torch
@@ -15,6 +16,7 @@ from torch import Tensor
 from hf_pacgen.config import NoiseConfig
 from hf_pacgen.files import write_atomically
 from hf_pacgen.noise.curvature_tracker import CurvatureTracker
+from hf_pacgen.noise.directions import PREFIX, Ascent
 from hf_pacgen.noise.perturbation import DIVIDED_INTO, Perturbation
 from hf_pacgen.noise.products import PairedProducts, single_products, summed_products
 from hf_pacgen.training.clipping import GradientRescale, loss_unscale
@@ -66,6 +68,8 @@ class NoisyStep:
         self._trainable = self._flags()
         eta = float(run.num_examples or 0) if config.eta == "n" else float(config.eta)
         self.tracker = CurvatureTracker(config, self.noise, eta=eta)
+        # None where the noise is random
+        self.ascent = None if config.direction.facts.by_chance else Ascent(self.noise, self.tracker.scale)
         self._reads_optimizer = self.tracker.source is not None and self.tracker.source.from_optimizer
         if self._reads_optimizer:
             self._read_optimizer(0)
@@ -97,8 +101,8 @@ class NoisyStep:
     def _flags(self) -> list[bool]:
         return [parameter.requires_grad for parameter in self.run.model.parameters()]
 
-    def draw(self, step: int, micro_step: int = 0) -> bool:
-        """Draw the noise of a micro-batch, for others to put on; False where there is none."""
+    def prepare(self, step: int, micro_step: int = 0) -> float:
+        """Make ready for a micro-batch: the factor of its level, 0 where it is to have no noise."""
         self.noise.restore()
         if callable(prepare := getattr(self.run.optimizer, "train", None)):
             prepare()  # a schedule-free optimizer moves the weights here, and would move the noisy ones later
@@ -107,8 +111,17 @@ class NoisyStep:
             self._keys = []
             if self._estimates:
                 estimate(self.tracker, self.run, step)
-        if factor == 0 or (self._reads_optimizer and not self._read_optimizer(step)):
+        return 0.0 if self._reads_optimizer and factor and not self._read_optimizer(step) else factor
+
+    def draw(self, step: int, micro_step: int = 0) -> bool:
+        """Draw the noise of a micro-batch, for others to put on; False where there is none."""
+        factor = self.prepare(step, micro_step)
+        if factor == 0:
             return False
+        if self.ascent is not None:
+            # all micro-batches of a step are at the weights that its first has moved to
+            return self.ascent.held.facts or self._move(self.ascent, factor)
+        self.tracker.look()
         key = (self.config.seed, "noise", step, self.config.draw.facts(micro_step))
         if key not in self._keys or self.config.antithetic:  # else the draw of an earlier micro-batch is still there
             self.noise.draw(self.tracker.scale, *key, factor=factor)
@@ -121,6 +134,36 @@ class NoisyStep:
                 self._pairs = PairedProducts(self.noise, sampled)
             self._pairs.collect(self.noise.gradients(), -1.0)
         return True
+
+    @contextmanager
+    def first_gradient(self) -> Iterator[None]:
+        """Around the backward pass at the clean weights along whose gradient a micro-batch ascends afterwards.
+
+        The gradients that have accumulated are as before afterwards.  The pass must leave the reduction over processes
+        to this; shards of FSDP2 are reduced by the pass itself.
+        """
+        self.noise.reduce_every_gradient()
+        with self.noise.gradients_aside():
+            yield
+            self._uphill.hold(self.noise.gradients(), self._average)
+
+    def ascend(self, factor: float) -> None:
+        """Put the weights on to which the first gradient leads, if it leads anywhere."""
+        if self._move(self._uphill, factor):
+            self.noise.apply()
+
+    @property
+    def _uphill(self) -> Ascent:
+        if self.ascent is None:
+            raise RuntimeError(f"direction={self.config.direction.value!r} follows no gradient.")
+        return self.ascent
+
+    def _move(self, ascent: Ascent, factor: float) -> bool:
+        self.tracker.look()
+        return ascent.move(factor)
+
+    def observe(self, loss: Tensor) -> None:
+        """Hear of the loss of a micro-batch (its share of the loss of the optimizer step), without waiting for it."""
 
     def mirror(self) -> None:
         """Turn the noise u of a pair into -u."""
@@ -151,6 +194,9 @@ class NoisyStep:
             if self._rescale is not None:
                 rescale = self._rescale.factor()
             self.tracker.sample_price(step, products, factor=factor, rescale=rescale)
+        if self.ascent is not None and self.config.direction.facts.from_last_step:
+            # of gradients that are not those of one place there is no direction
+            self.ascent.hold(self.noise.gradients()) if learns else self.ascent.forget()
         self._keys, self._pairs = [], None
 
     def factor(self, step: int) -> float:
@@ -179,6 +225,9 @@ class NoisyStep:
         if not writes and not self.noise.divided:
             return
         tensors, values = self.tracker.state()
+        if self.ascent is not None and self.config.direction.facts.from_last_step:
+            direction, held = self.ascent.state()
+            tensors, values = tensors | {PREFIX + name: t for name, t in direction.items()}, values | held
         whole = self.noise.gathered(tensors)  # a collective under FSDP2
         if writes:
             facts = {"state": json.dumps(values | {DIVIDED_INTO: self.noise.parts})}
@@ -189,12 +238,17 @@ class NoisyStep:
         """Read the noise state of a checkpoint; where there is none, say so and start anew."""
         path = Path(folder) / NOISE_FILE
         if not path.is_file():
+            if self.config.direction.facts.from_last_step:
+                logger.warning("%s has no %s: the first step has no direction.", folder, NOISE_FILE)
             if self.tracker.sums:
                 logger.warning("%s has no %s: the running curvature of the noise starts anew.", folder, NOISE_FILE)
             return
         with safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
             values = json.loads(file.metadata()["state"])
+        direction = {name: tensors.pop(PREFIX + name) for name in self.noise.parameters if PREFIX + name in tensors}
+        if self.ascent is not None and self.config.direction.facts.from_last_step:
+            self.ascent.load_state(direction, values)
         if tensors and (before := values.get(DIVIDED_INTO, 1)) != (now := self.noise.parts):
             # blocks of other sizes take turns at other steps, so their means do not carry over
             logger.warning(

@@ -1,0 +1,93 @@
+"""The forward and backward passes of one micro-batch: one at noisy weights, or two whose gradients add up."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import Trainer
+
+from hf_pacgen.training.noisy_step import NoisyStep
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """A micro-batch of a Trainer, of which ``one_pass`` takes gradients at the weights as they are.
+
+    Where there are two passes, both have the same dropout, and the random state afterwards is that of one pass.
+    """
+
+    trainer: Trainer
+    noisy: NoisyStep
+    model: nn.Module  # as the Trainer wraps it
+    one_pass: Callable[[], Tensor]  # forward and backward; gives the loss
+
+    def gradient(self, micro_step: int) -> Tensor:
+        """Add the gradient that the settings of the noise ask for to those of before; gives the loss of it."""
+        config, step = self.noisy.config, self.trainer.state.global_step
+        if config.direction.facts.from_own_gradient:
+            return self._ascent(self.noisy.prepare(step, micro_step))
+        if not self.noisy.begin(step, micro_step):
+            return self.one_pass()
+        if config.antithetic:
+            return self._pair()
+        return self._mixed(config.clean_part) if config.clean_part else self.one_pass()
+
+    def _ascent(self, factor: float) -> Tensor:
+        """The gradient at w + u, with u along that at w of this micro-batch, over all processes."""
+        if factor:
+            with self._unreduced(), self._dropout_again(), self.noisy.first_gradient():
+                self.one_pass()
+            self.noisy.ascend(factor)
+        return self.one_pass()
+
+    def _pair(self) -> Tensor:
+        """The mean of the gradients at w + u and w - u."""
+        with _loss_times(0.5, self.trainer):
+            # the first gradient of a pair needs no reduction over processes: the second's takes it along
+            with self._unreduced(), self._dropout_again():
+                first = self.one_pass()
+            self.noisy.mirror()
+            second = self.one_pass()
+            self.noisy.after_pair()
+        return first + second
+
+    def _mixed(self, clean: float) -> Tensor:
+        """A part of the gradient at w, the rest at w + u."""
+        with self._unreduced(), self._dropout_again(), _loss_times(1 - clean, self.trainer):
+            first = self.one_pass()
+        self.noisy.noise.restore()
+        with _loss_times(clean, self.trainer):
+            return first + self.one_pass()
+
+    def _unreduced(self) -> Any:
+        # of shards there would be no gradient yet
+        apart = self.trainer.args.world_size > 1 and not self.noisy.noise.divided
+        return self.trainer.accelerator.no_sync(self.model) if apart else nullcontext()
+
+    def _dropout_again(self) -> Any:
+        # on the way out of the fork the random state is as before
+        device = self.trainer.args.device
+        return torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
+
+
+@contextmanager
+def _loss_times(factor: float, trainer: Trainer) -> Iterator[None]:
+    # on the instance, so that a subclass's compute_loss is weighted too
+    compute_loss, own = trainer.compute_loss, trainer.__dict__.get("compute_loss")
+
+    def weighted(*args: Any, **kwargs: Any) -> Any:
+        result = compute_loss(*args, **kwargs)
+        return (result[0] * factor, *result[1:]) if isinstance(result, tuple) else result * factor
+
+    trainer.compute_loss = weighted  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        del trainer.compute_loss
+        if own is not None:
+            trainer.compute_loss = own  # type: ignore[method-assign]
