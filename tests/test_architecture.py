@@ -28,7 +28,7 @@ FLOORS: dict[str, str] = {
     "curvature": "ascent checkpoint checks diagonal.blend diagonal.estimate diagonal.exact diagonal.gauss_newton "
     "diagonal.hutchinson diagonal.replicates diagonal.sampled_labels diagonal.sums diagonal.through_outputs "
     "displacement examination hvp lipschitz operators run_identity spectrum tensor_file weight_space",
-    "noise": "curvature_tracker directions layout perturbation perturbed products rows",
+    "noise": "curvature_tracker directions frozen layout perturbation perturbed products rows",
     "measures": "comparison hessian landscape origin pacgen ranking relative_sharpness session sharpness spectrum "
     "worst_case",
     "certify": "certify draws error_rate held_out likeness posterior priors prints records refinement search splits "

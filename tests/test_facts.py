@@ -31,6 +31,7 @@ from hf_pacgen.config import (
     NoiseDraw,
     NoiseRecipe,
     NoiseShape,
+    NoiseTarget,
     PriorGroups,
     SpectrumEnd,
 )
@@ -68,6 +69,7 @@ CHOICES: list[type[Choice]] = [
     NoiseDraw,
     NoiseRecipe,
     NoiseShape,
+    NoiseTarget,
     PriorGroups,
     PromisedLoss,
     ScoreOn,
@@ -132,6 +134,7 @@ USES: dict[type[Choice], Callable[[Any], Any]] = {
     NoiseDraw: lambda draw: draw.facts(0),
     NoiseRecipe: lambda recipe: NoiseConfig(recipe=recipe),
     NoiseShape: lambda shape: NoiseConfig(shape=shape),
+    NoiseTarget: lambda target: NoiseConfig(target=target),
     PromisedLoss: lambda loss: losses_of(ANSWERS, loss, Form.CLASS),
     PriorGroups: lambda groups: groups.facts("layer.weight"),
     ScoreOn: lambda event: PACGenCallback(score={}, score_on=event),

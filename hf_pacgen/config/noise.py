@@ -83,6 +83,22 @@ class NoiseDirection(Choice):
     GRADIENT = "gradient", DirectionFacts(from_own_gradient=True)
 
 
+@dataclass(frozen=True)
+class TargetFacts:
+    """Which weights have noise."""
+
+    trained: bool  # else those under the adapters, which are not
+
+
+class NoiseTarget(Choice):
+    """The weights that have noise."""
+
+    facts: TargetFacts
+
+    TRAINED = "trained", TargetFacts(True)
+    FROZEN = "frozen", TargetFacts(False)
+
+
 @dataclass(frozen=True, kw_only=True)
 class SourceFacts:
     """Where a running curvature comes from (exactly one of the first three), and when."""
@@ -208,6 +224,11 @@ class NoiseConfig(Config):
         "Part of every gradient that is taken at w, the rest at w + u (twice the gradients; Trainer only). By default "
         "the recipe's.",
     )
+    target: NoiseTarget = option(
+        None,
+        "The weights with noise: those that are 'trained', or the 'frozen' ones under LoRA adapters, where scale is "
+        "the standard deviation in units of the root mean square of the merged weight's row. By default the recipe's.",
+    )
     draw: NoiseDraw = option(NoiseDraw.MICRO_BATCH, "New noise for every 'micro_batch', or once an optimizer 'step'.")
     warmup_ratio: NonNegative = option(0.0, "Part of the training over which the noise rises linearly from 0.")
     decay_ratio: NonNegative = option(0.0, "Part of the training, at its end, over which it falls linearly to 0.")
@@ -284,19 +305,27 @@ def refuse_what_does_not_go_together(config: NoiseConfig) -> None:
     price = f"the curvature 'price', which shape={config.shape.value!r} asks for," if config.samples_curvature else None
     pairs = "antithetic=True" if config.antithetic else None
     remedy = "Take curvature='adam', or a shape without curvature, such as 'rows' or 'isotropic'."
-    law = config.distribution.value
+    law = config.distribution
+    odd_law = None if law is NoiseDistribution.UNIFORM else f"distribution={law.value!r}"
     conflicts = [
         (uphill, pairs, "of a pair one half would go downhill", "Use antithetic=False."),
+        (
+            None if config.target.facts.trained else f"target={config.target.value!r}",
+            uphill or (None if config.shape.uses_rows else f"shape={config.shape.value!r}"),
+            "frozen weights have no gradient, and noise by rows only",
+            "Use direction='random' and shape='rows', or target='trained'.",
+        ),
+        (
+            None if config.target.facts.trained else f"target={config.target.value!r}",
+            odd_law,
+            "it is drawn in the products themselves, as uniform noise",
+            "Leave distribution away.",
+        ),
         (uphill, clean, "sam's first gradient is no part of its second", "Use clean_part=0."),
         (clean, pairs, "that would be three gradients", "Use one of them."),
         (uphill, price, "is told by random noise only", remedy),
         (clean, price, "is told by gradients at noisy weights only", remedy),
-        (
-            uphill,
-            f"distribution={law!r}" if config.distribution is not NoiseDistribution.UNIFORM else None,
-            "an ascent draws nothing",
-            "Leave distribution away.",
-        ),
+        (uphill, odd_law, "an ascent draws nothing", "Leave distribution away."),
         (
             "draw='step'" if config.draw is NoiseDraw.STEP else None,
             uphill if config.direction.facts.from_own_gradient else None,

@@ -17,6 +17,7 @@ DEFAULTS: Mapping[str, Any] = MappingProxyType(
         "direction": "random",
         "antithetic": False,
         "clean_part": 0.0,
+        "target": "trained",
     }
 )
 """What a recipe that says nothing of a setting has for it."""
@@ -76,6 +77,15 @@ class NoiseRecipe(Choice):
             cost="2",
             source="Foret et al. 2021 (SAM, arXiv 2010.01412); with shape='magnitude' ASAM (2102.11600)",
             when="wrong labels and calibration, where a step may take twice as long",
+        ),
+    )
+    FLAT_LORA = (
+        "flat-lora",
+        RecipeFacts(
+            own={"shape": "rows", "target": "frozen", "scale": 0.05},
+            cost="1",
+            source="Li et al. 2024 (Flat-LoRA, arXiv 2409.14396)",
+            when="LoRA, whose few trained weights are flat by themselves; the merged model is to be flat",
         ),
     )
     TWO_POINT = (

@@ -106,6 +106,11 @@ class Perturbation:
     # ------------------------------------------------------------------------------- parts of the parameters
 
     @property
+    def touched(self) -> list[Tensor]:
+        """The parameters that have noise."""
+        return list(self.parameters.values())
+
+    @property
     def divided(self) -> bool:
         """Whether each process has only a part of every parameter, and the averaged gradient of that part."""
         return self._shards is not None

@@ -17,6 +17,7 @@ from hf_pacgen.config import NoiseConfig
 from hf_pacgen.files import write_atomically
 from hf_pacgen.noise.curvature_tracker import CurvatureTracker
 from hf_pacgen.noise.directions import PREFIX, Ascent
+from hf_pacgen.noise.frozen import FrozenNoise
 from hf_pacgen.noise.perturbation import DIVIDED_INTO, Perturbation
 from hf_pacgen.noise.products import PairedProducts, single_products, summed_products
 from hf_pacgen.training.clipping import GradientRescale, loss_unscale
@@ -63,8 +64,7 @@ class NoisyStep:
         self._estimates = needs_batches(config)
         if self._estimates:
             refuse_used_up(run)
-        law = {"distribution": config.distribution, "gamma": config.gamma, "epsilon": config.epsilon}
-        self.noise = Perturbation.of_model(run.model, **law)
+        self.noise = _noise_of(config, run)
         self._trainable = self._flags()
         eta = float(run.num_examples or 0) if config.eta == "n" else float(config.eta)
         self.tracker = CurvatureTracker(config, self.noise, eta=eta)
@@ -82,7 +82,7 @@ class NoisyStep:
             self._rescale = GradientRescale(self.noise, run.optimizer, clips=run.clips, average=self._average)
         # what others want undone before the noise is taken off for good
         self.closing: list[Callable[[], None]] = []
-        mark(self.noise.parameters.values(), run.optimizer, self.close)
+        mark(self.noise.touched, run.optimizer, self.close)
 
     # ------------------------------------------------------------------------------------------------ the step
 
@@ -216,7 +216,7 @@ class NoisyStep:
             self.closing = []
             if self._rescale is not None:
                 self._rescale.close()
-            unmark(self.noise.parameters.values())
+            unmark(self.noise.touched)
 
     # --------------------------------------------------------------------------------------------- checkpoints
 
@@ -268,3 +268,15 @@ class NoisyStep:
         if optimizer is None:
             return False
         return self.tracker.read_optimizer(optimizer, steps=step, examples_per_step=self.run.examples_per_step)
+
+
+def _noise_of(config: NoiseConfig, run: Run) -> Perturbation:
+    if config.target.facts.trained:
+        law = {"distribution": config.distribution, "gamma": config.gamma, "epsilon": config.epsilon}
+        return Perturbation.of_model(run.model, **law)
+    if run.compiled:
+        raise ValueError(
+            f"target={config.target.value!r} draws noise inside the products of the model, which torch.compile would "
+            "trace once and for all. Train without torch_compile, or use recipe='rows'."
+        )
+    return FrozenNoise(run.model, scale=float(config.scale or 0.0))

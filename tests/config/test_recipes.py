@@ -25,7 +25,7 @@ def test_a_recipe_is_a_set_of_settings(recipe: NoiseRecipe) -> None:
 
 def test_the_recipe_of_all_settings_before_recipes_is_the_default() -> None:
     """Files of before have none of the new names."""
-    new = {"recipe", "direction", "clean_part"}
+    new = {"recipe", "direction", "clean_part", "target"}
     old = {name: value for name, value in NoiseConfig(antithetic=True).to_dict().items() if name not in new}
     assert NoiseConfig.from_dict(old) == NoiseConfig(antithetic=True)
     assert NoiseConfig().to_dict() == NoiseConfig(recipe="pacgen").to_dict()  # type: ignore[arg-type]
@@ -47,7 +47,7 @@ def test_flags_of_a_parser_leave_the_recipe_its_settings() -> None:
 
 
 APART: list[tuple[dict[str, Any], str]] = [
-    ({"recipe": "salt"}, "recipe must be one of 'pacgen', 'rows', 'ascent', 'sam', 'two-point', 'mixed'"),
+    ({"recipe": "salt"}, "recipe must be one of 'pacgen', 'rows', 'ascent', 'sam', 'flat-lora', 'two-point'"),
     ({"direction": "down"}, "direction must be one of 'random', 'previous', 'gradient'; got 'down'"),
     ({"recipe": "sam", "antithetic": True}, "direction='gradient' and antithetic=True do not go together: of a pair"),
     ({"recipe": "ascent", "clean_part": 0.5}, "direction='previous' and clean_part=0.5 do not go together"),
@@ -57,6 +57,9 @@ APART: list[tuple[dict[str, Any], str]] = [
     ({"recipe": "ascent", "distribution": "truncated_normal"}, "direction='previous' and distribution='truncated_nor"),
     ({"recipe": "sam", "draw": "step"}, "draw='step' and direction='gradient' do not go together: every micro-batch"),
     ({"recipe": "sam", "shape": "box"}, "The radius of an ascent (direction='gradient') in the shape 'box' has no def"),
+    ({"recipe": "flat-lora", "shape": "isotropic"}, "target='frozen' and shape='isotropic' do not go together: frozen"),
+    ({"recipe": "sam", "target": "frozen"}, "target='frozen' and direction='gradient' do not go together: frozen wei"),
+    ({"recipe": "flat-lora", "distribution": "truncated_normal"}, "target='frozen' and distribution='truncated_norma"),
     ({"clean_part": 1}, "clean_part must be less than 1, which would be no noise at all; got 1. Use scale=0."),
     ({"shape": "box", "scale": 1.5}, "shape='box' with scale=1.5; expected at most 1.0. Lower scale, or raise gamma "),
 ]

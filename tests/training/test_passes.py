@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from launch import on_two_processes
 from torch import Tensor, nn
-from training_runs import Recorder, bert, difference, same, trained, weights
+from training_runs import Recorder, bert, difference, llama, same, trained, weights
 from transformers import Trainer
 
 from hf_pacgen.config import NoiseConfig
@@ -101,3 +103,25 @@ def test_an_ascent_is_that_of_a_loop_by_hand(recipe: str, shell: str, geometry: 
     assert difference(weights(run.model), weights(expected)) < 1e-10
     plain = trained("plain", None, model=bert(0.0).double(), **settings)
     assert difference(weights(run.model), weights(plain.model)) > 1e-6
+
+
+def _spread(shell: str, recipe: str, folder: str, size: int) -> None:
+    settings: dict[str, Any] = {"per_device_train_batch_size": 4 // size, "gradient_accumulation_steps": 2}
+    settings |= {"learning_rate": 1e-2, "max_steps": 8} | ({"ddp_backend": "gloo"} if size > 1 else {})
+    run = trained(shell, NoiseConfig(recipe=recipe), model=llama().double(), **settings)  # type: ignore[arg-type]
+    if run.args.world_size != size:
+        raise RuntimeError(f"There are {run.args.world_size} processes and not {size}.")
+    torch.save(weights(run.model), Path(folder) / f"{size}-{run.args.process_index}.pt")
+
+
+@pytest.mark.parametrize(
+    ("shell", "recipe"),
+    [("trainer", "sam"), ("trainer", "ascent"), ("callback", "ascent"), ("trainer", "mixed"), ("callback", "rows")],
+)
+def test_two_processes_train_as_one(shell: str, recipe: str, tmp_path: Path) -> None:
+    """All ascend along the gradient of all of a micro-batch."""
+    on_two_processes(_spread, shell, recipe, str(tmp_path), 2)
+    _spread(shell, recipe, str(tmp_path), 1)
+    first, second, alone = (torch.load(tmp_path / f"{name}.pt") for name in ("2-0", "2-1", "1-0"))
+    assert same(first, second) and difference(first, alone) < 1e-8
+    assert difference(alone, weights(trained("plain", None, model=llama().double(), max_steps=1).model)) > 1e-3
