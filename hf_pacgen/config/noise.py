@@ -224,6 +224,11 @@ class NoiseConfig(Config):
         "Part of every gradient that is taken at w, the rest at w + u (twice the gradients; Trainer only). By default "
         "the recipe's.",
     )
+    consistency: NonNegative = option(
+        None,
+        "Weight of the symmetric KL divergence between the outputs at w + u and w - u, which is added to the loss "
+        "(asks for antithetic=True; a forward pass more). By default the recipe's.",
+    )
     target: NoiseTarget = option(
         None,
         "The weights with noise: those that are 'trained', or the 'frozen' ones under LoRA adapters, where scale is "
@@ -305,6 +310,8 @@ def refuse_what_does_not_go_together(config: NoiseConfig) -> None:
     price = f"the curvature 'price', which shape={config.shape.value!r} asks for," if config.samples_curvature else None
     pairs = "antithetic=True" if config.antithetic else None
     remedy = "Take curvature='adam', or a shape without curvature, such as 'rows' or 'isotropic'."
+    consistent = f"consistency={config.consistency}" if config.consistency else None
+    why_pairs = "the outputs of a pair are pulled together"
     law = config.distribution
     odd_law = None if law is NoiseDistribution.UNIFORM else f"distribution={law.value!r}"
     conflicts = [
@@ -321,6 +328,8 @@ def refuse_what_does_not_go_together(config: NoiseConfig) -> None:
             "it is drawn in the products themselves, as uniform noise",
             "Leave distribution away.",
         ),
+        (consistent, None if config.antithetic else "antithetic=False", why_pairs, "Use antithetic=True."),
+        (consistent, price, "is told by the gradient of the loss alone", remedy),
         (uphill, clean, "sam's first gradient is no part of its second", "Use clean_part=0."),
         (clean, pairs, "that would be three gradients", "Use one of them."),
         (uphill, price, "is told by random noise only", remedy),

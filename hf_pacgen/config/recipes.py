@@ -17,6 +17,7 @@ DEFAULTS: Mapping[str, Any] = MappingProxyType(
         "direction": "random",
         "antithetic": False,
         "clean_part": 0.0,
+        "consistency": 0.0,
         "target": "trained",
     }
 )
@@ -104,5 +105,14 @@ class NoiseRecipe(Choice):
             cost="2",
             source="the mean of the plain and the noisy gradient",
             when="rows is too much noise for the run, and less of it brings nothing",
+        ),
+    )
+    CONSISTENCY = (
+        "consistency",
+        RecipeFacts(
+            own={"shape": "rows", "antithetic": True, "consistency": 1.0, "scale": 0.6},
+            cost="2 and a forward pass",
+            source="Ni et al. 2024 (PACE, arXiv 2409.17137), with the two halves of an antithetic pair",
+            when="few labels, where a step may take more than twice as long; models whose outputs have logits",
         ),
     )

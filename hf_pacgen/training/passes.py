@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import Trainer
 
+from hf_pacgen.training.consistency import Consistency, replaced_loss
 from hf_pacgen.training.noisy_step import NoisyStep
 
 
@@ -47,6 +48,8 @@ class MicroBatch:
 
     def _pair(self) -> Tensor:
         """The mean of the gradients at w + u and w - u."""
+        if self.noisy.config.consistency:
+            return self._consistent_pair(self.noisy.config.consistency)
         with _loss_times(0.5, self.trainer):
             # the first gradient of a pair needs no reduction over processes: the second's takes it along
             with self._unreduced(), self._dropout_again():
@@ -54,6 +57,21 @@ class MicroBatch:
             self.noisy.mirror()
             second = self.one_pass()
             self.noisy.after_pair()
+        return first + second
+
+    def _consistent_pair(self, weight: float) -> Tensor:
+        """The same of the mean loss and ``weight`` · D, D the divergence between the outputs at w + u and w - u.
+
+        D(a, b) is symmetric, so its gradient is that in a with b fixed and that in b with a fixed: each pass needs the
+        outputs of the other as numbers only.  So one forward pass more is enough, and one graph at a time.
+        """
+        passes = Consistency(self.trainer, weight, self._dropout_again)
+        with passes.against_a_first_look(self.noisy.mirror), self._unreduced(), self._dropout_again():
+            first = self.one_pass()
+        self.noisy.mirror()
+        with passes.against_the_last():
+            second = self.one_pass()
+        self.noisy.after_pair()
         return first + second
 
     def _mixed(self, clean: float) -> Tensor:
@@ -75,19 +93,9 @@ class MicroBatch:
         return torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
 
 
-@contextmanager
-def _loss_times(factor: float, trainer: Trainer) -> Iterator[None]:
-    # on the instance, so that a subclass's compute_loss is weighted too
-    compute_loss, own = trainer.compute_loss, trainer.__dict__.get("compute_loss")
-
-    def weighted(*args: Any, **kwargs: Any) -> Any:
+def _loss_times(factor: float, trainer: Trainer) -> Any:
+    def weighted(compute_loss: Any, *args: Any, **kwargs: Any) -> Any:
         result = compute_loss(*args, **kwargs)
         return (result[0] * factor, *result[1:]) if isinstance(result, tuple) else result * factor
 
-    trainer.compute_loss = weighted  # type: ignore[method-assign]
-    try:
-        yield
-    finally:
-        del trainer.compute_loss
-        if own is not None:
-            trainer.compute_loss = own  # type: ignore[method-assign]
+    return replaced_loss(trainer, weighted)

@@ -25,7 +25,7 @@ def test_a_recipe_is_a_set_of_settings(recipe: NoiseRecipe) -> None:
 
 def test_the_recipe_of_all_settings_before_recipes_is_the_default() -> None:
     """Files of before have none of the new names."""
-    new = {"recipe", "direction", "clean_part", "target"}
+    new = {"recipe", "direction", "clean_part", "consistency", "target"}
     old = {name: value for name, value in NoiseConfig(antithetic=True).to_dict().items() if name not in new}
     assert NoiseConfig.from_dict(old) == NoiseConfig(antithetic=True)
     assert NoiseConfig().to_dict() == NoiseConfig(recipe="pacgen").to_dict()  # type: ignore[arg-type]
@@ -60,6 +60,8 @@ APART: list[tuple[dict[str, Any], str]] = [
     ({"recipe": "flat-lora", "shape": "isotropic"}, "target='frozen' and shape='isotropic' do not go together: frozen"),
     ({"recipe": "sam", "target": "frozen"}, "target='frozen' and direction='gradient' do not go together: frozen wei"),
     ({"recipe": "flat-lora", "distribution": "truncated_normal"}, "target='frozen' and distribution='truncated_norma"),
+    ({"recipe": "rows", "consistency": 1}, "consistency=1 and antithetic=False do not go together: the outputs of a p"),
+    ({"antithetic": True, "consistency": 1}, "consistency=1 and the curvature 'price', which shape='pacgen' asks for"),
     ({"clean_part": 1}, "clean_part must be less than 1, which would be no noise at all; got 1. Use scale=0."),
     ({"shape": "box", "scale": 1.5}, "shape='box' with scale=1.5; expected at most 1.0. Lower scale, or raise gamma "),
 ]

@@ -139,6 +139,7 @@ class PACGenCallback(TrainerCallback):
         """Put the step's noise on the weights."""
         if self.noisy_step is not None and self._guard is not None:
             self._guard.leave()  # a step that was broken off has left its noise
+            self._guard.loaded = False  # also where the step will have none
             if self.noisy_step.outdated:
                 logger.warning(ANOTHER_NOISE)
                 self._close()
