@@ -27,12 +27,15 @@ from hf_pacgen.config import (
     Estimator,
     HVPMethod,
     Likelihood,
+    NoiseDirection,
     NoiseDraw,
+    NoiseRecipe,
     NoiseShape,
+    NoiseTarget,
     PriorGroups,
     SpectrumEnd,
 )
-from hf_pacgen.config.noise import ShapeFacts, SourceFacts
+from hf_pacgen.config.noise import DirectionFacts, ShapeFacts, SourceFacts
 from hf_pacgen.config.score import HVPFacts
 from hf_pacgen.curvature.hvp import choose_method
 from hf_pacgen.curvature.weight_space import WeightSpace
@@ -44,6 +47,7 @@ from hf_pacgen.maths.certified_bound import Bound, certified_bound
 from hf_pacgen.maths.distributions import Noise, NoiseDistribution
 from hf_pacgen.maths.score import EpsilonScale, half_width
 from hf_pacgen.noise.curvature_tracker import CurvatureTracker
+from hf_pacgen.noise.directions import Held
 from hf_pacgen.noise.perturbation import Perturbation
 from hf_pacgen.promises.how import How, train_and_promise
 from hf_pacgen.promises.losses import Form, losses_of
@@ -55,13 +59,17 @@ CHOICES: list[type[Choice]] = [
     EpsilonScale,
     Estimator,
     Form,
+    Held,
     How,
     HVPMethod,
     Likelihood,
     LossKind,
+    NoiseDirection,
     NoiseDistribution,
     NoiseDraw,
+    NoiseRecipe,
     NoiseShape,
+    NoiseTarget,
     PriorGroups,
     PromisedLoss,
     ScoreOn,
@@ -114,6 +122,7 @@ USES: dict[type[Choice], Callable[[Any], Any]] = {
     EpsilonScale: lambda scale: half_width(0.1, scale, 1.0),
     Form: lambda form: losses_of(ANSWERS, PromisedLoss.ZERO_ONE, form),
     Estimator: lambda estimator: estimator.facts.needs_labels,
+    Held: lambda held: held.facts,
     How: lambda how: train_and_promise(
         nn.Linear(1, 1), torch.utils.data.TensorDataset(torch.ones(4, 1)), print, how=how
     ),
@@ -121,8 +130,11 @@ USES: dict[type[Choice], Callable[[Any], Any]] = {
     Likelihood: lambda likelihood: next(readings(likelihood, (), causal=False)),
     LossKind: lambda kind: scored_units(torch.zeros(2, 2), torch.zeros(2).long(), kind),
     NoiseDistribution: lambda distribution: NoiseConfig(distribution=distribution),
+    NoiseDirection: lambda direction: NoiseConfig(direction=direction),
     NoiseDraw: lambda draw: draw.facts(0),
+    NoiseRecipe: lambda recipe: NoiseConfig(recipe=recipe),
     NoiseShape: lambda shape: NoiseConfig(shape=shape),
+    NoiseTarget: lambda target: NoiseConfig(target=target),
     PromisedLoss: lambda loss: losses_of(ANSWERS, loss, Form.CLASS),
     PriorGroups: lambda groups: groups.facts("layer.weight"),
     ScoreOn: lambda event: PACGenCallback(score={}, score_on=event),
@@ -220,6 +232,12 @@ def test_a_new_shape_has_its_own_level(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_curvature_comes_from_one_place(facts: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="A curvature comes from products, from the optimizer or from batches; got"):
         SourceFacts(every=1, **facts)
+
+
+@pytest.mark.parametrize("facts", [{}, {"by_chance": True, "from_last_step": True}])
+def test_a_direction_comes_from_one_place(facts: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="A direction is by chance, from the last step or from the own gradient; got"):
+        DirectionFacts(**facts)
 
 
 def test_a_new_source_and_a_new_draw_are_used(monkeypatch: pytest.MonkeyPatch) -> None:

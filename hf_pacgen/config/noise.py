@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import inspect
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated, Any
 
 from torch import Tensor
 
+from hf_pacgen.config.recipes import NoiseRecipe
 from hf_pacgen.config.settings import Config, Count, NonNegative, Positive, Seed, Temperature, choice, number, option
 from hf_pacgen.facts import Choice
 from hf_pacgen.maths import noise_scale
@@ -22,8 +23,9 @@ class ShapeFacts:
 
     # σ of some weights; its other arguments are named as the settings are, or what the tracker of the curvature knows
     level: Callable[..., Tensor]
-    scale: float  # by default
-    limit: str | None  # the setting that scale may not exceed, where no formula keeps the noise in its box N_i
+    scale: float  # by default, of random noise
+    # what the scale of random noise may not exceed, where no formula keeps it in its box N_i: a setting or a number
+    limit: str | float | None = None
 
     @property
     def takes(self) -> frozenset[str]:
@@ -36,15 +38,65 @@ class NoiseShape(Choice):
 
     facts: ShapeFacts
 
-    PACGEN = "pacgen", ShapeFacts(noise_scale.optimal_noise_scale, 1.0, None)
-    ARTICLE = "article", ShapeFacts(noise_scale.article_noise_scale, 0.05, None)
+    PACGEN = "pacgen", ShapeFacts(noise_scale.optimal_noise_scale, 1.0)
+    ARTICLE = "article", ShapeFacts(noise_scale.article_noise_scale, 0.05)
     MAGNITUDE = "magnitude", ShapeFacts(noise_scale.magnitude_noise_scale, 0.1, "gamma")
     ISOTROPIC = "isotropic", ShapeFacts(noise_scale.isotropic_noise_scale, 0.01, "epsilon")
+    BOX = "box", ShapeFacts(noise_scale.box_noise_scale, 1.0, 1.0)
+    # outside of the theory of the box: a row has one level, that of a usual weight of it
+    ROWS = "rows", ShapeFacts(noise_scale.row_noise_scale, 0.6)
 
     @property
     def uses_curvature(self) -> bool:
         """Whether a running curvature is needed."""
         return "hessian_diagonal" in self.facts.takes
+
+    @property
+    def uses_rows(self) -> bool:
+        """Whether the root mean square of every row of the weights is needed."""
+        return "row_rms" in self.facts.takes
+
+
+@dataclass(frozen=True, kw_only=True)
+class DirectionFacts:
+    """Where a displacement goes: exactly one of these."""
+
+    by_chance: bool = False
+    from_last_step: bool = False  # its gradient, as the optimizer saw it
+    from_own_gradient: bool = False  # that of the same micro-batch, which has a second one then
+
+    def __post_init__(self) -> None:
+        if self.by_chance + self.from_last_step + self.from_own_gradient != 1:
+            raise ValueError(f"A direction is by chance, from the last step or from the own gradient; got {self}.")
+
+
+class NoiseDirection(Choice):
+    """Where the weights are moved, within the level σ_i that the shape gives each of them.
+
+    Uphill, g being a gradient, u = σ² g/‖σ g‖: the step to the highest point of ⟨g, u⟩ where Σ u_i²/σ_i² ≤ 1.
+    """
+
+    facts: DirectionFacts
+
+    RANDOM = "random", DirectionFacts(by_chance=True)
+    PREVIOUS = "previous", DirectionFacts(from_last_step=True)
+    GRADIENT = "gradient", DirectionFacts(from_own_gradient=True)
+
+
+@dataclass(frozen=True)
+class TargetFacts:
+    """Which weights have noise."""
+
+    trained: bool  # else those under the adapters, which are not
+
+
+class NoiseTarget(Choice):
+    """The weights that have noise."""
+
+    facts: TargetFacts
+
+    TRAINED = "trained", TargetFacts(True)
+    FROZEN = "frozen", TargetFacts(False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,6 +151,14 @@ def _rho(value: Any, name: str) -> float | str:
     return value if value == "estimate" else number(value, name, minimum=0)
 
 
+def _part(value: Any, name: str) -> float:
+    found: float = number(value, name, minimum=0)
+    if found >= 1:
+        raise ValueError(f"{name} must be less than 1, which would be no noise at all; got {value!r}. Use scale=0.")
+    return found
+
+
+Part = Annotated[float, _part]
 InBox = Annotated[NoiseDistribution, _in_box]
 Rho = Annotated[float | str, _rho]
 
@@ -110,17 +170,36 @@ class NoiseConfig(Config):
     The level of the shape ``pacgen`` is σ_i = min(scale/sqrt(η(h_i/3 + ρ√m N_i/9)), N_i), N_i = γ|w_i| + ε, which
     minimizes the third-order PAC-Bayes bound at scale 1 (Wang et al. 2018, arXiv 1809.07402).
 
+    A recipe is a set of settings: those that are None are its own, all can be given (``recipe="sam", scale=0.05``).
+    With ``direction="previous"`` or ``"gradient"`` nothing is drawn: the weights go uphill, to w + u with
+    u = σ² g/‖σ g‖, the norm over all trainable weights of all processes.  So with ``shape="isotropic"`` ``scale`` is
+    the radius in the Euclidean norm (SAM); with "box" u = scale · N² g/‖N g‖, the ascent in the box of the PAC-Bayes
+    bound; with "magnitude" that of ASAM.
+
     >>> NoiseConfig(shape="isotropic", scale=0.05).to_dict()["scale"]
     0.05
     """
 
+    recipe: NoiseRecipe = option(
+        NoiseRecipe.PACGEN,
+        "A name for settings that are not given otherwise: "
+        + ", ".join(repr(recipe.value) for recipe in NoiseRecipe)
+        + ".",
+    )
     distribution: InBox = option(
         NoiseDistribution.UNIFORM, "Noise: 'uniform' (half-width σ_i) or 'truncated_normal' (cut off at N_i)."
     )
+    # None is for the recipe to fill in, as it does before any rule is applied
     shape: NoiseShape = option(
-        NoiseShape.PACGEN,
+        None,
         "Level σ_i of the noise: 'pacgen' (optimal under the bound), 'article' (scale/sqrt(h_i + ρN_i), cut off at "
-        "N_i), 'magnitude' (scale·|w_i|) or 'isotropic' (scale).",
+        "N_i), 'magnitude' (scale·|w_i|), 'isotropic' (scale), 'box' (scale·N_i) or 'rows' (scale times the root mean "
+        "square of the weight's row). By default the recipe's.",
+    )
+    direction: NoiseDirection = option(
+        None,
+        "'random' noise, or uphill: along the 'previous' step's gradient, or along the micro-batch's own 'gradient' "
+        "(twice the gradients; Trainer only). By default the recipe's.",
     )
     curvature: CurvatureSource = option(
         CurvatureSource.PRICE,
@@ -132,9 +211,29 @@ class NoiseConfig(Config):
     eta: Temperature = option("n", "η, the inverse temperature: a positive number, or 'n', the training examples.")
     rho: Rho = option(0.0, "ρ, the Lipschitz constant of the Hessian: a number, or 'estimate'.")
     scale: NonNegative | None = option(
-        None, "Factor of the level, 0 for none. By default 1, for 'article' 0.05, 'magnitude' 0.1, 'isotropic' 0.01."
+        None,
+        "Factor of the level, 0 for none. By default the recipe's, or the shape's: 1, for 'article' 0.05, 'magnitude' "
+        "0.1, 'isotropic' 0.01, 'rows' 0.6.",
     )
-    antithetic: bool = option(False, "Average the gradients at w + u and w - u (twice the gradients; Trainer only).")
+    antithetic: bool = option(
+        None,
+        "Average the gradients at w + u and w - u (twice the gradients; Trainer only). By default the recipe's.",
+    )
+    clean_part: Part = option(
+        None,
+        "Part of every gradient that is taken at w, the rest at w + u (twice the gradients; Trainer only). By default "
+        "the recipe's.",
+    )
+    consistency: NonNegative = option(
+        None,
+        "Weight of the symmetric KL divergence between the outputs at w + u and w - u, which is added to the loss "
+        "(asks for antithetic=True; a forward pass more). By default the recipe's.",
+    )
+    target: NoiseTarget = option(
+        None,
+        "The weights with noise: those that are 'trained', or the 'frozen' ones under LoRA adapters, where scale is "
+        "the standard deviation in units of the root mean square of the merged weight's row. By default the recipe's.",
+    )
     draw: NoiseDraw = option(NoiseDraw.MICRO_BATCH, "New noise for every 'micro_batch', or once an optimizer 'step'.")
     warmup_ratio: NonNegative = option(0.0, "Part of the training over which the noise rises linearly from 0.")
     decay_ratio: NonNegative = option(0.0, "Part of the training, at its end, over which it falls linearly to 0.")
@@ -146,6 +245,7 @@ class NoiseConfig(Config):
     seed: Seed = option(0, "Seed of the noise.")
 
     def __post_init__(self) -> None:
+        self._fill_in()
         super().__post_init__()
         if self.warmup_ratio + self.decay_ratio > 1:
             ratios = f"{self.warmup_ratio} + {self.decay_ratio}"
@@ -154,20 +254,106 @@ class NoiseConfig(Config):
             raise ValueError(f"curvature_decay must be at most 1 (a plain mean); got {self.curvature_decay}.")
         # stored, so that a run's settings say what it did even if a default changes
         if self.scale is None:
-            object.__setattr__(self, "scale", self.shape.facts.scale)
+            object.__setattr__(self, "scale", self._default_scale())
         if self.curvature_every is None:
             object.__setattr__(self, "curvature_every", self.curvature.facts.every)
-        # no weight may leave the box in which ρ bounds the change of the Hessian
-        name = self.shape.facts.limit
-        limit = math.inf if name is None else getattr(self, name)
-        if self.scale is not None and self.scale > limit:
-            raise ValueError(
-                f"The noise is larger than the box N_i = gamma*|w_i| + epsilon: shape={self.shape.value!r} with "
-                f"scale={self.scale} needs {name} of at least {self.scale}; got {limit}. "
-                f"Lower scale, or raise {name}."
-            )
+        refuse_what_does_not_go_together(self)
+
+    def _fill_in(self) -> None:
+        """Let the recipe say what was not given."""
+        recipe = choice(NoiseRecipe, self.recipe, "recipe")
+        own_shape = self.shape is None or self.shape == recipe.facts.fields["shape"]
+        for name, value in recipe.facts.fields.items():
+            # the scale is one of the recipe's shape
+            if getattr(self, name) is None and (name != "scale" or own_shape):
+                object.__setattr__(self, name, value)
+
+    def _default_scale(self) -> float:
+        if self.direction.facts.by_chance:
+            return self.shape.facts.scale
+        raise ValueError(
+            f"The radius of an ascent (direction={self.direction.value!r}) in the shape {self.shape.value!r} has no "
+            f"default. Set scale, the largest sqrt(Σ u_i²/σ_i²) with σ the level at scale 1; 0.15 is one for "
+            "shape='isotropic'."
+        )
+
+    @classmethod
+    def short_names(cls) -> dict[str, Callable[[], NoiseConfig]]:
+        """The recipes."""
+        return {recipe.value: partial(cls, recipe=recipe) for recipe in NoiseRecipe}
 
     @property
     def is_silent(self) -> bool:
         """Whether there is no noise at all."""
         return self.scale == 0
+
+    @property
+    def second_gradient(self) -> str | None:
+        """The setting for which every micro-batch has two gradients; None where one is enough."""
+        asks = {
+            "antithetic=True": self.antithetic,
+            f"clean_part={self.clean_part}": self.clean_part > 0,
+            f"direction={self.direction.value!r}": self.direction.facts.from_own_gradient,
+        }
+        return next((setting for setting, asked in asks.items() if asked), None)
+
+    @property
+    def samples_curvature(self) -> bool:
+        """Whether a running curvature is made of products of noise and gradient."""
+        return self.shape.uses_curvature and self.curvature.facts.from_products
+
+
+def refuse_what_does_not_go_together(config: NoiseConfig) -> None:
+    """Raise a ValueError that names two settings of which one has to go."""
+    uphill = None if config.direction.facts.by_chance else f"direction={config.direction.value!r}"
+    clean = f"clean_part={config.clean_part}" if config.clean_part else None
+    price = f"the curvature 'price', which shape={config.shape.value!r} asks for," if config.samples_curvature else None
+    pairs = "antithetic=True" if config.antithetic else None
+    remedy = "Take curvature='adam', or a shape without curvature, such as 'rows' or 'isotropic'."
+    consistent = f"consistency={config.consistency}" if config.consistency else None
+    why_pairs = "the outputs of a pair are pulled together"
+    law = config.distribution
+    odd_law = None if law is NoiseDistribution.UNIFORM else f"distribution={law.value!r}"
+    conflicts = [
+        (uphill, pairs, "of a pair one half would go downhill", "Use antithetic=False."),
+        (
+            None if config.target.facts.trained else f"target={config.target.value!r}",
+            uphill or (None if config.shape.uses_rows else f"shape={config.shape.value!r}"),
+            "frozen weights have no gradient, and noise by rows only",
+            "Use direction='random' and shape='rows', or target='trained'.",
+        ),
+        (
+            None if config.target.facts.trained else f"target={config.target.value!r}",
+            odd_law,
+            "it is drawn in the products themselves, as uniform noise",
+            "Leave distribution away.",
+        ),
+        (consistent, None if config.antithetic else "antithetic=False", why_pairs, "Use antithetic=True."),
+        (consistent, price, "is told by the gradient of the loss alone", remedy),
+        (uphill, clean, "sam's first gradient is no part of its second", "Use clean_part=0."),
+        (clean, pairs, "that would be three gradients", "Use one of them."),
+        (uphill, price, "is told by random noise only", remedy),
+        (clean, price, "is told by gradients at noisy weights only", remedy),
+        (uphill, odd_law, "an ascent draws nothing", "Leave distribution away."),
+        (
+            "draw='step'" if config.draw is NoiseDraw.STEP else None,
+            uphill if config.direction.facts.from_own_gradient else None,
+            "every micro-batch ascends along its own gradient",
+            "Use draw='micro_batch', or direction='previous', which is one for a step.",
+        ),
+    ]
+    for first, second, why, what_to_do in conflicts:
+        if first is not None and second is not None:
+            raise ValueError(f"{first} and {second} do not go together: {why}. {what_to_do}")
+    # no weight may leave the box in which ρ bounds the change of the Hessian
+    limit = config.shape.facts.limit
+    if limit is None or uphill is not None or config.scale is None:
+        return
+    largest = getattr(config, limit) if isinstance(limit, str) else limit
+    if config.scale > largest:
+        problem = f"shape={config.shape.value!r} with scale={config.scale}"
+        if isinstance(limit, str):
+            problem += f" needs {limit} of at least {config.scale}; got {largest}. Lower scale, or raise {limit}."
+        else:
+            problem += f"; expected at most {largest}. Lower scale, or raise gamma or epsilon."
+        raise ValueError(f"The noise is larger than the box N_i = gamma*|w_i| + epsilon: {problem}")

@@ -123,6 +123,11 @@ class Config:
         return {name: value.value if isinstance(value, Enum) else value for name, value in values.items()}
 
     @classmethod
+    def short_names(cls) -> dict[str, Callable[[], Any]]:
+        """What stands for whole settings where one word is given, and how to make them."""
+        return {}
+
+    @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Any:
         """The settings from ``to_dict()``; an unknown key is an error that names it."""
         known = {f.name for f in dataclasses.fields(cls)}  # type: ignore[arg-type]

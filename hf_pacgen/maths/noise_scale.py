@@ -93,6 +93,27 @@ def isotropic_noise_scale(weights: Tensor, *, scale: float) -> Tensor:
     return torch.full_like(weights, scale, dtype=torch.promote_types(weights.dtype, torch.float32), requires_grad=False)
 
 
+def box_noise_scale(weights: Tensor, *, scale: float, gamma: float = 0.1, epsilon: float = 0.1) -> Tensor:
+    """σ_i = scale · N_i, N_i = γ|w_i| + ε: a part of the neighborhood, without any curvature.
+
+    >>> box_noise_scale(torch.tensor([-2.0, 0.0]), scale=0.5, gamma=0.1, epsilon=0.2).tolist()
+    [0.20000000298023224, 0.10000000149011612]
+    """
+    return _wide(weights).abs().mul_(gamma * scale).add_(epsilon * scale)
+
+
+def row_noise_scale(row_rms: Tensor, *, scale: float) -> Tensor:
+    """σ_i = scale · r, with r the root mean square of the weights in the row of w_i; in place of ``row_rms``.
+
+    A row is everything at one index of the first dimension, as the weights of one output of a Linear layer; a tensor
+    of one dimension (a bias, the weights of a norm) is one row.
+
+    >>> row_noise_scale(torch.tensor([3.0, 3.0]), scale=0.5).tolist()
+    [1.5, 1.5]
+    """
+    return row_rms.mul_(scale)
+
+
 def _in_box(
     w: Tensor, h: Tensor, slope: float, factor: float, gamma: float, epsilon: float, buffers: Any, peak: float | None
 ) -> Tensor:

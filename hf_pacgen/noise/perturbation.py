@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -105,6 +106,11 @@ class Perturbation:
     # ------------------------------------------------------------------------------- parts of the parameters
 
     @property
+    def touched(self) -> list[Tensor]:
+        """The parameters that have noise."""
+        return list(self.parameters.values())
+
+    @property
     def divided(self) -> bool:
         """Whether each process has only a part of every parameter, and the averaged gradient of that part."""
         return self._shards is not None
@@ -141,6 +147,19 @@ class Perturbation:
         """All of them, by name."""
         return {name: self.gradient(name) for name in self.parameters}
 
+    @contextmanager
+    def gradients_aside(self) -> Iterator[None]:
+        """No gradients inside, and afterwards those of before."""
+        owners = [*self.parameters.values(), *(other for _, other in self._aliases.values())]
+        kept = [owner.grad for owner in owners]
+        for owner in owners:
+            owner.grad = None
+        try:
+            yield
+        finally:
+            for owner, gradient in zip(owners, kept, strict=True):
+                owner.grad = gradient
+
     def reduce_every_gradient(self) -> None:
         """Let the next backward pass give averaged gradients of the parts, also where it was to wait for others."""
         if self._shards is not None:
@@ -167,7 +186,7 @@ class Perturbation:
     def draw(self, scale: ScaleFunction, *key: str | int, factor: float = 1.0) -> None:
         """Draw u at the level factor · σ, as a function of the key and the parameters' names, for the next apply."""
         self.restore()
-        self._follow()  # other code may have loaded or swapped weights since the last step
+        self.follow()  # other code may have loaded or swapped weights since the last step
         stream = stream_key(*key)
         for block in self.layout.blocks:
             weights, twin = self.weights_of(block), self._twin_of[block.index]
@@ -265,11 +284,19 @@ class Perturbation:
         for name, parameter in self.parameters.items():
             # looked up anew: FSDP2's first forward pass may give a shard other storage
             local(parameter).copy_(self._clean[name])
-        self._follow()  # there, where what is left behind has noise
+        self.follow()  # there, where what is left behind has noise
         self.applied = False
         shards.reshard()
         shards.abandon()
         torch.clear_autocast_cache()
+
+    def twin(self, block: Block) -> Tensor:
+        """Where w + u of a block lies, flat, in the dtype of the weights."""
+        return self._twin_of[block.index]
+
+    def twins(self) -> dict[str, Tensor]:
+        """The same by parameter name, in this process's shapes."""
+        return dict(self._twins)
 
     def _levels(self, block: Block, stream: int) -> Tensor:
         """128 times uniform numbers of (-1, 1), valid until the next call."""
@@ -290,7 +317,7 @@ class Perturbation:
     def _box(self, weights: Tensor) -> Tensor:
         return neighborhood(weights, gamma=self.gamma, epsilon=self.epsilon)
 
-    def _follow(self) -> None:
+    def follow(self) -> None:
         """Find the weights again where other code let the parameters point elsewhere."""
         for name, parameter in self.parameters.items():
             weights, here = self.weights[name], (parameter if self._shards is None else local(parameter)).data

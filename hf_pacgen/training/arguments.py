@@ -14,7 +14,7 @@ from hf_pacgen.config import NoiseConfig, ScoreConfig
 from hf_pacgen.config.settings import Config
 
 C = TypeVar("C", bound=Config)
-_HELP = "{}: the settings of {} as JSON ('{{}}' for the defaults) or a file."
+_HELP = "{}: the settings of {} as JSON ('{{}}' for the defaults){} or a file."
 
 
 @dataclass
@@ -22,19 +22,25 @@ class PACGenTrainingArguments(TrainingArguments):
     """Arguments of :class:`~hf_pacgen.training.trainer.PACGenTrainer`, for code, ``HfArgumentParser`` and JSON files.
 
     ``noise`` and ``score`` are the settings of :class:`NoiseConfig` and :class:`ScoreConfig`: a dictionary, a JSON
-    object, or the name of a JSON file.  A ValueError names a setting that is unknown or does not fit.
+    object, or the name of a JSON file; for the noise the name of a recipe, too.  A ValueError names a setting that is
+    unknown or does not fit.
 
     >>> PACGenTrainingArguments("out", noise='{"eta": 1000}', report_to="none").noise["eta"]
     1000.0
+    >>> PACGenTrainingArguments("out", noise="rows", report_to="none").noise["shape"]
+    'rows'
     """
 
     # the base has no ClassVar
     _VALID_DICT_FIELDS: ClassVar[list[str]] = [*TrainingArguments._VALID_DICT_FIELDS, "noise", "score"]  # type: ignore[misc]
 
     # dict without type arguments is the form that HfArgumentParser understands
-    noise: dict | str | None = field(default=None, metadata={"help": _HELP.format("Train with noise", "NoiseConfig")})  # type: ignore[type-arg]
+    noise: dict | str | None = field(
+        default=None,
+        metadata={"help": _HELP.format("Train with noise", "NoiseConfig", ", the name of a recipe ('rows')")},
+    )  # type: ignore[type-arg]
     score: dict | str | None = field(  # type: ignore[type-arg]
-        default=None, metadata={"help": _HELP.format("Score every evaluation", "ScoreConfig")}
+        default=None, metadata={"help": _HELP.format("Score every evaluation", "ScoreConfig", "")}
     )
 
     def __post_init__(self) -> None:
@@ -56,13 +62,18 @@ class PACGenTrainingArguments(TrainingArguments):
 
 
 def as_config(kind: type[C], value: Any, name: str) -> C | None:
-    """Settings from an object of their class, a dictionary, a JSON object or the name of a JSON file."""
+    """Settings from an object of their class, their short name, a dictionary, a JSON object or a JSON file's name."""
     if value is None or isinstance(value, kind):
         return value
     if isinstance(value, str):
+        if value in (short := kind.short_names()):
+            return short[value]()
         is_json = value.lstrip().startswith("{")
         if not is_json and not os.path.isfile(value):
-            raise ValueError(f"{name} must be a JSON object or the name of a JSON file; there is no file {value!r}.")
+            known = f"{', '.join(map(repr, short))}, " if short else ""
+            raise ValueError(
+                f"{name} must be {known}a JSON object or the name of a JSON file; there is no file {value!r}."
+            )
         try:
             value = json.loads(value if is_json else Path(value).read_text(encoding="utf-8"))
         except (json.JSONDecodeError, UnicodeDecodeError) as error:

@@ -17,6 +17,7 @@ from torch import Tensor
 from hf_pacgen.errors import refusing
 from hf_pacgen.files import write_atomically
 from hf_pacgen.noise.curvature_tracker import CurvatureTracker, RunningMean
+from hf_pacgen.noise.directions import PREFIX, Ascent
 from hf_pacgen.noise.perturbation import DIVIDED_INTO
 
 __all__ = ["NOISE_FILE", "load", "save"]
@@ -33,11 +34,19 @@ ANEW = "the running curvature of the noise starts anew"
 logger = logging.getLogger(__name__)
 
 
-def save(tracker: CurvatureTracker, folder: str | os.PathLike[str], *, writes: bool) -> None:
-    """Write the state into a checkpoint, if this process ``writes``; under FSDP2 all processes must call."""
+def save(
+    tracker: CurvatureTracker, folder: str | os.PathLike[str], *, writes: bool, ascent: Ascent | None = None
+) -> None:
+    """Write the state into a checkpoint, if this process ``writes``; under FSDP2 all processes must call.
+
+    ``ascent`` is one along the gradient of the last step, which a resumed run needs.
+    """
     if not writes and not tracker.noise.divided:
         return
     tensors, values = tracker.state()
+    if ascent is not None:
+        direction, held = ascent.state()
+        tensors, values = tensors | {PREFIX + name: t for name, t in direction.items()}, values | held
     whole = tracker.noise.gathered(tensors)  # a collective under FSDP2
     if writes:
         values |= {DIVIDED_INTO: tracker.noise.parts, SETTINGS: tracker.config.to_dict()}
@@ -45,7 +54,7 @@ def save(tracker: CurvatureTracker, folder: str | os.PathLike[str], *, writes: b
         write_atomically(Path(folder) / NOISE_FILE, lambda file: file.write(content))
 
 
-def load(tracker: CurvatureTracker, folder: str | os.PathLike[str]) -> None:
+def load(tracker: CurvatureTracker, folder: str | os.PathLike[str], *, ascent: Ascent | None = None) -> None:
     """Read the state of a checkpoint.
 
     Settings that are not those of the file are used as they are now.  The running curvature is another's, and starts
@@ -56,6 +65,8 @@ def load(tracker: CurvatureTracker, folder: str | os.PathLike[str]) -> None:
     """
     path = Path(folder) / NOISE_FILE
     if not path.is_file():
+        if ascent is not None:
+            logger.warning("%s has no %s: the first step has no direction.", folder, NOISE_FILE)
         if tracker.sums:
             logger.warning("%s has no %s: %s.", folder, NOISE_FILE, ANEW)
         return
@@ -65,6 +76,9 @@ def load(tracker: CurvatureTracker, folder: str | os.PathLike[str]) -> None:
     _say_what_changed(tracker, settings, folder)
     if tracker.config.rho == "estimate" and settings.get("rho", "estimate") == "estimate":
         tracker.take_rho(float(values["rho"]))
+    direction = {name: tensors.pop(PREFIX + name) for name in tracker.noise.parameters if PREFIX + name in tensors}
+    if ascent is not None:
+        ascent.load_state(direction, values)
     if not tracker.sums:
         return  # this noise needs no running curvature of its own
     if reason := _of_another(tracker, settings, tensors, values):

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 
 from hf_pacgen.config import NoiseConfig
 from hf_pacgen.noise.curvature_tracker import CurvatureTracker
+from hf_pacgen.noise.directions import Ascent
+from hf_pacgen.noise.frozen import FrozenNoise
 from hf_pacgen.noise.perturbation import Perturbation
 from hf_pacgen.noise.products import PairedProducts, single_products, summed_products
 from hf_pacgen.training import noise_state
@@ -55,11 +58,12 @@ class NoisyStep:
         if self._estimates:
             refuse_used_up(run)
             rehearse(config, run)
-        law = {"distribution": config.distribution, "gamma": config.gamma, "epsilon": config.epsilon}
-        self.noise = Perturbation.of_model(run.model, **law)
+        self.noise = _noise_of(config, run)
         self._trainable = self._flags()
         eta = float(run.num_examples or 0) if config.eta == "n" else float(config.eta)
         self.tracker = CurvatureTracker(config, self.noise, eta=eta)
+        # None where the noise is random
+        self.ascent = None if config.direction.facts.by_chance else Ascent(self.noise, self.tracker.scale)
         self._reads_optimizer = self.tracker.source is not None and self.tracker.source.from_optimizer
         if self._reads_optimizer:
             self._read_optimizer(0)
@@ -72,7 +76,7 @@ class NoisyStep:
             self._rescale = GradientRescale(self.noise, run.optimizer, clips=run.clips, average=self._average)
         # what others want undone before the noise is taken off for good
         self.closing: list[Callable[[], None]] = []
-        mark(self.noise.parameters.values(), run.optimizer, self.close)
+        mark(self.noise.touched, run.optimizer, self.close)
 
     # ------------------------------------------------------------------------------------------------ the step
 
@@ -91,8 +95,8 @@ class NoisyStep:
     def _flags(self) -> list[bool]:
         return [parameter.requires_grad for parameter in self.run.model.parameters()]
 
-    def draw(self, step: int, micro_step: int = 0) -> bool:
-        """Draw the noise of a micro-batch, for others to put on; False where there is none."""
+    def prepare(self, step: int, micro_step: int = 0) -> float:
+        """Make ready for a micro-batch: the factor of its level, 0 where it is to have no noise."""
         self.noise.restore()
         if callable(prepare := getattr(self.run.optimizer, "train", None)):
             prepare()  # a schedule-free optimizer moves the weights here, and would move the noisy ones later
@@ -101,8 +105,17 @@ class NoisyStep:
             self._keys = []
             if self._estimates:
                 estimate(self.tracker, self.run, step)
-        if factor == 0 or (self._reads_optimizer and not self._read_optimizer(step)):
+        return 0.0 if self._reads_optimizer and factor and not self._read_optimizer(step) else factor
+
+    def draw(self, step: int, micro_step: int = 0) -> bool:
+        """Draw the noise of a micro-batch, for others to put on; False where there is none."""
+        factor = self.prepare(step, micro_step)
+        if factor == 0:
             return False
+        if self.ascent is not None:
+            # all micro-batches of a step are at the weights that its first has moved to
+            return self.ascent.held.facts or self._move(self.ascent, factor)
+        self.tracker.look()
         key = (self.config.seed, "noise", step, self.config.draw.facts(micro_step))
         if key not in self._keys or self.config.antithetic:  # else the draw of an earlier micro-batch is still there
             self.noise.draw(self.tracker.scale, *key, factor=factor)
@@ -121,14 +134,41 @@ class NoisyStep:
         """Whether there has been noise since the last optimizer step."""
         return bool(self._keys)
 
-    def mirror(self, *, apply: bool = True) -> None:
-        """Turn the noise u of a pair into -u."""
+    @contextmanager
+    def first_gradient(self) -> Iterator[None]:
+        """Around the backward pass at the clean weights along whose gradient a micro-batch ascends afterwards.
+
+        The gradients that have accumulated are as before afterwards.  The pass must leave the reduction over processes
+        to this; shards of FSDP2 are reduced by the pass itself.
+        """
+        self.noise.reduce_every_gradient()
+        with self.noise.gradients_aside():
+            yield
+            self._uphill.hold(self.noise.gradients(), self._average)
+
+    def ascend(self, factor: float) -> bool:
+        """Draw what the first gradient leads to, for others to put on; False where it leads nowhere."""
+        return self._move(self._uphill, factor)
+
+    @property
+    def _uphill(self) -> Ascent:
+        if self.ascent is None:
+            raise RuntimeError(f"direction={self.config.direction.value!r} follows no gradient.")
+        return self.ascent
+
+    def _move(self, ascent: Ascent, factor: float) -> bool:
+        self.tracker.look()
+        return ascent.move(factor)
+
+    def observe(self, loss: Tensor) -> None:
+        """Hear of the loss of a micro-batch (its share of the loss of the optimizer step), without waiting for it."""
+
+    def mirror(self) -> None:
+        """Turn the noise u of a pair into -u, for others to put on."""
         self.noise.restore()
         if self._pairs is not None:
             self._pairs.collect(self.noise.gradients(), 2.0)
         self.noise.mirror()
-        if apply:
-            self.noise.apply()
 
     def after_pair(self) -> None:
         """Take the noise of a pair off."""
@@ -152,6 +192,9 @@ class NoisyStep:
                 rescale = self._rescale.factor()
             if self._is_sample(rescale):
                 self.tracker.sample_price(step, products, factor=factor, rescale=rescale)
+        if self.ascent is not None and self.config.direction.facts.from_last_step:
+            # of gradients that are not those of one place there is no direction
+            self.ascent.hold(self.noise.gradients()) if learns else self.ascent.forget()
         self._keys, self._pairs = [], None
 
     @torch.no_grad()
@@ -188,17 +231,21 @@ class NoisyStep:
             self.closing = []
             if self._rescale is not None:
                 self._rescale.close()
-            unmark(self.noise.parameters.values())
+            unmark(self.noise.touched)
 
     # --------------------------------------------------------------------------------------------- checkpoints
 
     def save(self, folder: str | os.PathLike[str], *, writes: bool = True) -> None:
         """Write the noise state into a checkpoint, if this process ``writes``; all processes must call."""
-        noise_state.save(self.tracker, folder, writes=writes)
+        noise_state.save(self.tracker, folder, writes=writes, ascent=self._remembered)
 
     def load(self, folder: str | os.PathLike[str]) -> None:
         """Read the noise state of a checkpoint; where there is none, say so and start anew."""
-        noise_state.load(self.tracker, folder)
+        noise_state.load(self.tracker, folder, ascent=self._remembered)
+
+    @property
+    def _remembered(self) -> Ascent | None:
+        return self.ascent if self.config.direction.facts.from_last_step else None
 
     # ----------------------------------------------------------------------------------------------- internals
 
@@ -210,3 +257,15 @@ class NoisyStep:
         if optimizer is None:
             return False
         return self.tracker.read_optimizer(optimizer, steps=step, examples_per_step=self.run.examples_per_step)
+
+
+def _noise_of(config: NoiseConfig, run: Run) -> Perturbation:
+    if config.target.facts.trained:
+        law = {"distribution": config.distribution, "gamma": config.gamma, "epsilon": config.epsilon}
+        return Perturbation.of_model(run.model, **law)
+    if run.compiled:
+        raise ValueError(
+            f"target={config.target.value!r} draws noise inside the products of the model, which torch.compile would "
+            "trace once and for all. Train without torch_compile, or use recipe='rows'."
+        )
+    return FrozenNoise(run.model, scale=float(config.scale or 0.0))

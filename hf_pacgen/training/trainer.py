@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
 from typing import Any, cast
 
 import torch
@@ -17,6 +15,7 @@ from hf_pacgen.config import NoiseConfig, ScoreConfig
 from hf_pacgen.results.pacgen import PACGenResult
 from hf_pacgen.training.arguments import PACGenTrainingArguments, as_config
 from hf_pacgen.training.callback.callback import PACGenCallback
+from hf_pacgen.training.micro_batch import MicroBatch
 from hf_pacgen.training.noisy_step import ANOTHER_NOISE, NoisyStep
 from hf_pacgen.training.passes import Passes
 from hf_pacgen.training.run_facts import (
@@ -61,7 +60,7 @@ class PACGenTrainer(Trainer):
     def __init__(
         self,
         *args: Any,
-        noise: NoiseConfig | dict[str, Any] | None = None,
+        noise: NoiseConfig | dict[str, Any] | str | None = None,
         score: ScoreConfig | dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
@@ -125,58 +124,16 @@ class PACGenTrainer(Trainer):
             noisy = self._start_noise()
         if noisy is None:
             return super().training_step(model, inputs, num_items_in_batch)
-        passes = cast(Passes, self._passes)
-        drawn = noisy.draw(self.state.global_step, self._micro_step)
+        passes, plain = cast(Passes, self._passes), super().training_step
+        batch = MicroBatch(self, noisy, model, lambda: plain(model, inputs, num_items_in_batch), passes)
         try:
-            if drawn:
-                passes.begin()
-            if drawn and noisy.config.antithetic:
-                loss = self._antithetic_step(noisy, model, inputs, num_items_in_batch)
-            else:
-                loss = super().training_step(model, inputs, num_items_in_batch)
-            self._learns &= not (drawn and passes.missed())
-            return loss
+            loss = batch.gradient(self._micro_step)
+            self._learns &= not (batch.has_noise and passes.missed())
         finally:
             passes.end()
             self._micro_step += 1
-
-    def _antithetic_step(
-        self, noisy: NoisyStep, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None
-    ) -> Tensor:
-        """The mean of the gradients at w + u and w - u."""
-        # with the same dropout in both: on the way out of the fork the random state is as before
-        device = self.args.device
-        fork = torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
-        # the first gradient of a pair needs no reduction over processes: the second's takes it along
-        # (of shards there would be no gradient yet, and the curvature is made of both)
-        apart = self.args.world_size > 1 and not noisy.noise.divided
-        together = self.accelerator.no_sync(model) if apart else nullcontext()
-        with self._halved_loss():
-            with together, fork:
-                first = super().training_step(model, inputs, num_items_in_batch)
-            cast(Passes, self._passes).end()
-            noisy.mirror(apply=False)
-            cast(Passes, self._passes).begin()
-            second = super().training_step(model, inputs, num_items_in_batch)
-            noisy.after_pair()
-        return first + second
-
-    @contextmanager
-    def _halved_loss(self) -> Iterator[None]:
-        # on the instance, so that a subclass's compute_loss is halved too
-        compute_loss, own = self.compute_loss, self.__dict__.get("compute_loss")
-
-        def half(*args: Any, **kwargs: Any) -> Any:
-            result = compute_loss(*args, **kwargs)
-            return (result[0] / 2, *result[1:]) if isinstance(result, tuple) else result / 2
-
-        self.compute_loss = half  # type: ignore[method-assign]
-        try:
-            yield
-        finally:
-            del self.compute_loss
-            if own is not None:
-                self.compute_loss = own  # type: ignore[method-assign]
+        noisy.observe(loss)
+        return loss
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         # every checkpoint passes here, those on SIGTERM too, which fire no event
@@ -249,16 +206,12 @@ class PACGenTrainer(Trainer):
         kind = type(self)
         after = kind.__mro__[kind.__mro__.index(PACGenTrainer) + 1 :]
         counts = next(k for k in after if "training_step" in vars(k)) is not Trainer
-        if (
-            self.noise is not None
-            and self.noise.antithetic
-            and counts
-            and kind._prepare_inputs is not Trainer._prepare_inputs
-        ):
+        asks = None if self.noise is None else self.noise.second_gradient
+        if asks is not None and counts and kind._prepare_inputs is not Trainer._prepare_inputs:
             raise ValueError(
-                f"antithetic noise takes two gradients of every batch, and {kind.__name__} makes its batches as it "
-                "trains (by a _prepare_inputs and a training_step of its own), so the two would be of different ones. "
-                "Use antithetic=False."
+                f"{asks} takes two gradients of every batch, and {kind.__name__} makes its batches as it trains (by a "
+                "_prepare_inputs and a training_step of its own), so the two would be of different ones. Use a recipe "
+                "of one gradient, such as 'rows' or 'ascent'."
             )
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:

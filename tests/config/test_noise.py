@@ -15,7 +15,10 @@ from hf_pacgen.config import NoiseConfig
 BAD: list[tuple[dict[str, Any], str]] = [
     ({"distribution": "cauchy"}, "distribution must be one of 'uniform'"),
     ({"distribution": "normal"}, "distribution='normal' leaves the box N_i in which the theory holds; use 'truncated"),
-    ({"shape": "round"}, "shape must be one of 'pacgen', 'article', 'magnitude', 'isotropic'; got 'round'"),
+    (
+        {"shape": "round"},
+        "shape must be one of 'pacgen', 'article', 'magnitude', 'isotropic', 'box', 'rows'; got 'round'",
+    ),
     ({"curvature": "guess"}, "curvature must be one of 'price', 'adam', 'hutchinson'; got 'guess'"),
     ({"draw": "epoch"}, "draw must be one of 'micro_batch', 'step'; got 'epoch'"),
     ({"eta": 0}, "eta must be a positive number, or 'n' for the number of training examples; got 0"),
@@ -35,7 +38,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"gamma": 10**400}, "gamma must be a finite number of at least 0"),
     ({"eta": 10**400}, "eta must be a positive number"),
     ({"antithetic": "false"}, "antithetic must be True or False; got 'false'"),
-    ({"antithetic": None}, "antithetic must be True or False; got None"),
+    ({"antithetic": 1}, "antithetic must be True or False; got 1"),
     ({"distribution": "cauchy"}, "distribution must be one of 'uniform', 'truncated_normal'; got 'cauchy'"),
     ({"rho": "guess"}, "rho must be a number >= 0 or 'estimate'; got 'guess'"),
     ({"rho": -1}, "rho must be a finite number of at least 0; got -1"),

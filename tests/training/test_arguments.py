@@ -21,11 +21,11 @@ from hf_pacgen.training.trainer import PACGenTrainer
     [
         ({"etta": 1}, "NoiseConfig has no setting 'etta'; it has antithetic"),
         ('{"etta": 1}', "NoiseConfig has no setting 'etta'"),
-        ("missing.json", "noise must be a JSON object or the name of a JSON file; there is no file 'missing.json'"),
+        ("missing.json", "a JSON object or the name of a JSON file; there is no file 'missing.json'"),
         ('{"eta": }', "noise is not valid JSON"),
         (3, "noise must be a NoiseConfig or a dictionary of its settings; got 3"),
         ({"scale": -1}, "scale must be a finite number of at least 0; got -1"),
-        ("x" * 400, "noise must be a JSON object or the name of a JSON file; there is no file 'xxx"),
+        ("x" * 400, "a JSON object or the name of a JSON file; there is no file 'xxx"),
     ],
 )
 def test_bad_forms_are_refused_everywhere(value: Any, message: str, tmp_path: Path) -> None:

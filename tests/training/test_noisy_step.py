@@ -78,6 +78,7 @@ def one_step(engine: NoisyStep, backward: Callable[[float], None], step: int, ba
         if engine.config.antithetic:
             backward(0.5 / batches)
             engine.mirror()
+            engine.noise.apply()
             backward(0.5 / batches)
             engine.after_pair()
         else:

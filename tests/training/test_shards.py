@@ -89,6 +89,7 @@ def gradient(engine: NoisyStep, made: nn.Module, part: dict[str, Tensor], step: 
         (made(**part).loss / of / (2 if pair and noisy else 1)).backward()
         if noisy and pair:
             engine.mirror()
+            engine.noise.apply()
             (made(**part).loss / of / 2).backward()
             engine.after_pair()
     finally:

@@ -179,7 +179,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "rho": ({"noise": {"rho": "estimate"}}, r"not begun, because rho='estimate' cannot be.*Use curvature='price' and"),
     "score": ({"score": SCORE, "score_on": "end"}, r"not begun, because its score.*\(GRPO, RLOO\).*\(score=None\)"),
-    "pairs": ({"noise": {"antithetic": True}}, "makes its batches as it trains .* Use antithetic=False"),
+    "pairs": ({"noise": {"antithetic": True}}, "makes its batches as it trains .* Use a recipe of one gradient"),
 }
 
 

@@ -66,7 +66,7 @@ class PACGenCallback(TrainerCallback):
 
     def __init__(
         self,
-        noise: NoiseConfig | dict[str, Any] | None = None,
+        noise: NoiseConfig | dict[str, Any] | str | None = None,
         score: ScoreConfig | dict[str, Any] | None = None,
         score_on: ScoreOn | str = ScoreOn.EVALUATE,
     ) -> None:
@@ -83,10 +83,10 @@ class PACGenCallback(TrainerCallback):
                 "This PACGenCallback does nothing: it has neither noise nor score. Pass noise=NoiseConfig(), "
                 "score=ScoreConfig(), or both, to an instance of it."
             )
-        if self.noise is not None and self.noise.antithetic:
+        if self.noise is not None and (asks := self.noise.second_gradient) is not None:
             raise ValueError(
-                "antithetic noise takes two gradients of every batch, which a callback cannot ask for. "
-                "Use PACGenTrainer, or antithetic=False."
+                f"{asks} takes two gradients of every batch, which a callback cannot ask for. Use PACGenTrainer, or a "
+                "recipe of one gradient, such as 'rows' or 'ascent'."
             )
         self.noisy_step: NoisyStep | None = None
         self._guard: Guard | None = None
@@ -141,6 +141,7 @@ class PACGenCallback(TrainerCallback):
         """Put the step's noise on the weights."""
         if self.noisy_step is not None and self._guard is not None:
             self._guard.leave()  # a step that was broken off has left its noise
+            self._guard.loaded = False  # also where the step will have none
             if self.noisy_step.outdated:
                 logger.warning(ANOTHER_NOISE)
                 self._close()

@@ -42,7 +42,9 @@ def test_a_callback_may_be_extended_or_wrapped() -> None:
 
 
 def test_a_callback_refuses_what_it_cannot_do() -> None:
-    with pytest.raises(ValueError, match=r"antithetic noise takes two gradients.*Use PACGenTrainer, or antithetic=Fal"):
+    with pytest.raises(
+        ValueError, match=r"antithetic=True takes two gradients.*Use PACGenTrainer, or a recipe of one grad"
+    ):
         PACGenCallback(noise={"antithetic": True})
     with pytest.raises(ValueError, match="score_on must be one of 'evaluate', 'epoch', 'end'; got 'never'"):
         PACGenCallback(score_on="never")
