@@ -9,14 +9,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 import safetensors.torch
+import torch
 from safetensors import safe_open
 from torch import Tensor
 
 from hf_pacgen.config import NoiseConfig
+from hf_pacgen.distributed.deepspeed import LazyGradients, ZeroStep, zero_optimizer
 from hf_pacgen.files import write_atomically
 from hf_pacgen.noise.curvature_tracker import CurvatureTracker
 from hf_pacgen.noise.perturbation import DIVIDED_INTO, Perturbation
-from hf_pacgen.noise.products import PairedProducts, single_products, summed_products
+from hf_pacgen.noise.products import Gradients, PairedProducts, single_products, summed_products
 from hf_pacgen.training.clipping import GradientRescale, loss_unscale
 from hf_pacgen.training.estimates import estimate, needs_batches, refuse_used_up
 from hf_pacgen.training.hooks import mark, take_over, unmark
@@ -45,6 +47,9 @@ class NoisyStep:
     the weights, and "uniform" noise and what is learned from it are those of one process.  (Which part of a large
     model ``price`` samples in which step follows from the sizes of the parts.)
 
+    DeepSpeed (ZeRO-1 and 2) steps at the end of its backward pass: there the step is ended by :attr:`ends`, which
+    calls :meth:`before_optimizer_step` by default, when DeepSpeed's optimizer begins.
+
     Raises:
         ValueError: what the settings need is not known or not there, or there is other noise in the same run.
     """
@@ -52,6 +57,9 @@ class NoisyStep:
     def __init__(self, config: NoiseConfig, run: Run) -> None:
         self.config, self.run = config, run
         run.agree_on_noise(config)  # before anything that one process alone may refuse
+        zero = zero_optimizer(run.optimizer)
+        if zero is not None:
+            _refuse_under_deepspeed(config)
         take_over(run.model, run.optimizer)
         if config.eta == "n" and "eta" in config.shape.facts.takes and not run.num_examples:
             raise ValueError(
@@ -71,10 +79,15 @@ class NoisyStep:
             self._read_optimizer(0)
         self._keys: list[tuple[str | int, ...]] = []  # of the draws in this step
         self._pairs: PairedProducts | None = None
+        self._step = 0  # that of the last draw
+        self.ends: Callable[[int], None] = self.before_optimizer_step
+        # so that who sets another is heard
+        self._zero = None if zero is None else ZeroStep(zero, lambda: self.ends(self._step))
         # FSDP2 has averaged the gradients before anyone sees them
         self._average = self._mean if run.processes.size > 1 and not self.noise.divided else None
         self._rescale: GradientRescale | None = None
-        if self.tracker.takes_samples and not config.antithetic:
+        # under DeepSpeed they are looked at before they are clipped
+        if self.tracker.takes_samples and not config.antithetic and self._zero is None:
             self._rescale = GradientRescale(self.noise, run.optimizer, clips=run.clips, average=self._average)
         # what others want undone before the noise is taken off for good
         self.closing: list[Callable[[], None]] = []
@@ -100,6 +113,7 @@ class NoisyStep:
     def draw(self, step: int, micro_step: int = 0) -> bool:
         """Draw the noise of a micro-batch, for others to put on; False where there is none."""
         self.noise.restore()
+        self._step = step
         if callable(prepare := getattr(self.run.optimizer, "train", None)):
             prepare()  # a schedule-free optimizer moves the weights here, and would move the noisy ones later
         factor = self.factor(step)
@@ -144,14 +158,21 @@ class NoisyStep:
             if self._pairs is not None:
                 products, rescale = self._pairs.mean(self._average), loss_unscale(self.run.optimizer)
             elif len(self._keys) > 1:
-                gradients = self.noise.gradients()
-                products = summed_products(self.noise, gradients, self.tracker.scale, self._keys, factor)
+                products = summed_products(self.noise, self._gradients(), self.tracker.scale, self._keys, factor)
             else:
-                products = single_products(self.noise, self.noise.gradients())
+                products = single_products(self.noise, self._gradients())
             if self._rescale is not None:
                 rescale = self._rescale.factor()
+            elif self._zero is not None and self._zero.loss_scale != 1:
+                rescale = torch.tensor(1.0 / self._zero.loss_scale)
             self.tracker.sample_price(step, products, factor=factor, rescale=rescale)
         self._keys, self._pairs = [], None
+
+    def _gradients(self) -> Gradients:
+        zero = self._zero
+        if zero is None:
+            return self.noise.gradients()
+        return LazyGradients(self.noise.parameters, lambda name: zero.gradient(self.noise.parameters[name]))
 
     def factor(self, step: int) -> float:
         """The schedule: part of σ that is drawn in an optimizer step, from 0 to 1."""
@@ -168,6 +189,8 @@ class NoisyStep:
             self.noise.restore()
         finally:
             self.closing = []
+            if self._zero is not None:
+                self._zero.close()
             if self._rescale is not None:
                 self._rescale.close()
             unmark(self.noise.parameters.values())
@@ -214,3 +237,18 @@ class NoisyStep:
         if optimizer is None:
             return False
         return self.tracker.read_optimizer(optimizer, steps=step, examples_per_step=self.run.examples_per_step)
+
+
+def _refuse_under_deepspeed(config: NoiseConfig) -> None:
+    """Raise where a noise needs what DeepSpeed keeps to itself."""
+    remedy = "or train with DistributedDataParallel or FSDP2."
+    if config.antithetic:
+        raise ValueError(
+            "antithetic=True takes two backward passes of every batch, and under DeepSpeed each of them ends in a step "
+            f"of the optimizer. Set antithetic=False, {remedy}"
+        )
+    if config.shape.uses_curvature and config.curvature.facts.from_optimizer:
+        raise ValueError(
+            f"curvature={config.curvature.value!r} reads the optimizer's second moments, which DeepSpeed keeps in "
+            f"parts without names. Set curvature='price' or 'hutchinson', {remedy}"
+        )

@@ -53,7 +53,7 @@ class PACGenTrainer(Trainer):
         *args, **kwargs: those of ``transformers.Trainer``.
 
     Raises:
-        ValueError: DeepSpeed or the first FSDP with noise; noise in a PACGenCallback as well; an unfit setting.
+        ValueError: ZeRO-3 or the first FSDP with noise; noise in a PACGenCallback as well; an unfit setting.
     """
 
     def __init__(

@@ -134,6 +134,7 @@ class PACGenCallback(TrainerCallback):
         # compiled models run no hooks
         self._guard = Guard(run.model, self.noisy_step.noise, watch_forward=not run.compiled)
         self.noisy_step.closing.append(self._guard.close)
+        self.noisy_step.ends = self._end_step
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Put the step's noise on the weights."""
@@ -148,10 +149,13 @@ class PACGenCallback(TrainerCallback):
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Take the noise off, and learn about the curvature."""
+        self._end_step(state.global_step)
+
+    def _end_step(self, step: int) -> None:
         if self.noisy_step is not None and self._guard is not None:
             self._guard.leave()
             # weights that were loaded in the middle of a step are not those that its noise was drawn for
-            self.noisy_step.before_optimizer_step(state.global_step, learns=not self._guard.loaded)
+            self.noisy_step.before_optimizer_step(step, learns=not self._guard.loaded)
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Write the noise state into the checkpoint."""
