@@ -11,7 +11,7 @@ PEERS_ALONE := curvlinops-for-pytorch einops einconv linear_operator backpack-fo
 PEERS := ivon-opt pyhessian
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test coverage lint format wheel docs benchmarks cards clean
+.PHONY: help demo test deepspeed coverage lint format wheel docs benchmarks cards clean
 
 help: ## Show this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -21,6 +21,10 @@ demo: $(VENV)/.installed-demo ## Train a small vision transformer on handwritten
 
 test: $(VENV)/.installed-dev ## Run all tests, on up to four cores
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
+
+deepspeed: $(VENV)/.installed-dev ## Run the tests that need DeepSpeed, in an environment of their own beside the other
+	[ -e $(VENV)-deepspeed/.installed ] || sh tests/install_deepspeed.sh $(BIN)/python $(VENV)-deepspeed
+	$(VENV)-deepspeed/bin/python -m pytest -rs tests/training/test_deepspeed.py
 
 coverage: $(VENV)/.installed-dev ## Run all tests; fails where they reach under 95 % of the lines, or not every raise
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile \
@@ -56,7 +60,7 @@ cards: $(VENV)/.installed-examples ## Write the model cards again (a few minutes
 	$(BIN)/python examples/model_cards.py --output model_cards $(if $(TWEETS),--tweets $(TWEETS))
 
 clean: ## Remove the virtual environment and what tools left behind
-	rm -rf $(VENV) $(VENV)-wheel build dist site *.egg-info .pytest_cache .ruff_cache .mypy_cache digits_vit.json
+	rm -rf $(VENV) $(VENV)-wheel $(VENV)-deepspeed build dist site *.egg-info .pytest_cache .ruff_cache .mypy_cache digits_vit.json
 	rm -rf .coverage* coverage.json
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 

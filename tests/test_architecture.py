@@ -21,7 +21,7 @@ FLOORS: dict[str, str] = {
     "sharpness spectrum summary worst_case",
     "show": "advice cards.contents cards.document cards.update plots.gap plots.landscape plots.promise "
     "plots.runs plots.score plots.spectrum plots.style tables wording",
-    "distributed": "processes shards",
+    "distributed": "deepspeed processes shards",
     "model": "adapters dequantized embeddings fingerprint parameters precision state storage",
     "data": "batches checks checksums collation contents inspection likelihoods losses objective outputs own_loss "
     "recognition sharded_objective units",

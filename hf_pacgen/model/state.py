@@ -11,6 +11,8 @@ import numpy
 import torch
 from torch import nn
 
+from hf_pacgen.distributed.deepspeed import engine_module
+
 __all__ = [
     "base_model",
     "double_backward_attention",
@@ -26,10 +28,12 @@ __all__ = [
 
 
 def unwrap(model: nn.Module) -> nn.Module:
-    """The module inside DistributedDataParallel, DataParallel and torch.compile wrappers."""
+    """The module inside DistributedDataParallel, DataParallel, DeepSpeed and torch.compile wrappers."""
     while True:
         if isinstance(model, (nn.parallel.DistributedDataParallel, nn.DataParallel)):
             model = model.module
+        elif (inside := engine_module(model)) is not None:
+            model = inside
         elif isinstance(getattr(model, "_orig_mod", None), nn.Module):
             model = model._orig_mod  # type: ignore[assignment]
         else:
@@ -45,8 +49,12 @@ def base_model(model: Any) -> nn.Module:
 def preserved(model: nn.Module) -> Iterator[None]:
     """Put gradients aside, and give back gradients, modes, buffers, caches and random state at the end.
 
-    Weights are not copied here: what displaces them keeps a copy of its own.
+    Weights are not copied here: what displaces them keeps a copy of its own.  Hooks on accumulated gradients sleep
+    meanwhile: those of DeepSpeed would reduce the gradients of a measure into the next step's, and an optimizer that
+    steps in the backward pass would step.
     """
+    hooks = [parameter._post_accumulate_grad_hooks for parameter in model.parameters()]
+    sleeping = [(found, dict(found)) for found in hooks if found]
     modes = [(module, module.training) for module in model.modules()]
     gradients = [(parameter, parameter.grad) for parameter in model.parameters()]
     buffers = [
@@ -59,8 +67,12 @@ def preserved(model: nn.Module) -> Iterator[None]:
         try:
             for parameter, _ in gradients:
                 parameter.grad = None
+            for found, _ in sleeping:
+                found.clear()
             yield
         finally:
+            for found, content in sleeping:
+                found.update(content)
             for parameter, gradient in gradients:
                 parameter.grad = gradient
             for module, mode in modes:

@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 
 from hf_pacgen.config import NoiseConfig
+from hf_pacgen.distributed.deepspeed import LazyGradients, ZeroStep, zero_optimizer
 from hf_pacgen.noise.curvature_tracker import CurvatureTracker
 from hf_pacgen.noise.directions import Ascent
 from hf_pacgen.noise.frozen import FrozenNoise
 from hf_pacgen.noise.perturbation import Perturbation
-from hf_pacgen.noise.products import PairedProducts, single_products, summed_products
+from hf_pacgen.noise.products import Gradients, PairedProducts, single_products, summed_products
 from hf_pacgen.training import noise_state
 from hf_pacgen.training.clipping import GradientRescale, loss_unscale
 from hf_pacgen.training.estimates import estimate, needs_batches, refuse_used_up, rehearse
@@ -41,6 +42,9 @@ class NoisyStep:
     the weights, and "uniform" noise and what is learned from it are those of one process.  (Which part of a large
     model ``price`` samples in which step follows from the sizes of the parts.)
 
+    DeepSpeed (ZeRO-1 and 2) steps at the end of its backward pass: there the step is ended by :attr:`ends`, which
+    calls :meth:`before_optimizer_step` by default, when DeepSpeed's optimizer begins.
+
     Raises:
         ValueError: what the settings need is not known or not there, or there is other noise in the same run.
     """
@@ -48,6 +52,9 @@ class NoisyStep:
     def __init__(self, config: NoiseConfig, run: Run) -> None:
         self.config, self.run = config, run
         run.agree_on_noise(config)  # before anything that one process alone may refuse
+        zero = zero_optimizer(run.optimizer)
+        if zero is not None:
+            _refuse_under_deepspeed(config)
         take_over(run.model, run.optimizer)
         if config.eta == "n" and "eta" in config.shape.facts.takes and not run.num_examples:
             raise ValueError(
@@ -69,10 +76,15 @@ class NoisyStep:
             self._read_optimizer(0)
         self._keys: list[tuple[str | int, ...]] = []  # of the draws in this step
         self._pairs: PairedProducts | None = None
+        self._step, self._ended = 0, False  # that of the last draw, and whether its gradients are all there were
+        self.ends: Callable[[int], None] = self.before_optimizer_step
+        # so that who sets another is heard
+        self._zero = None if zero is None else ZeroStep(zero, lambda: self.ends(self._step))
         # FSDP2 has averaged the gradients before anyone sees them
         self._average = self._mean if run.processes.size > 1 and not self.noise.divided else None
         self._rescale: GradientRescale | None = None
-        if self.tracker.takes_samples and not config.antithetic:
+        # under DeepSpeed they are looked at before they are clipped
+        if self.tracker.takes_samples and not config.antithetic and self._zero is None:
             self._rescale = GradientRescale(self.noise, run.optimizer, clips=run.clips, average=self._average)
         # what others want undone before the noise is taken off for good
         self.closing: list[Callable[[], None]] = []
@@ -98,6 +110,7 @@ class NoisyStep:
     def prepare(self, step: int, micro_step: int = 0) -> float:
         """Make ready for a micro-batch: the factor of its level, 0 where it is to have no noise."""
         self.noise.restore()
+        self._step, self._ended = step, False
         if callable(prepare := getattr(self.run.optimizer, "train", None)):
             prepare()  # a schedule-free optimizer moves the weights here, and would move the noisy ones later
         factor = self.factor(step)
@@ -179,32 +192,35 @@ class NoisyStep:
     def before_optimizer_step(self, step: int, *, learns: bool = True) -> None:
         """Take the noise off, and sample the curvature, unless the weights are not those that it was drawn for."""
         self.noise.restore()
+        if self._ended:  # DeepSpeed's step came first, and has used up the gradients
+            return
         if self._keys and self.tracker.takes_samples and learns:
-            factor, rescale = self.factor(step), None
+            factor, rescale, gradients = self.factor(step), None, self._sampled_gradients(step)
             if self._pairs is not None:
                 products, rescale = self._pairs.mean(self._average), loss_unscale(self.run.optimizer)
             elif len(self._keys) > 1:
-                gradients = self.noise.gradients()
                 products = summed_products(self.noise, gradients, self.tracker.scale, self._keys, factor)
             else:
-                products = single_products(self.noise, self.noise.gradients())
+                products = single_products(self.noise, gradients)
             if self._rescale is not None:
                 rescale = self._rescale.factor()
-            if self._is_sample(rescale):
+            elif self._zero is not None and self._zero.loss_scale != 1:
+                rescale = torch.tensor(1.0 / self._zero.loss_scale)
+            if self._is_sample(gradients, rescale):
                 self.tracker.sample_price(step, products, factor=factor, rescale=rescale)
         if self.ascent is not None and self.config.direction.facts.from_last_step:
             # of gradients that are not those of one place there is no direction
-            self.ascent.hold(self.noise.gradients()) if learns else self.ascent.forget()
-        self._keys, self._pairs = [], None
+            self.ascent.hold(self._all_gradients()) if learns else self.ascent.forget()
+        self._keys, self._pairs, self._ended = [], None, self._zero is not None
 
     @torch.no_grad()
-    def _is_sample(self, rescale: Tensor | None) -> bool:
+    def _is_sample(self, gradients: Gradients, rescale: Tensor | None) -> bool:
         """Whether the gradients of this step tell anything: they are finite, and nobody has thrown them away.
 
         All processes come to the same answer.  The Trainer has waited for its device by now (it looks whether the loss
         is finite), so one more number costs nothing.
         """
-        found = [g for g in self.noise.gradients().values() if g is not None and g.numel()]
+        found = [g for g in gradients.values() if g is not None and g.numel()]
         found += [] if self._pairs is None else list(self._pairs.collected.values())
         device = next(iter(self.noise.parameters.values())).device
         odd = torch.zeros(2, device=device, dtype=torch.float64)  # how many are not finite, how many are not 0
@@ -213,6 +229,20 @@ class NoisyStep:
             odd += torch.stack([(~largest.isfinite()).sum(), (largest != 0).sum()])
         broken, moved = self.noise.total(odd).tolist()
         return broken == 0 and moved > 0 and (rescale is None or bool(rescale != 0))
+
+    def _sampled_gradients(self, step: int) -> Gradients:
+        """Those that the samples of this step are made of: all, or what has to be gathered for them."""
+        if self._zero is None:
+            return self.noise.gradients()
+        sampled = [block for block in self.noise.layout.blocks if self.tracker.is_sampled(block, step)]
+        wanted = {segment.name for block in sampled for segment in block.segments}
+        return {n: self._zero.gradient(p) if n in wanted else None for n, p in self.noise.parameters.items()}
+
+    def _all_gradients(self) -> Gradients:
+        zero = self._zero
+        if zero is None:
+            return self.noise.gradients()
+        return LazyGradients(self.noise.parameters, lambda name: zero.gradient(self.noise.parameters[name]))
 
     def factor(self, step: int) -> float:
         """The schedule: part of σ that is drawn in an optimizer step, from 0 to 1."""
@@ -229,6 +259,8 @@ class NoisyStep:
             self.noise.restore()
         finally:
             self.closing = []
+            if self._zero is not None:
+                self._zero.close()
             if self._rescale is not None:
                 self._rescale.close()
             unmark(self.noise.touched)
@@ -269,3 +301,18 @@ def _noise_of(config: NoiseConfig, run: Run) -> Perturbation:
             "trace once and for all. Train without torch_compile, or use recipe='rows'."
         )
     return FrozenNoise(run.model, scale=float(config.scale or 0.0))
+
+
+def _refuse_under_deepspeed(config: NoiseConfig) -> None:
+    """Raise where a noise needs what DeepSpeed keeps to itself."""
+    remedy = "or train with DistributedDataParallel or FSDP2."
+    if (asks := config.second_gradient) is not None:
+        raise ValueError(
+            f"{asks} takes two gradients of every batch, and under DeepSpeed each of them ends in a step of the "
+            f"optimizer. Use a recipe of one gradient, such as 'rows' or 'ascent', {remedy}"
+        )
+    if config.shape.uses_curvature and config.curvature.facts.from_optimizer:
+        raise ValueError(
+            f"curvature={config.curvature.value!r} reads the optimizer's second moments, which DeepSpeed keeps in "
+            f"parts without names. Set curvature='price' or 'hutchinson', {remedy}"
+        )

@@ -70,7 +70,7 @@ class Run:
 
 
 def refuse_unsupported(args: TrainingArguments) -> None:
-    """Raise a ValueError for DeepSpeed, FSDP of another version than 2, or an optimizer that steps inside backward."""
+    """Raise a ValueError for ZeRO-3, FSDP of another version than 2, or an optimizer that steps inside backward."""
     optimizer = str(getattr(optim := getattr(args, "optim", ""), "value", optim))
     if optimizer.endswith(("lomo", "_layerwise")):
         raise ValueError(
@@ -84,11 +84,11 @@ def refuse_unsupported(args: TrainingArguments) -> None:
     # the arguments ask for it, or ``accelerate launch`` has already set it up
     state = AcceleratorState() if AcceleratorState._shared_state else None
     deepspeed, fsdp = getattr(state, "deepspeed_plugin", None), getattr(state, "fsdp_plugin", None)
-    if is_deepspeed_zero3_enabled() or getattr(args, "deepspeed", None) or deepspeed is not None:
-        what = "DeepSpeed, which partitions gradients and optimizer states (and with ZeRO-3 the parameters)"
-        if is_deepspeed_zero3_enabled():
-            what = "DeepSpeed ZeRO-3, which shards the parameters"
-        raise ValueError(f"Noise is not supported with {what}. {remedy}")
+    if is_deepspeed_zero3_enabled() or getattr(deepspeed, "zero_stage", None) == 3:
+        raise ValueError(
+            "Noise is not supported with DeepSpeed ZeRO-3, which shards the parameters: they are whole only inside of "
+            "its own passes. Set zero_optimization: {'stage': 2}, shard with FSDP2, or train without noise."
+        )
     if getattr(args, "fsdp", None) or fsdp is not None:
         asked = (getattr(args, "fsdp_plugin_args", None) or {}).get("fsdp_version")
         version = getattr(fsdp, "fsdp_version", None) or int(asked or 1)  # as accelerate has it

@@ -54,7 +54,7 @@ class PACGenTrainer(Trainer):
         *args, **kwargs: those of ``transformers.Trainer``.
 
     Raises:
-        ValueError: DeepSpeed or the first FSDP with noise; noise in a PACGenCallback as well; an unfit setting.
+        ValueError: ZeRO-3 or the first FSDP with noise; noise in a PACGenCallback as well; an unfit setting.
     """
 
     def __init__(
@@ -250,7 +250,12 @@ class PACGenTrainer(Trainer):
         self._noisy_step = NoisyStep(cast(NoiseConfig, self.noise), run)
         self._passes = Passes(run.model, self._noisy_step.noise, watch=not run.compiled)
         self._noisy_step.closing.append(self._passes.close)
+        self._noisy_step.ends = self._end_step
         return self._noisy_step
+
+    def _end_step(self, step: int) -> None:
+        if self._noisy_step is not None:
+            self._noisy_step.before_optimizer_step(step, learns=self._learns)
 
     def _close_noise(self) -> None:
         if self._noisy_step is not None:
@@ -282,5 +287,4 @@ class _Steps(TrainerCallback):
         self.trainer._micro_step, self.trainer._learns = 0, True
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self.trainer._noisy_step is not None:
-            self.trainer._noisy_step.before_optimizer_step(state.global_step, learns=self.trainer._learns)
+        self.trainer._end_step(state.global_step)

@@ -106,6 +106,21 @@ def test_weights_are_not_copied_here() -> None:
     assert bool((model.linear.weight == 7).all())
 
 
+def test_hooks_on_accumulated_gradients_sleep() -> None:
+    model, heard = nn.Linear(1, 1), list[str]()
+    # an optimizer that steps in the backward pass, say
+    first = model.weight.register_post_accumulate_grad_hook(lambda parameter: heard.append("first"))
+    model.weight.register_post_accumulate_grad_hook(lambda parameter: heard.append("second"))
+    with preserved(model):
+        model(torch.ones(1, 1)).sum().backward()
+    assert heard == []
+    model(torch.ones(1, 1)).sum().backward()
+    assert heard == ["first", "second"]
+    first.remove()
+    model(torch.ones(1, 1)).sum().backward()
+    assert heard[2:] == ["second"]
+
+
 @pytest.mark.parametrize("seed", [0, 7, 2**32 + 7])
 def test_all_three_generators_are_seeded(seed: int) -> None:
     with preserved(nn.Linear(1, 1)):

@@ -136,6 +136,7 @@ class PACGenCallback(TrainerCallback):
         # compiled models run no hooks
         self._guard = Guard(run.model, self.noisy_step.noise, watch_forward=not run.compiled)
         self.noisy_step.closing.append(self._guard.close)
+        self.noisy_step.ends = self._end_step
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Put the step's noise on the weights."""
@@ -151,11 +152,14 @@ class PACGenCallback(TrainerCallback):
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Take the noise off, and learn about the curvature."""
+        self._end_step(state.global_step)
+
+    def _end_step(self, step: int) -> None:
         if self.noisy_step is not None and self._guard is not None:
             self._guard.leave()
             # weights that were loaded in the middle of a step are not those that its noise was drawn for
             learns = not (self._guard.loaded or (self.noisy_step.drawn and self._guard.passes.missed()))
-            self.noisy_step.before_optimizer_step(state.global_step, learns=learns)
+            self.noisy_step.before_optimizer_step(step, learns=learns)
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Write the noise state into the checkpoint."""
