@@ -26,7 +26,7 @@ from hf_pacgen.distributed.shards import Shards
 from hf_pacgen.measures.origin import with_origin
 from hf_pacgen.model.dequantized import dequantized
 from hf_pacgen.model.embeddings import ReadElsewhere, whole_embeddings
-from hf_pacgen.model.state import preserved, unwrap
+from hf_pacgen.model.state import preserved, unwrap, without_generation_caches
 from hf_pacgen.model.storage import tied
 
 P = ParamSpec("P")
@@ -135,6 +135,7 @@ def session(
     with ExitStack() as stack:
         stack.enter_context(sharded.as_found() if sharded.active else nullcontext())
         stack.enter_context(preserved(model))
+        stack.enter_context(without_generation_caches(model))
         with everyone.together():
             stack.enter_context(tied(model))
         with everyone.together():
@@ -234,8 +235,7 @@ def _backward_in_words() -> Iterator[None]:
             raise
         raise ValueError(
             f"The gradient of the model's loss cannot be taken in evaluation mode: its forward pass {found} (torch: "
-            f"{str(error).strip().splitlines()[0][:160]}). Change that in the model's code, or turn off what it caches "
-            "(model.config.use_cache=False)."
+            f"{str(error).strip().splitlines()[0][:160]}). Change that in the model's code."
         ) from error
 
 
