@@ -1,7 +1,8 @@
 """What is asked on the first batch of every run: whether derivatives are what they say.
 
-The loss, its gradient and the products are compared with differences of each other along one direction of signs.  It
-costs about five gradients of a batch (nine with products by autograd), where a score of a hundred batches costs 400.
+The loss, its gradient and the products are compared with differences of each other along one direction of signs.  With
+what is asked before, it is 10 forward and 4 backward passes over a batch (two more of them where gradients may jump),
+where a default score of n batches is about 50 + 3n and 44 + 3n.
 """
 
 from __future__ import annotations
