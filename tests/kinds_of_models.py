@@ -593,6 +593,35 @@ KINDS: dict[str, Kind] = {
         ),
         rows(input_ids=tokens(COUNT, 8), labels=some(tokens(COUNT, 8, low=0, high=3))),
     ),
+    "BigBird, masked tokens": Kind(of("BigBirdForMaskedLM", attention_type="original_full"), causal),
+    "Longformer": Kind(
+        of("LongformerForSequenceClassification", LABELED, attention_window=[4], max_position_embeddings=24),
+        rows(input_ids=tokens(COUNT, 8), labels=CLASSES),
+    ),
+    "ViLT (images and text)": Kind(
+        of(
+            "ViltForImagesAndTextClassification",
+            TEXT | {"image_size": 16, "patch_size": 8, "num_labels": 3, "num_images": 1, "max_image_length": -1},
+            modality_type_vocab_size=2,
+        ),
+        rows(input_ids=IDS, pixel_values=drawn(COUNT, 1, 3, 16, 16), labels=CLASSES),
+    ),
+    "VideoMAE (videos)": Kind(
+        of("VideoMAEForVideoClassification", VISION | {"num_frames": 2, "tubelet_size": 1}),
+        rows(pixel_values=drawn(COUNT, 2, 3, 16, 16), labels=CLASSES),
+    ),
+    "Reformer (reversible layers)": Kind(
+        of(
+            "ReformerForSequenceClassification",
+            {"vocab_size": 12, "hidden_size": 8, "num_attention_heads": 2, "attention_head_size": 4}
+            | {"feed_forward_size": 8, "attn_layers": ["local", "local"], "local_attn_chunk_length": 4}
+            | {"axial_pos_shape": [2, 4], "axial_pos_embds_dim": [4, 4], "max_position_embeddings": 8}
+            | {"num_labels": 3, "pad_token_id": 0, "is_decoder": False},
+        ),
+        rows(input_ids=tokens(COUNT, 8), labels=CLASSES),
+        says="has a backward pass of its own for training mode alone",
+        refused=True,
+    ),
     "SigLIP (pairwise contrastive)": Kind(SigmoidPairs, paired, says=CUT, depends=True),
     "BERT, bfloat16": Kind(cast(of("BertForSequenceClassification", LABELED), torch.bfloat16), sentences, double=False),
     "BERT, float16": Kind(cast(of("BertForSequenceClassification", LABELED), torch.float16), sentences, double=False),
