@@ -1,4 +1,4 @@
-"""Forty-odd kinds of models of transformers, each tiny, with six examples of its own."""
+"""Seventy-odd kinds of models of transformers, each tiny, with six examples of its own."""
 
 from __future__ import annotations
 
@@ -36,8 +36,9 @@ class Kind:
         says: what a note or a refusal has to say; empty where numbers alone are expected.
         refused: whether a sentence takes the place of the numbers.
         double: whether it can be computed in float64.
+        inside: whether its loss makes tensors of torch's default type, which must then be float64, too.
         depends: whether the loss depends on the batching.
-        apart: why products with the Hessian are not compared with differences of the gradient.
+        notes: what another note says, for the page.
         needs: a package that tests may lack, and the class and precision that the page then names.
     """
 
@@ -46,8 +47,9 @@ class Kind:
     says: str = ""
     refused: bool = False
     double: bool = True
+    inside: bool = False
     depends: bool = False
-    apart: str = ""
+    notes: str = ""
     needs: tuple[str, str, str] | None = None
 
     @property
@@ -109,6 +111,20 @@ MAP[1, :8] = 255
 mapped = rows(pixel_values=drawn(COUNT, 3, 16, 16), labels=MAP)
 paired = rows(input_ids=IDS, pixel_values=drawn(COUNT, 3, 16, 16))
 
+forecast = rows(
+    past_values=drawn(COUNT, 10),
+    past_time_features=drawn(COUNT, 10, 1, seed=1),
+    past_observed_mask=torch.ones(COUNT, 10),
+    future_values=drawn(COUNT, 4, seed=2),
+    future_time_features=drawn(COUNT, 4, 1, seed=3),
+)
+WORDS = tokens(COUNT, 5, high=11)
+chats_of_images = rows(
+    input_ids=torch.cat([torch.full((COUNT, 4), 11), WORDS], 1),
+    pixel_values=drawn(COUNT, 3, 16, 16),
+    labels=torch.cat([torch.full((COUNT, 4), -100), some(WORDS)], 1),
+)
+
 LABELED: dict[str, Any] = TEXT | {"num_labels": 3}
 VISION: dict[str, Any] = {
     "hidden_size": 8,
@@ -147,13 +163,17 @@ def of(model: str, sizes: dict[str, Any] = TEXT, config: str | None = None, **ch
         for module in made.modules():
             if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)):
                 module.momentum = 0.0  # running statistics stay as they are in a step of training
-        # larger weights than those of an initialization, or there is hardly any curvature
-        with torch.no_grad():
-            for parameter in made.parameters():
-                parameter.add_(torch.randn_like(parameter), alpha=0.1)
-        return made  # type: ignore[no-any-return]
+        return moved(made)
 
     return make
+
+
+def moved(made: Any) -> nn.Module:
+    """Larger weights than those of an initialization, or there is hardly any curvature, or that of a division by 0."""
+    with torch.no_grad():
+        for parameter in made.parameters():
+            parameter.add_(torch.randn_like(parameter), alpha=0.1)
+    return made  # type: ignore[no-any-return]
 
 
 def adapted(method: str, base: Callable[[], nn.Module], **settings: Any) -> Callable[[], nn.Module]:
@@ -228,12 +248,35 @@ class Contrastive(nn.Module):
         return self.inner(input_ids=input_ids, pixel_values=pixel_values, return_loss=True)
 
 
+class SigmoidPairs(nn.Module):
+    """A model of images and texts, whose loss is a binary one of every pair in a batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        vision = {key: value for key, value in VISION.items() if key != "num_labels"}
+        config = t.SiglipConfig(text_config=TEXT | {"projection_size": 8}, vision_config=vision)
+        self.inner, self.config = t.SiglipModel(config), config
+        moved(self)
+
+    def forward(self, input_ids: Tensor, pixel_values: Tensor) -> Any:
+        return self.inner(input_ids=input_ids, pixel_values=pixel_values, return_loss=True)
+
+
 def detection_transformer() -> nn.Module:
     torch.manual_seed(0)
     sizes: Any = {"embedding_size": 4, "hidden_sizes": [4, 8], "depths": [1, 1], "layer_type": "basic"}
     bare: Any = {"use_timm_backbone": False, "use_pretrained_backbone": False, "backbone": None}
     backbone = t.ResNetConfig(**sizes | {"out_features": ["stage2"]})
-    return t.DetrForObjectDetection(t.DetrConfig(**bare, **DETR, backbone_config=backbone))
+    return moved(t.DetrForObjectDetection(t.DetrConfig(**bare, **DETR, backbone_config=backbone)))
+
+
+def image_chat() -> nn.Module:
+    torch.manual_seed(0)
+    vision = {key: value for key, value in VISION.items() if key != "num_labels"}
+    text, seen = t.LlamaConfig(**TEXT, num_key_value_heads=2), t.CLIPVisionConfig(**vision)
+    config: Any = {"text_config": text, "vision_config": seen, "image_token_index": 11, "vision_feature_layer": -1}
+    return moved(t.LlavaForConditionalGeneration(t.LlavaConfig(**config)))
 
 
 def image_texts() -> nn.Module:
@@ -251,6 +294,10 @@ BART: dict[str, Any] = {"vocab_size": 12, "d_model": 8, "encoder_layers": 1, "de
 BART |= {"encoder_attention_heads": 2, "decoder_attention_heads": 2, "encoder_ffn_dim": 8, "decoder_ffn_dim": 8}
 BART |= {"max_position_embeddings": 16, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 BART |= {"decoder_start_token_id": 1, "forced_eos_token_id": None}
+SERIES: dict[str, Any] = {name: value for name, value in BART.items() if name.startswith(("encoder", "decoder", "d_"))}
+del SERIES["decoder_start_token_id"]
+SERIES |= {"prediction_length": 4, "context_length": 8, "lags_sequence": [1, 2], "num_time_features": 1}
+SERIES |= {"num_static_categorical_features": 0, "num_static_real_features": 0}
 EXPERTS: dict[str, Any] = TEXT | {"num_local_experts": 3, "num_experts_per_tok": 2, "num_key_value_heads": 2}
 EXPERTS |= {"output_router_logits": True, "router_aux_loss_coef": 0.5}
 LORA: dict[str, Any] = {"r": 2, "target_modules": ["q_proj", "v_proj"], "task_type": "CAUSAL_LM"}
@@ -378,16 +425,14 @@ KINDS: dict[str, Kind] = {
         detected,
         says=CUT,
         depends=True,
-        double=False,
-        apart="its loss has kinks (L1, ReLU)",
+        inside=True,
     ),
     "DETR (detection)": Kind(
         detection_transformer,
         rows(pixel_values=drawn(COUNT, 3, 32, 32), pixel_mask=torch.ones(COUNT, 32, 32).long(), labels=BOXES),
         says=CUT,
         depends=True,
-        double=False,
-        apart="its loss has kinks (L1, ReLU)",
+        inside=True,
     ),
     "SegFormer (255 ignored)": Kind(
         of(
@@ -466,7 +511,9 @@ KINDS: dict[str, Kind] = {
     ),
     "Prefix tuning": Kind(adapted("PrefixTuningConfig", LLAMA, num_virtual_tokens=2, task_type="CAUSAL_LM"), causal),
     "DoRA": Kind(
-        adapted("LoraConfig", LLAMA, **LORA, use_dora=True), causal, apart="its gradient leaves out that of a norm"
+        adapted("LoraConfig", LLAMA, **LORA, use_dora=True),
+        causal,
+        notes="the gradient that trains the model is not the derivative of its loss",
     ),
     "IA3": Kind(
         adapted(
@@ -482,6 +529,100 @@ KINDS: dict[str, Kind] = {
     "Llama, torch.compile": Kind(compiled(LLAMA), causal),
     "Llama, checkpointing": Kind(checkpointed(LLAMA, False), causal),
     "Llama, reentrant checkpointing": Kind(checkpointed(LLAMA, True), causal, double=False),
+    "RWKV (recurrent)": Kind(
+        of(
+            "RwkvForCausalLM",
+            {"vocab_size": 12, "hidden_size": 8, "attention_hidden_size": 8, "num_hidden_layers": 2}
+            | {"intermediate_size": 8, "context_length": 16},
+        ),
+        causal,
+    ),
+    "RecurrentGemma": Kind(
+        of(
+            "RecurrentGemmaForCausalLM",
+            TEXT | {"num_hidden_layers": 3, "lru_width": 8, "num_key_value_heads": 1, "head_dim": 4},
+            attention_window_size=4,
+            block_types=["recurrent", "recurrent", "attention"],
+        ),
+        causal,
+    ),
+    "Falcon-H1 (attention and Mamba)": Kind(
+        of(
+            "FalconH1ForCausalLM",
+            TEXT | {"num_key_value_heads": 2, "head_dim": 4, "mamba_d_ssm": 16, "mamba_n_heads": 4},
+            mamba_d_head=4,
+            mamba_n_groups=1,
+            mamba_d_state=4,
+            mamba_chunk_size=4,
+        ),
+        causal,
+    ),
+    "Gemma 3": Kind(of("Gemma3ForCausalLM", num_key_value_heads=2, head_dim=4), causal),
+    "Nemotron": Kind(of("NemotronForCausalLM", num_key_value_heads=2, head_dim=4), causal),
+    "LongT5": Kind(
+        of("LongT5ForConditionalGeneration", T5, encoder_attention_type="local", local_radius=3),
+        translated,
+        notes="the products are differences of gradients instead of reverse_over_reverse",
+    ),
+    "CANINE (characters)": Kind(
+        of(
+            "CanineForSequenceClassification",
+            LABELED | {"max_position_embeddings": 64, "num_hash_functions": 2, "num_hash_buckets": 64},
+            local_transformer_stride=8,
+            downsampling_rate=4,
+            upsampling_kernel_size=4,
+        ),
+        rows(input_ids=tokens(COUNT, 16), labels=CLASSES),
+        double=False,  # its mask is NaN in float64
+    ),
+    "XLNet": Kind(
+        of(
+            "XLNetForSequenceClassification",
+            {"vocab_size": 12, "d_model": 8, "n_layer": 1, "n_head": 2, "d_inner": 8, "num_labels": 3},
+        ),
+        sentences,
+    ),
+    "Time series transformer": Kind(of("TimeSeriesTransformerForPrediction", SERIES), forecast),
+    "Informer (time series)": Kind(of("InformerForPrediction", SERIES), forecast),
+    "LLaVA (images and text)": Kind(image_chat, chats_of_images),
+    "Funnel, tokens": Kind(
+        of(
+            "FunnelForTokenClassification",
+            {"vocab_size": 12, "block_sizes": [1, 1], "num_decoder_layers": 1, "d_model": 8, "n_head": 2}
+            | {"d_head": 4, "d_inner": 8, "num_labels": 3},
+        ),
+        rows(input_ids=tokens(COUNT, 8), labels=some(tokens(COUNT, 8, low=0, high=3))),
+    ),
+    "BigBird, masked tokens": Kind(of("BigBirdForMaskedLM", attention_type="original_full"), causal),
+    "Longformer": Kind(
+        of("LongformerForSequenceClassification", LABELED, attention_window=[4], max_position_embeddings=24),
+        rows(input_ids=tokens(COUNT, 8), labels=CLASSES),
+    ),
+    "ViLT (images and text)": Kind(
+        of(
+            "ViltForImagesAndTextClassification",
+            TEXT | {"image_size": 16, "patch_size": 8, "num_labels": 3, "num_images": 1, "max_image_length": -1},
+            modality_type_vocab_size=2,
+        ),
+        rows(input_ids=IDS, pixel_values=drawn(COUNT, 1, 3, 16, 16), labels=CLASSES),
+    ),
+    "VideoMAE (videos)": Kind(
+        of("VideoMAEForVideoClassification", VISION | {"num_frames": 2, "tubelet_size": 1}),
+        rows(pixel_values=drawn(COUNT, 2, 3, 16, 16), labels=CLASSES),
+    ),
+    "Reformer (reversible layers)": Kind(
+        of(
+            "ReformerForSequenceClassification",
+            {"vocab_size": 12, "hidden_size": 8, "num_attention_heads": 2, "attention_head_size": 4}
+            | {"feed_forward_size": 8, "attn_layers": ["local", "local"], "local_attn_chunk_length": 4}
+            | {"axial_pos_shape": [2, 4], "axial_pos_embds_dim": [4, 4], "max_position_embeddings": 8}
+            | {"num_labels": 3, "pad_token_id": 0, "is_decoder": False},
+        ),
+        rows(input_ids=tokens(COUNT, 8), labels=CLASSES),
+        says="has a backward pass of its own for training mode alone",
+        refused=True,
+    ),
+    "SigLIP (pairwise contrastive)": Kind(SigmoidPairs, paired, says=CUT, depends=True),
     "BERT, bfloat16": Kind(cast(of("BertForSequenceClassification", LABELED), torch.bfloat16), sentences, double=False),
     "BERT, float16": Kind(cast(of("BertForSequenceClassification", LABELED), torch.float16), sentences, double=False),
 }
@@ -506,8 +647,8 @@ def table() -> str:
             what = f'refused: "{kind.says}"'
         elif kind.says:
             what += f"; a note says that the loss {kind.says}"
-        if kind.apart:
-            what += f"; products are not compared, as {kind.apart}"
+        if kind.notes:
+            what += f"; a note says that {kind.notes}"
         lines.append(f"| {name} | `{kind.model}` | {what} | {kind.precision} |")
     return "\n".join(lines) + "\n"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from hf_pacgen import PACGenCallback, PACGenTrainer, ScoreConfig, hessian_vector
 from hf_pacgen.data.batches import Batches
 from hf_pacgen.data.collation import collate
 from hf_pacgen.data.objective import Objective
-from hf_pacgen.model.state import preserved, unwrap
+from hf_pacgen.model.state import preserved, unwrap, without_generation_caches
 
 SCORE = ScoreConfig(estimator="hutchinson", lipschitz_directions=0)
 
@@ -92,6 +93,16 @@ def scores(shell: str, kind: Kind) -> Any:
     return callback.last_score
 
 
+@pytest.fixture(autouse=True)
+def default_dtype(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Tensors that a loss makes by itself are of torch's default type."""
+    params = getattr(request.node, "callspec", None)
+    if params is not None and KINDS[params.params["name"]].inside:
+        torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", KINDS)
 def test_every_kind_equals_its_oracle_or_says_why_not(name: str) -> None:
@@ -126,7 +137,8 @@ def test_every_kind_equals_its_oracle_or_says_why_not(name: str) -> None:
     if not kind.depends:
         small = pacgen(model, data, config=SCORE, batch_size=2, progress=False)
         assert small.loss == pytest.approx(truth, rel=max(near, 1e-6))
-    if near > 1e-3 or kind.apart:
+    assert kind.notes.lower() in " ".join(found["score"].status).lower()
+    if near > 1e-3:
         return  # differences of gradients are noise in half precision
     generator = torch.Generator().manual_seed(3)
     named = {n: p for n, p in model.named_parameters() if p.requires_grad}
@@ -143,7 +155,8 @@ def test_every_kind_equals_its_oracle_or_says_why_not(name: str) -> None:
     length = sum((v.double() ** 2).sum().item() for v in vector.values()) ** 0.5
     outputs = model(**batch)
     exact = (outputs["loss"] if isinstance(outputs, dict) else outputs[0]).dtype == torch.float64
-    expected = curved(model, batch, vector, (1e-4 if exact else 1e-2 if precise else 3e-2) / length) / units
+    with without_generation_caches(model):
+        expected = curved(model, batch, vector, (1e-4 if exact else 1e-2 if precise else 3e-2) / length) / units
     assert value == pytest.approx(expected, rel=2e-2, abs=5e-3 * scale * length)
 
 

@@ -174,7 +174,7 @@ def errors(name: str, arguments: Arguments) -> dict[str, Any]:
     model, batches = made(problem, arguments.steps)
     options: Any = {"loss_fn": problem.loss_fn, "progress": False}
     truth = hessian_diagonal(model, batches, config=ScoreConfig(estimator="exact"), **options)
-    row: dict[str, Any] = {"loss": name, "weights": flat(truth).numel(), "value": truth.loss}
+    row: dict[str, Any] = {"loss": name, "weights": flat(truth).numel(), "value": truth.loss, "seeds": arguments.seeds}
 
     def median(estimator: str, passes: int) -> tuple[float, int]:
         found, cost = [], 0

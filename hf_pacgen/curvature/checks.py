@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from hf_pacgen.curvature.run_identity import checksum
 from hf_pacgen.curvature.weight_space import WeightSpace
@@ -37,7 +37,7 @@ def require_dependence(objective: Objective) -> None:
     processes = getattr(objective, "shards", None)
     with torch.enable_grad(), objective.rows.watching():
         result = objective.loss(batch, index)
-        objective.kinked = _has_kinks(result.total)
+        objective.kinked = _has_kinks(result.total) or _routes(objective.model)
         if not result.units:  # an error of its own, where the data is gone over
             return
         if result.total.requires_grad:
@@ -97,6 +97,11 @@ def _has_kinks(total: Tensor) -> bool:
             return True
         nodes.extend(parent for parent, _ in node.next_functions)
     return False
+
+
+def _routes(model: nn.Module) -> bool:
+    """Whether a model chooses experts: where its choice changes, the loss itself jumps."""
+    return any(kind in type(module).__name__ for module in model.modules() for kind in ("Expert", "Router"))
 
 
 def weights_checksum(space: WeightSpace) -> int:

@@ -19,6 +19,7 @@ __all__ = [
     "SavedWeights",
     "TensorDirection",
     "Terms",
+    "WithoutSpans",
     "chunks",
 ]
 
@@ -116,6 +117,37 @@ class TensorDirection:
     def rows(self, name: str, rows: Tensor, weights: Tensor) -> Tensor:
         """Some rows of the stored matrix."""
         return self.tensors[name].index_select(0, rows)
+
+
+class WithoutSpans:
+    """A direction, but 0 in a span of elements of some parameters, by name: first and last, exclusive."""
+
+    def __init__(
+        self, direction: Direction, spans: Mapping[str, tuple[int, int]], offsets: Mapping[str, int] | None = None
+    ) -> None:
+        self.direction, self.spans, self.offsets = direction, spans, offsets or {}
+
+    def piece(self, name: str, start: int, weights: Tensor) -> Tensor:
+        """A piece of the direction."""
+        values = self.direction.piece(name, start, weights)
+        if name not in self.spans:
+            return values
+        begin = start + self.offsets.get(name, 0)
+        first, last = (min(max(end - begin, 0), values.numel()) for end in self.spans[name])
+        if first == last:
+            return values
+        values = values.clone(memory_format=torch.contiguous_format)
+        values.view(-1)[first:last] = 0
+        return values
+
+    def rows(self, name: str, rows: Tensor, weights: Tensor) -> Tensor:
+        """Some rows of the direction."""
+        values = self.direction.rows(name, rows, weights)
+        if name not in self.spans:
+            return values
+        starts = rows * weights.shape[1]
+        inside = (starts >= self.spans[name][0]) & (starts < self.spans[name][1])
+        return values.masked_fill(inside.unsqueeze(1), 0)
 
 
 Rows = Mapping[str, Tensor]

@@ -155,6 +155,7 @@ class HessianProduct:
         displacement = self._current.get(away, self.longest)
         # signs in all coordinates are never aligned with anything, so the default step suits them
         controlled = self.controlled and not isinstance(direction, RademacherDirection)
+        direction = self.space.trained(direction)
         for _ in range(MOST_ATTEMPTS):
             gradients: Vector = {}  # those of the last attempt, if any, are not kept beside the next
             with full_precision():
@@ -215,7 +216,7 @@ def _exactly(
     """The product by derivatives of the gradient, whatever the norm of the vector."""
     objective = product.objective
     product.space.displace(at, whole=product.method.facts.reads_all_rows)
-    stored = product.space.stored(direction)
+    stored = product.space.stored(product.space.trained(direction))
     vector = {name: stored[name].to(parameter.dtype) for name, parameter in objective.parameters.items()}
     with double_backward_attention(objective.model):
         return way(objective, batch, index, vector)

@@ -20,6 +20,7 @@ from hf_pacgen.curvature.displacement import (
     Direction,
     RademacherDirection,
     SavedWeights,
+    WithoutSpans,
     chunks,
 )
 from hf_pacgen.data.losses import BatchLoss
@@ -29,7 +30,7 @@ from hf_pacgen.distributed.shards import local, part_like, shard_like
 from hf_pacgen.maths.counter_rng import stream_key
 from hf_pacgen.maths.score import EpsilonScale, half_width
 from hf_pacgen.model.adapters import merged_sizes
-from hf_pacgen.model.embeddings import dense, pick_rows
+from hf_pacgen.model.embeddings import dense, padding_rows, pick_rows
 from hf_pacgen.model.precision import wide
 
 __all__ = ["Vector", "WeightSpace", "zeros_like"]
@@ -61,6 +62,7 @@ class WeightSpace:
         self.resolved: dict[HVPMethod, HVPMethod] = {}
         """What stands for a method once its products were looked at."""
         self.is_whole = self.has_second_derivatives = self._shards is None
+        self._padding = padding_rows(objective.model, objective.parameters)
         self._offsets = {} if self._shards is None else self._shards.offsets
         self.weights: Vector = {n: p if self.is_whole else local(p) for n, p in objective.parameters.items()}
         self.saved = SavedWeights(self.weights, by_rows=objective.rows.alone, lazily=True)
@@ -100,6 +102,13 @@ class WeightSpace:
     def signs(self, *key: str | int) -> RademacherDirection:
         """Independent signs ±1, the same on any number of processes."""
         return RademacherDirection(*key, offsets=self._offsets)
+
+    def trained(self, direction: Direction) -> Direction:
+        """A direction without the embeddings of padding, which get no gradient.
+
+        Along them the derivative of the gradient is not symmetric: methods would differ, each by another half.
+        """
+        return WithoutSpans(direction, self._padding, self._offsets) if self._padding else direction
 
     def box(self, *key: str | int, gamma: float, epsilons: Mapping[str, float]) -> BoxDirection:
         """A displacement uniform in the box |u_i| ≤ γ|w_i| + ε, ε by parameter: see :meth:`half_widths`."""

@@ -141,8 +141,7 @@ class Objective:
                 self._adopt(inspect_loss(self, value, outputs, on_device, index), index)
                 if self._twin is not None:  # its graph is another
                     value, units, _ = self._looked_at(index, on_device)
-            # the graph does not show what is inside a checkpoint
-            self.rows.keep_alone(value, self.parameters, by_gradient=self.checkpointing)
+            self.rows.keep_alone(value)
         self._example = (index, batch, value.item() / units)
         if confirm or self.checkpointing:
             self.confirm_deterministic()

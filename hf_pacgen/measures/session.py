@@ -26,7 +26,7 @@ from hf_pacgen.distributed.shards import Shards
 from hf_pacgen.measures.origin import with_origin
 from hf_pacgen.model.dequantized import dequantized
 from hf_pacgen.model.embeddings import ReadElsewhere, whole_embeddings
-from hf_pacgen.model.state import preserved, unwrap
+from hf_pacgen.model.state import preserved, unwrap, without_generation_caches
 from hf_pacgen.model.storage import tied
 
 P = ParamSpec("P")
@@ -133,8 +133,10 @@ def session(
     processes = everyone.as_one() if sharded.active else everyone
     scope: Any = {"max_examples": max_examples, "seed": seed, "processes": processes}
     with ExitStack() as stack:
+        stack.enter_context(_backward_in_words())
         stack.enter_context(sharded.as_found() if sharded.active else nullcontext())
         stack.enter_context(preserved(model))
+        stack.enter_context(without_generation_caches(model))
         with everyone.together():
             stack.enter_context(tied(model))
         with everyone.together():
@@ -210,14 +212,13 @@ def measure(function: Callable[P, R]) -> Callable[P, R]:
             remedy = f"{kind.__name__}({'**config' if isinstance(given['config'], Mapping) else '...'})"
             came = type(given["config"]).__name__
             raise TypeError(f"config must be a {kind.__name__}; got {came}. Pass config={remedy}.")
-        with _backward_in_words():
-            try:
-                return with_origin(function(*args, **kwargs), given["model"], _data_of(given))
-            except ReadElsewhere:
-                if processes.size > 1:  # the others have not seen that batch
-                    raise
-            with whole_embeddings():
-                return with_origin(function(*args, **kwargs), given["model"], _data_of(given))
+        try:
+            return with_origin(function(*args, **kwargs), given["model"], _data_of(given))
+        except ReadElsewhere:
+            if processes.size > 1:  # the others have not seen that batch
+                raise
+        with whole_embeddings():
+            return with_origin(function(*args, **kwargs), given["model"], _data_of(given))
 
     begin.__signature__ = signature  # type: ignore[attr-defined]
     return begin
@@ -228,20 +229,20 @@ def _backward_in_words() -> Iterator[None]:
     """Says in words what of a model's own code does not let its gradient be taken."""
     try:
         yield
-    except RuntimeError as error:
+    except (RuntimeError, AssertionError) as error:
         found = next((why for text, why in NO_GRADIENT.items() if text in str(error)), None)
         if found is None:
             raise
         raise ValueError(
-            f"The gradient of the model's loss cannot be taken in evaluation mode: its forward pass {found} (torch: "
-            f"{str(error).strip().splitlines()[0][:160]}). Change that in the model's code, or turn off what it caches "
-            "(model.config.use_cache=False)."
+            f"The gradient of the model's loss cannot be taken in evaluation mode: its forward pass {found} (it says: "
+            f"{str(error).strip().splitlines()[0][:160]}). Change that in the model's code."
         ) from error
 
 
 NO_GRADIENT = {
     "backward through the graph a second time": "keeps tensors of an earlier pass, whose graph is gone",
     "modified by an inplace operation": "writes into tensors that its gradient needs",
+    "model.train()": "has a backward pass of its own for training mode alone, as the reversible layers of Reformer",
 }
 
 

@@ -11,7 +11,7 @@ import numpy
 import torch
 from torch import Tensor, nn
 
-__all__ = ["EmbeddingRows", "ReadElsewhere", "dense", "pick_rows", "whole_embeddings"]
+__all__ = ["EmbeddingRows", "ReadElsewhere", "dense", "padding_rows", "pick_rows", "whole_embeddings"]
 
 _whole: ContextVar[bool] = ContextVar("whole embeddings", default=False)
 
@@ -48,8 +48,8 @@ class EmbeddingRows:
         self._touched: dict[str, list[Tensor]] = {}
         self._rows: dict[str, Tensor] = {}
         self._calls: dict[str, int] = {}
-        self.watched = self.hidden = False
-        """Whether lookups are noted and ``alone`` is settled, and whether checkpoints hide them from the graph."""
+        self.watched = False
+        """Whether lookups are noted and ``alone`` is settled."""
         self._confirmed: set[int] = set()
         self._rows_of: int | None = None
         """The batch of the last forward pass, whose rows ``_rows`` are."""
@@ -103,7 +103,7 @@ class EmbeddingRows:
             ReadElsewhere: it does not.
         """
         plain = total.requires_grad and not torch._C._functorch.is_functorch_wrapped_tensor(total)
-        if not self.watched or not plain or self.hidden or index in self._confirmed or index != self._rows_of:
+        if not self.watched or not plain or index in self._confirmed or index != self._rows_of:
             return
         self._confirmed.add(index)
         for name, module in self.alone.items():
@@ -122,36 +122,26 @@ class EmbeddingRows:
         """By name, the rows (ascending) that batch ``index`` reads, if it was the last in the model."""
         return self._rows if self._rows_of == index else {}
 
-    def keep_alone(self, total: Tensor, parameters: Mapping[str, Tensor], *, by_gradient: bool) -> None:
-        """Keep as ``alone`` what a loss, just taken, shows to be read by the lookup only.
-
-        Args:
-            total: the loss; it is differentiated if ``by_gradient``.
-            by_gradient: look at the gradient, where the autograd graph hides what is inside a checkpoint.
-        """
-        self.watched, self.hidden = True, by_gradient
-        if by_gradient and total.requires_grad:
-            total.backward()
+    def keep_alone(self, total: Tensor) -> None:
+        """Keep as ``alone`` what a loss, just taken, shows to be read by the lookup only."""
+        self.watched = True
         for name, module in list(self.alone.items()):
-            rows, gradient = self._rows.get(name), parameters[name].grad
-            lonely = rows is not None and (
-                (gradient is None or not reaches_beyond(gradient, rows))
-                if by_gradient
-                else only_looked_up(module.weight, total, self._calls.get(name, 0))
-            )
-            if not lonely:
+            if name not in self._rows or not only_looked_up(module.weight, total, self._calls.get(name, 0)):
                 del self.alone[name]
-        if by_gradient:
-            for parameter in parameters.values():
-                parameter.grad = None
 
 
-def lone_embeddings(model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> dict[str, nn.Embedding]:
-    """Embedding layers, by the name of their weights, whose matrix no other module owns."""
+def owners_of(model: nn.Module) -> dict[int, int]:
+    """How many modules own a parameter, by its id."""
     owners: dict[int, int] = {}
     for module in model.modules():
         for parameter in module.parameters(recurse=False):
             owners[id(parameter)] = owners.get(id(parameter), 0) + 1
+    return owners
+
+
+def lone_embeddings(model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> dict[str, nn.Embedding]:
+    """Embedding layers, by the name of their weights, whose matrix no other module owns."""
+    owners = owners_of(model)
     found: dict[str, nn.Embedding] = {}
     for module_name, module in model.named_modules():
         name = f"{module_name}.weight" if module_name else "weight"
@@ -179,6 +169,7 @@ def only_looked_up(weight: Tensor, total: Tensor, calls: int) -> bool:
     """Whether all that a scalar depends on of an embedding's matrix went through its layer's ``calls``, by the graph.
 
     ``functional.embedding`` on the matrix looks the same as the layer in the graph: more lookups than calls tell it.
+    What a reentrant checkpoint reads is not in the graph, so behind one nothing is known.
     """
     nodes, seen, lookups = [total.grad_fn], set(), 0
     while nodes:
@@ -186,6 +177,8 @@ def only_looked_up(weight: Tensor, total: Tensor, calls: int) -> bool:
         if node is None or node in seen:
             continue
         seen.add(node)
+        if type(node).__name__.startswith("CheckpointFunction"):
+            return False
         for parent, _ in node.next_functions:
             if getattr(parent, "variable", None) is weight:
                 if not type(node).__name__.startswith("EmbeddingBackward"):
@@ -195,13 +188,20 @@ def only_looked_up(weight: Tensor, total: Tensor, calls: int) -> bool:
     return lookups <= calls
 
 
-def reaches_beyond(gradient: Tensor, rows: Tensor) -> bool:
-    """Whether a matrix's gradient has entries outside some rows."""
-    if gradient.is_sparse:
-        return False
-    beyond = gradient.detach().abs().amax(dim=1) > 0
-    beyond[rows] = False
-    return bool(beyond.any())
+def padding_rows(model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> dict[str, tuple[int, int]]:
+    """First and last (exclusive) element of the row of an embedding's padding, which gets no gradient, by name.
+
+    A matrix that another module owns too may get one there.
+    """
+    owners = owners_of(model)
+    names, found = {id(parameter): name for name, parameter in parameters.items()}, {}
+    for module in model.modules():
+        if not isinstance(module, nn.Embedding) or module.padding_idx is None or owners[id(module.weight)] > 1:
+            continue
+        if id(module.weight) in names:
+            first = module.padding_idx * module.embedding_dim
+            found[names[id(module.weight)]] = first, first + module.embedding_dim
+    return found
 
 
 def dense(gradient: Tensor) -> Tensor:

@@ -18,12 +18,14 @@ __all__ = [
     "double_backward_attention",
     "evaluation_mode",
     "forget_caches",
+    "fresh_caches",
     "preserved",
     "seed_everything",
     "transformable",
     "unwrap",
     "uses_checkpointing",
     "uses_reentrant_checkpointing",
+    "without_generation_caches",
 ]
 
 
@@ -62,8 +64,7 @@ def preserved(model: nn.Module) -> Iterator[None]:
         for module in model.modules()
         for name, buffer in module._buffers.items()
     ]
-    kept = [(cache, dict(cache)) for cache in _caches(model)]
-    with random_state_kept():
+    with random_state_kept(), fresh_caches(model):
         try:
             for parameter, _ in gradients:
                 parameter.grad = None
@@ -82,9 +83,6 @@ def preserved(model: nn.Module) -> Iterator[None]:
                     with torch.no_grad():
                         buffer.copy_(copy)
                 module._buffers[name] = buffer
-            forget_caches(model)
-            for cache, content in kept:
-                cache.update(content)
 
 
 @contextmanager
@@ -122,6 +120,39 @@ def forget_caches(model: nn.Module) -> None:
     """
     for cache in _caches(model):
         cache.clear()
+
+
+@contextmanager
+def fresh_caches(model: nn.Module) -> Iterator[None]:
+    """Without what modules have kept of earlier passes, while inside; afterwards with that alone.
+
+    A dict that was put in the place of another meanwhile is emptied.
+    """
+    kept = [(cache, dict(cache)) for cache in _caches(model)]
+    forget_caches(model)
+    try:
+        yield
+    finally:
+        forget_caches(model)
+        for cache, content in kept:
+            cache.update(content)
+
+
+@contextmanager
+def without_generation_caches(model: nn.Module) -> Iterator[None]:
+    """With ``config.use_cache`` off, as the Trainer has it: keys and values of earlier tokens are not wanted.
+
+    RWKV writes its state into tensors that its gradient needs, where it is on.
+    """
+    configs = {id(config): config for m in model.modules() if (config := getattr(m, "config", None)) is not None}
+    caching = [config for config in configs.values() if getattr(config, "use_cache", None) is True]
+    try:
+        for config in caching:
+            config.use_cache = False
+        yield
+    finally:
+        for config in caching:
+            config.use_cache = True
 
 
 def _caches(model: nn.Module) -> Iterator[dict[Any, Any]]:

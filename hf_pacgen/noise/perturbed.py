@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from hf_pacgen.data.objective import Objective
 from hf_pacgen.maths.distributions import NoiseDistribution
-from hf_pacgen.model.state import unwrap
+from hf_pacgen.model.state import fresh_caches, unwrap
 from hf_pacgen.model.storage import independent
 from hf_pacgen.noise.perturbation import Perturbation, ScaleFunction
 
@@ -69,11 +69,12 @@ def perturbed(
     settings: dict[str, Any] = {"distribution": distribution, "gamma": gamma, "epsilon": epsilon}
     noise, scale = scaled_noise(parameters, noise_scale, model=bare, **settings)
     noise.draw(scale, int(seed), "perturbed")
-    try:
-        noise.apply()
-        yield model
-    finally:
-        noise.restore()
+    with fresh_caches(bare):
+        try:
+            noise.apply()
+            yield model
+        finally:
+            noise.restore()
 
 
 def scaled_noise(

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import tiny
 import torch
+from kinds_of_models import KINDS
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -260,3 +261,14 @@ def test_the_checks_are_few_and_in_the_result() -> None:
     with WeightSpace(objective) as space:
         examine(space, "auto")
     assert calls <= 8  # four of them with a gradient: 5 % of a score of 25 batches
+
+
+def test_a_choice_of_experts_is_named() -> None:
+    kind = KINDS["Mixtral (mixture of experts)"]
+    batch = {name: torch.stack([row[name] for row in kind.rows()]) for name in kind.rows()[0]}
+    config = ScoreConfig(estimator="hutchinson", lipschitz_directions=0)
+    found = pacgen(kind.make(), [batch], config=config, progress=False)
+    assert any("a choice of experts" in said for said in found.status)
+    exactly = ScoreConfig(estimator="hutchinson", lipschitz_directions=0, hvp="reverse_over_reverse")
+    between = pacgen(kind.make(), [batch], config=exactly, progress=False)
+    assert found.hessian_trace == between.hessian_trace

@@ -8,7 +8,7 @@ import numpy
 import pytest
 import tiny
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from hf_pacgen import hessian_vector_product
 
@@ -145,3 +145,33 @@ def test_a_product_of_a_random_loss_is_refused() -> None:
         with pytest.raises(ValueError, match="The loss of batch 0 differs between two identical passes"):
             hessian_vector_product(model, [batch], vector, **settings)  # type: ignore[arg-type]
         assert all(p.equal(before[name]) for name, p in model.named_parameters())
+
+
+class _Padded(nn.Module):
+    def __init__(self, width: int, padding_idx: int | None) -> None:
+        super().__init__()
+        self.table, self.head = nn.Embedding(6, width, padding_idx=padding_idx), nn.Linear(width, 3)
+        torch.manual_seed(0)
+        with torch.no_grad():
+            for parameter in self.parameters():
+                parameter.copy_(torch.randn_like(parameter) * 0.3)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.head(self.table(tokens).mean(1).tanh())  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("width", [8, 64], ids=["whole", "by rows"])
+@pytest.mark.parametrize("method", ["finite_difference", "reverse_over_reverse", "forward_over_reverse"])
+def test_the_embedding_of_padding_has_no_part_in_any_product(method: str, width: int) -> None:
+    def loss(model: Any, batch: Any) -> Any:
+        return nn.functional.cross_entropy(model(batch[0]), batch[1], reduction="sum"), len(batch[1])
+
+    data = [(torch.tensor([[0, 2, 0], [3, 0, 1]]), torch.tensor([0, 1]))]
+    model, free = _Padded(width, 0).double(), _Padded(width, None).double()
+    vector = {name: torch.ones_like(p) for name, p in model.named_parameters()}
+    found = hessian_vector_product(model, data, vector, method=method, loss_fn=loss)
+    vector["table.weight"][0] = 0
+    expected = hessian_vector_product(free, data, vector, method="reverse_over_reverse", loss_fn=loss)
+    assert not found["table.weight"][0].any() and expected["table.weight"][0].any()
+    expected["table.weight"][0] = 0
+    assert all(torch.allclose(found[name], expected[name], rtol=1e-6, atol=1e-8) for name in vector)

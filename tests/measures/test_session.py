@@ -400,6 +400,16 @@ def test_settings_of_a_slice_are_checked(settings: dict[str, Any]) -> None:
         loss_slice(tiny.make("bert"), PARTS, **settings)
 
 
+class _Reversible(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, values: Tensor) -> Tensor:
+        return values.clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        raise AssertionError("If you want to train it, make sure to use `model.train()`")
+
+
 class Caching(nn.Module):
     """A model whose own code does not let its gradient be taken in every pass."""
 
@@ -416,6 +426,8 @@ class Caching(nn.Module):
         logits = (features @ weight).sigmoid()
         if self.how == "writes":
             logits.add_(1)
+        if self.how == "trains":
+            logits = _Reversible.apply(logits)
         return {"loss": nn.functional.cross_entropy(logits, labels), "logits": logits}
 
 
@@ -424,9 +436,18 @@ class Caching(nn.Module):
     [
         ("keeps", "keeps tensors of an earlier pass, whose graph is gone"),
         ("writes", "writes into tensors that its gradient needs"),
+        ("trains", "has a backward pass of its own for training mode alone"),
     ],
 )
 def test_what_does_not_let_a_gradient_be_taken_is_said(how: str, why: str) -> None:
     data = [{"features": torch.ones(2, 2), "labels": torch.tensor([0, 1])}] * 2
-    with pytest.raises(ValueError, match=f"cannot be taken in evaluation mode: its forward pass {why} .torch: "):
+    with pytest.raises(ValueError, match=f"cannot be taken in evaluation mode: its forward pass {why}.* .it says: "):
         hessian_diagonal(Caching(how), data, progress=False)
+
+
+def test_another_assertion_stays_what_it_is() -> None:
+    def failing(model: Any, batch: Any) -> Any:
+        raise AssertionError("of the user")
+
+    with pytest.raises(AssertionError, match="of the user"):
+        hessian_diagonal(nn.Linear(2, 2), [torch.ones(2)], loss_fn=failing, progress=False)

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
 from hf_pacgen import ScoreConfig, hessian_diagonal
 from hf_pacgen.model.embeddings import (
@@ -15,7 +16,6 @@ from hf_pacgen.model.embeddings import (
     dense,
     lone_embeddings,
     pick_rows,
-    reaches_beyond,
     whole_embeddings,
 )
 
@@ -36,20 +36,19 @@ class Words(nn.Module):
         return out + self.words.weight.sum() if self.kind == "peeked" else out
 
 
-def watched(model: Words, tokens: Tensor, *, by_gradient: bool) -> EmbeddingRows:
+def watched(model: Words, tokens: Tensor) -> EmbeddingRows:
     parameters = dict(model.named_parameters())
     rows = EmbeddingRows(model, parameters)
     with rows.watching(), rows.sparse_gradients(), rows.reading(0):
         total = model(tokens)
-    rows.keep_alone(total, parameters, by_gradient=by_gradient)
+    rows.keep_alone(total)
     assert all(parameter.grad is None for parameter in parameters.values()) and not model.words.sparse
     return rows
 
 
-@pytest.mark.parametrize("by_gradient", [False, True])
 @pytest.mark.parametrize(("kind", "alone"), [("plain", True), ("tied", False), ("peeked", False)])
-def test_only_a_matrix_that_nothing_else_reads_is_treated_by_rows(kind: str, alone: bool, by_gradient: bool) -> None:
-    rows = watched(Words(kind), torch.tensor([[3, 1], [3, 7]]), by_gradient=by_gradient)
+def test_only_a_matrix_that_nothing_else_reads_is_treated_by_rows(kind: str, alone: bool) -> None:
+    rows = watched(Words(kind), torch.tensor([[3, 1], [3, 7]]))
     assert bool(rows.alone) is alone
     assert not alone or rows.of(0)["words.weight"].tolist() == [1, 3, 7]
     assert rows.of(1) == {}
@@ -62,7 +61,7 @@ def test_an_embedding_that_was_not_read_is_treated_as_a_whole() -> None:
         def forward(self, tokens: Tensor) -> Tensor:
             return self.head.weight.sum()
 
-    assert watched(Unused("plain"), torch.tensor([1]), by_gradient=False).alone == {}
+    assert watched(Unused("plain"), torch.tensor([1])).alone == {}
 
 
 def test_the_reader_is_told_before_rows_are_read() -> None:
@@ -95,28 +94,35 @@ def test_sparse_gradients_are_the_dense_ones() -> None:
     rows = torch.tensor([0, 1, 4])
     torch.testing.assert_close(pick_rows(weight.grad, rows), expected[rows])
     torch.testing.assert_close(pick_rows(expected, rows), expected[rows])
-    assert not reaches_beyond(weight.grad, torch.tensor([4]))
-    assert reaches_beyond(expected, torch.tensor([4])) and not reaches_beyond(expected, torch.tensor([1, 4]))
 
 
 class _ReadTwice(nn.Module):
     """A table that is read by its layer, and a second time (of other rows) by a function."""
 
-    def __init__(self, when: str) -> None:
+    def __init__(self, when: str, reentrant: bool | None = None) -> None:
         super().__init__()
         torch.manual_seed(0)
+        self.reentrant, self.gradient_checkpointing = reentrant, reentrant is not None
         self.table, self.head = nn.Embedding(12, 64).double(), nn.Linear(64, 3).double()
         self.when = when
 
     def forward(self, tokens: Tensor) -> Tensor:
+        if self.reentrant is None:
+            return self.head(self.read(tokens))  # type: ignore[no-any-return]
+        # a reentrant one has a gradient only if an input has
+        needed = torch.zeros((), requires_grad=True)
+        return self.head(checkpoint(lambda t, _: self.read(t), tokens, needed, use_reentrant=self.reentrant))  # type: ignore[no-any-return]
+
+    def read(self, tokens: Tensor) -> Tensor:
         hidden = self.table(tokens)
         if self.when == "always" or (self.when == "later" and bool((tokens == 5).any())):
             hidden = hidden + nn.functional.embedding((tokens + 1) % 12, self.table.weight)
-        return self.head(hidden.mean(1).tanh())  # type: ignore[no-any-return]
+        return hidden.mean(1).tanh()
 
 
+@pytest.mark.parametrize("reentrant", [None, False, True], ids=["plain", "checkpoint", "reentrant"])
 @pytest.mark.parametrize("when", ["always", "later", "never"])
-def test_a_second_reading_of_a_table_counts(when: str) -> None:
+def test_a_second_reading_of_a_table_counts(when: str, reentrant: bool | None) -> None:
     def loss(model: Any, batch: Any) -> Any:
         return nn.functional.cross_entropy(model(batch[0]), batch[1], reduction="sum"), len(batch[1])
 
@@ -126,8 +132,8 @@ def test_a_second_reading_of_a_table_counts(when: str) -> None:
     ]
     config = ScoreConfig(estimator="hutchinson")
     options: Any = {"config": config, "loss_fn": loss, "progress": False}
-    found = hessian_diagonal(_ReadTwice(when), data, **options).values["table.weight"]
+    found = hessian_diagonal(_ReadTwice(when, reentrant), data, **options).values["table.weight"]
     with whole_embeddings():
-        right = hessian_diagonal(_ReadTwice(when), data, **options).values["table.weight"]
+        right = hessian_diagonal(_ReadTwice(when, reentrant), data, **options).values["table.weight"]
     assert torch.allclose(found, right, rtol=1e-9, atol=1e-12)
     assert int((found.abs().sum(1) > 0).sum()) == {"always": 9, "later": 9, "never": 8}[when]

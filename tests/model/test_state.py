@@ -22,6 +22,7 @@ from hf_pacgen.model.state import (
     unwrap,
     uses_checkpointing,
     uses_reentrant_checkpointing,
+    without_generation_caches,
 )
 
 
@@ -221,3 +222,13 @@ def test_a_checkpointed_model_is_transformable() -> None:
         torch.func.grad(loss)(named)
     with transformable(model):
         assert torch.func.grad(loss)(named)["classifier.weight"].isfinite().all()
+
+
+def test_generation_caches_are_off_while_inside() -> None:
+    model: Any = tiny.llama()
+    other = nn.Linear(2, 2)
+    assert model.config.use_cache is True
+    with pytest.raises(KeyError), without_generation_caches(model), without_generation_caches(other):
+        assert model.config.use_cache is False
+        raise KeyError
+    assert model.config.use_cache is True

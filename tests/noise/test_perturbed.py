@@ -50,6 +50,28 @@ def test_uniform_noise_is_that_of_the_named_stream() -> None:
             torch.testing.assert_close(parameter.detach(), expected, rtol=0, atol=1e-6)
 
 
+class Remembering(nn.Module):
+    """Keeps in evaluation mode what it made of its weights, as LeViT does its attention biases."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight, self.bias_cache = nn.Parameter(torch.ones(3)), {}  # type: ignore[var-annotated]
+
+    def forward(self) -> Tensor:
+        if "cpu" not in self.bias_cache:
+            self.bias_cache["cpu"] = 2 * self.weight
+        return self.bias_cache["cpu"].sum()  # type: ignore[no-any-return]
+
+
+def test_what_a_module_keeps_of_its_weights_is_made_anew() -> None:
+    model = Remembering().eval()
+    assert model().item() == 6
+    kept = model.bias_cache["cpu"]
+    with perturbed(model, 0.5, seed=0):
+        assert model().item() == pytest.approx(2 * model.weight.sum().item()) != 6
+    assert model.bias_cache["cpu"] is kept and model().item() == 6
+
+
 def test_the_noise_of_a_parameter_depends_on_nothing_but_seed_and_name() -> None:
     model, found = network(), []
     for frozen, seed in (((), 0), (("0.weight",), 0), ((), 1)):
