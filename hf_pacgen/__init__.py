@@ -25,6 +25,7 @@ if TYPE_CHECKING:  # type checkers read this, and not _NAMES; a test compares th
     from hf_pacgen.maths.score import pacgen_score
     from hf_pacgen.measures.hessian import hessian_diagonal, hessian_lipschitz, hessian_vector_product
     from hf_pacgen.measures.pacgen import pacgen
+    from hf_pacgen.measures.plan import plan
     from hf_pacgen.measures.relative_sharpness import relative_sharpness
     from hf_pacgen.measures.sharpness import expected_sharpness
     from hf_pacgen.measures.spectrum import hessian_spectrum
@@ -34,6 +35,7 @@ if TYPE_CHECKING:  # type checkers read this, and not _NAMES; a test compares th
     from hf_pacgen.register import metric_path, register
     from hf_pacgen.results.certificate import Certificate
     from hf_pacgen.results.pacgen import PACGenResult
+    from hf_pacgen.results.plan import Plan
     from hf_pacgen.results.promise import Promise
     from hf_pacgen.training.arguments import PACGenTrainingArguments
     from hf_pacgen.training.callback.callback import PACGenCallback
@@ -42,6 +44,8 @@ if TYPE_CHECKING:  # type checkers read this, and not _NAMES; a test compares th
 __version__ = "0.1.0"
 
 __all__ = ["pacgen", "pacgen_score", "PACGenResult", "ScoreConfig"]
+# what a score will take
+__all__ += ["plan", "Plan"]
 # curvature
 __all__ += ["hessian_diagonal", "hessian_lipschitz", "hessian_vector_product", "hessian_spectrum", "SpectrumConfig"]
 # sharpness
@@ -66,6 +70,7 @@ _NAMES = {
     "maths.score": "pacgen_score",
     "measures.hessian": "hessian_diagonal hessian_lipschitz hessian_vector_product",
     "measures.pacgen": "pacgen",
+    "measures.plan": "plan",
     "measures.relative_sharpness": "relative_sharpness",
     "measures.sharpness": "expected_sharpness",
     "measures.spectrum": "hessian_spectrum",
@@ -75,6 +80,7 @@ _NAMES = {
     "register": "metric_path register",
     "results.certificate": "Certificate",
     "results.pacgen": "PACGenResult",
+    "results.plan": "Plan",
     "results.promise": "Promise",
     "training.arguments": "PACGenTrainingArguments",
     "training.callback.callback": "PACGenCallback",

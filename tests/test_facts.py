@@ -17,6 +17,7 @@ from typing import Any, cast
 import pytest
 import tiny
 import torch
+from facts_of_choices import added
 from torch import Tensor, nn
 
 from hf_pacgen import NoiseConfig, PACGenCallback, hessian_vector_product, perturbed
@@ -81,22 +82,6 @@ CHOICES: list[type[Choice]] = [
 def subclasses(kind: type[Choice]) -> set[type[Choice]]:
     made = {kind for kind in kind.__subclasses__() if kind.__module__.startswith("hf_pacgen")}
     return {kind for kind in made if not kind.__module__.endswith("_changed")}  # left by the test below
-
-
-def added(kind: type[Choice], monkeypatch: pytest.MonkeyPatch, *facts: Any) -> Any:
-    """A member that a choice has for the time of a test, with its facts if they are given."""
-    member = str.__new__(kind, "made_up")
-    member._name_, member._value_ = "MADE_UP", "made_up"
-    if facts:
-        (member.facts,) = facts
-    monkeypatch.setitem(kind._value2member_map_, "made_up", member)
-    monkeypatch.setitem(kind._member_map_, "MADE_UP", member)
-    monkeypatch.setattr(kind, "_member_names_", [*kind._member_names_, "MADE_UP"])
-    return member
-
-
-def test_all_choices_are_tried() -> None:
-    assert subclasses(Choice) == set(CHOICES)
 
 
 @pytest.mark.parametrize("kind", CHOICES, ids=lambda kind: kind.__name__)

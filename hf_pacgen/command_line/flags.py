@@ -6,12 +6,12 @@ FLAGS = {
     "score": (
         "--assistant-only --audio-column --base-model --batch-size --checkpoint --checkpoint-dir "
         "--checkpoint-every --choice-columns --completion-only --dataset --dataset-config --device "
-        "--displacement --dtype --eos --epsilon --epsilon-scale --estimator --eta --gamma --help --hvp "
-        "--image-column --label-column --likelihood --lipschitz-batches --lipschitz-directions "
+        "--displacement --dry-run --dtype --eos --epsilon --epsilon-scale --estimator --eta --gamma --help "
+        "--hvp --image-column --label-column --likelihood --lipschitz-batches --lipschitz-directions "
         "--lipschitz-iterations --load-in-4bit --mask-share --max-examples --max-length --no-completion-only "
-        "--no-progress --num-training-examples --output --passes --progress --quiet --random-head --revision "
-        "--rho --sample-by --seed --source-prefix --split --standard-error --streaming --task --template "
-        "--text-column --text-pair-column --top-modules --trust-remote-code -h"
+        "--no-progress --num-training-examples --output --passes --processes --progress --quiet --random-head "
+        "--revision --rho --sample-by --seed --source-prefix --split --standard-error --streaming --task "
+        "--template --text-column --text-pair-column --top-modules --trust-remote-code -h"
     ),
     "sharpness": (
         "--antithetic --ascent-starts --ascent-steps --assistant-only --audio-column --base-model --batch-size "
@@ -56,15 +56,15 @@ FLAGS = {
 }
 """By command."""
 SWITCHES = (
-    "--antithetic --assistant-only --assume-independent --cold-start --completion-only --force --held-out "
-    "--help --load-in-4bit --no-antithetic --no-completion-only --no-progress --no-refine-mean "
+    "--antithetic --assistant-only --assume-independent --cold-start --completion-only --dry-run --force "
+    "--held-out --help --load-in-4bit --no-antithetic --no-completion-only --no-progress --no-refine-mean "
     "--prior-is-independent --progress --quiet --random-head --refine-mean --relative --standard-error "
     "--streaming --trust-remote-code -h"
 )
 """Those that take no value."""
 SEVERAL = (
     "--choice-columns --dataset --etas --eval-dataset --held-out --levels --parameters --prior-scales "
-    "--training-data --unlabeled"
+    "--processes --training-data --unlabeled"
 )
 """Those that take several."""
 CHOICES = {

@@ -7,8 +7,9 @@ forward over reverse about 4.6 (MiniLM, float32, CPU).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -27,7 +28,7 @@ from hf_pacgen.model.state import (
     uses_reentrant_checkpointing,
 )
 
-__all__ = ["HessianProduct", "choose_method", "default_displacement"]
+__all__ = ["HessianProduct", "choose_method", "default_displacement", "traced_product"]
 
 RELATIVE_DISPLACEMENT = {torch.float32: 5e-4, torch.float64: 1e-5}
 """‖h z‖ as a fraction of ‖w‖: near (rounding error)^(1/3), where truncation and rounding balance."""
@@ -265,6 +266,29 @@ class _LossModule(nn.Module):
 
     def forward(self, batch: Any, index: int) -> BatchLoss:
         return self.objective.loss(batch, index)
+
+
+def traced_product(
+    method: HVPMethod,
+    model: nn.Module,
+    parameters: Mapping[str, Tensor],
+    loss: Callable[[], BatchLoss],
+    vector: Vector,
+) -> Callable[[], object]:
+    """The work of a product by derivatives, of a model and its parameters that are no objective's."""
+    ways: dict[HVPMethod, Callable[..., object]] = {
+        HVPMethod.REVERSE_OVER_REVERSE: _reverse_over_reverse,
+        HVPMethod.FORWARD_OVER_REVERSE: _forward_over_reverse,
+    }
+    if method not in ways:
+        raise LookupError(f"There is no product by derivatives called {method!r}: name its function here.")
+    bare = SimpleNamespace(model=model, parameters=parameters, loss=lambda batch, index: loss())
+
+    def work() -> None:
+        with double_backward_attention(model):
+            ways[method](bare, None, 0, vector)
+
+    return work
 
 
 PRODUCTS: dict[HVPMethod, Callable[..., tuple[Vector, float]]] = {

@@ -98,15 +98,16 @@ def pacgen(
             tick.stage("Hessian diagonal", passes=config.passes or 1)
             diagonal = estimate_diagonal(space, config, tick=tick, checkpoint=checkpoint)
         require_unchanged(space, before)
-        result = _result(space, config, diagonal, smoothness)
+        result = finish(space, config, diagonal, smoothness)
     if checkpoint is not None:  # only now: whoever is killed before goes on from the last state
         checkpoint.close()
     return dataclasses.replace(result, seconds=time.perf_counter() - began)
 
 
-def _result(
+def finish(
     space: WeightSpace, config: ScoreConfig, diagonal: DiagonalEstimate, smoothness: LipschitzEstimate | None
 ) -> PACGenResult:
+    """The result of a score, of its diagonal and its ρ."""
     objective = space.objective
     rho, rho_stderr = (config.rho, 0.0) if smoothness is None else (smoothness.value, smoothness.stderr)
     eta = config.eta

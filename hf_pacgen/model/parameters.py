@@ -12,11 +12,14 @@ from hf_pacgen.model.storage import independent
 __all__ = ["is_finite", "trainable_parameters"]
 
 
-def trainable_parameters(model: nn.Module, finite: Callable[[Tensor], bool] | None = None) -> dict[str, nn.Parameter]:
+def trainable_parameters(
+    model: nn.Module, finite: Callable[[Tensor], bool] | None = None, *, bare: bool = False
+) -> dict[str, nn.Parameter]:
     """The parameters that require gradients, by name; tied ones and those of one memory once, frozen ones not at all.
 
     Args:
         finite: whether all elements of a weight are finite numbers; by default looked at here.
+        bare: whether weights may be on the meta device.
 
     Raises:
         ValueError: there are none, or one is quantized, not floating-point, on no device, not finite, or shares a part
@@ -37,16 +40,16 @@ def trainable_parameters(model: nn.Module, finite: Callable[[Tensor], bool] | No
                 f" ({type(parameter).__name__}): expected real floating-point weights of 16 bits or more. "
                 "Freeze it, or load the model without quantization."
             )
-        if parameter.is_meta:
+        if parameter.is_meta and not bare:
             raise ValueError(
                 f"The parameter {name!r} is on the meta device: its values are offloaded or were never loaded. "
                 "Load the model so that every trainable weight is on a device."
             )
-        if not (finite or is_finite)(parameter):
+        if not (parameter.is_meta or (finite or is_finite)(parameter)):
             raise ValueError(
                 f"The weights {name!r} contain NaN or infinity: expected finite numbers. Score an earlier checkpoint."
             )
-    return independent(found)
+    return found if any(p.is_meta for p in found.values()) else independent(found)
 
 
 def is_finite(tensor: Tensor) -> bool:

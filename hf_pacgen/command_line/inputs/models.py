@@ -30,6 +30,9 @@ PROCESSORS = (
 )
 """Files of tokenizers, image processors and feature extractors."""
 
+WEIGHTS, INDEX = (".safetensors", ".bin", ".pt", ".h5"), ".index.json"
+"""Endings of files with weights, and of the list of several such files."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModelArguments(Config):
@@ -72,6 +75,14 @@ class ModelArguments(Config):
 def is_path(name: str) -> bool:
     """Whether a name is meant as a path: an id on the hub has one slash at most."""
     return name.startswith((".", "/", "~")) or name.count("/") > 1
+
+
+def without_weights(name: str, args: ModelArguments) -> bool:
+    """Whether a name is a folder with a configuration and no weights at all."""
+    folder = Path(name)
+    if not (folder / "config.json").is_file() or args.adapter(name) is not None:
+        return False
+    return not any(path.suffix in WEIGHTS or path.name.endswith(INDEX) for path in folder.iterdir())
 
 
 def load_config(name: str, args: ModelArguments) -> Any:
@@ -130,6 +141,13 @@ def load_model(
     With ``num_labels`` it gets a head of so many outputs, in place of one for other labels.
     """
     adapter = args.adapter(name)
+    bare = torch.device(device).type == "meta"
+    if bare and (adapter is not None or args.load_in_4bit):
+        raise InputError(
+            f"{name!r} is an adapter, or is to be loaded in 4 bits, which needs weights: expected a whole model for a "
+            "plan without them. Leave --device out, or plan in Python: plan(get_peft_model(model, config), data) of a "
+            "model made under torch.device('meta')."
+        )
     if args.load_in_4bit:
         _check_4bit(name, adapter)
     if num_labels is not None:  # the configuration makes the head
@@ -156,7 +174,7 @@ def load_model(
             "add --random-head to score it as it is (in Python, load it yourself)."
         )
     # a number without a meaning would look like any other
-    if task.facts.causal and _looks_ahead(model):
+    if task.facts.causal and not bare and _looks_ahead(model):
         raise InputError(
             f"The model {name!r} is a bidirectional encoder: it sees the token that it would have to predict, so it "
             "has no meaningful loss as a causal-lm. Score it with its own head from Python, "
@@ -176,6 +194,11 @@ def _load_whole(
     trained: Sequence[str] = (),
 ) -> tuple[Any, set[str], Mismatched]:
     """The model on its device, the parameters its checkpoint lacks, and those of another shape."""
+    auto = getattr(transformers, task.facts.auto_class)
+    if torch.device(device).type == "meta":  # of the configuration alone
+        dtype = getattr(config, "dtype", None) or torch.float32 if args.dtype == "auto" else getattr(torch, args.dtype)
+        with quiet(), _loading(name), torch.device("meta"):
+            return auto.from_config(config, dtype=dtype, trust_remote_code=args.trust_remote_code), set(), []
     quantized: dict[str, Any] = {}
     if args.load_in_4bit:
         settings: dict[str, Any] = {"bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": torch.float32}
@@ -186,7 +209,7 @@ def _load_whole(
     if is_quantized:  # such weights are made on their device, and some cannot be moved
         quantized["device_map"] = {"": device}
     with quiet(), _loading(name):
-        model, report = getattr(transformers, task.facts.auto_class).from_pretrained(
+        model, report = auto.from_pretrained(
             name,
             config=config,
             dtype=args.dtype,

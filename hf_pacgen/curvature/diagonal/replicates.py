@@ -14,7 +14,7 @@ from hf_pacgen.curvature.weight_space import Vector, WeightSpace
 from hf_pacgen.maths.counter_rng import stream_key
 from hf_pacgen.model.precision import wide
 
-__all__ = ["NUM_REPLICATES", "Replicates"]
+__all__ = ["NUM_REPLICATES", "Replicates", "sampled_counts"]
 
 NUM_REPLICATES = 8
 """Groups that batches are dealt to."""
@@ -34,13 +34,12 @@ class Replicates:
     """
 
     def __init__(self, space: WeightSpace) -> None:
-        most = max(FEWEST, _cap([weights.numel() for weights in space.weights.values()]))
+        counts = sampled_counts([weights.numel() for weights in space.weights.values()])
         self.places: dict[str, Tensor] = {}
         self.sums: Vector = {}
         self.scales: dict[str, float] = {}
-        for name, weights in space.weights.items():
+        for count, (name, weights) in zip(counts, space.weights.items(), strict=True):
             size = weights.numel()
-            count = min(size, most)
             # one at random in each of as many equal stretches
             generator = torch.Generator().manual_seed(stream_key("sampled weights", name) & (2**63 - 1))
             shift = torch.rand(count, generator=generator, dtype=torch.float64)
@@ -66,6 +65,12 @@ class Replicates:
     def weights(self, name: str, whole: Tensor) -> Tensor:
         """The weights that are looked at, of a whole tensor."""
         return whole.detach().reshape(-1)[self.places[name]]
+
+
+def sampled_counts(sizes: list[int]) -> list[int]:
+    """How many weights are looked at of tensors of these sizes."""
+    most = max(FEWEST, _cap(sizes))
+    return [min(size, most) for size in sizes]
 
 
 def _cap(sizes: list[int]) -> int:
