@@ -82,7 +82,7 @@ def load(tracker: CurvatureTracker, folder: str | os.PathLike[str], *, ascent: A
     if not tracker.sums:
         return  # this noise needs no running curvature of its own
     if reason := _of_another(tracker, settings, tensors, values):
-        logger.warning(f"The noise state in {folder} {reason}: {ANEW}.")
+        logger.warning(f"The noise state in {folder} {reason}: {ANEW}. Resume as it was saved to go on with it.")
         return
     tracker.load_state(tensors, values)
 
@@ -121,7 +121,7 @@ def _of_another(
         return f"is of curvature_every={every}, and now it is {config.curvature_every}, so weights take other turns"
     if (before := values.get(DIVIDED_INTO, 1)) != (now := tracker.noise.parts):
         # blocks of other sizes take turns at other steps, so their means do not carry over
-        return f"is of a model in {before} shard(s), and this one is in {now} (resume with as many processes as before)"
+        return f"is of a model in {before} shard(s), and this one is in {now}"
     if not all(bool(tensor.isfinite().all()) for tensor in tensors.values()):
         return "has values that are not finite"
     if not settings and not tracker.fits(tensors, values["means"]):
