@@ -168,8 +168,14 @@ def test_a_gradient_that_is_not_finite_gives_no_direction(shell: str) -> None:
 
     class Looks(Trainer):
         def compute_loss(self, model: Any, *args: Any, **kwargs: Any) -> Any:
-            noisy.append(not same(weights(model), first.clean))
-            return super().compute_loss(model, *args, **kwargs)
+            def look(*_: Any) -> None:
+                noisy.append(not same(weights(model), first.clean))
+
+            handle = model.classifier.register_forward_pre_hook(look)
+            try:
+                return super().compute_loss(model, *args, **kwargs)
+            finally:
+                handle.remove()
 
     class Skips(TrainerCallback):
         """As a loss scaler does, after all that look at the gradients."""
