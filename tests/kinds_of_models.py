@@ -610,6 +610,19 @@ KINDS: dict[str, Kind] = {
         of("VideoMAEForVideoClassification", VISION | {"num_frames": 2, "tubelet_size": 1}),
         rows(pixel_values=drawn(COUNT, 2, 3, 16, 16), labels=CLASSES),
     ),
+    "Perceiver, masked tokens": Kind(
+        of(
+            "PerceiverForMaskedLM",
+            {"vocab_size": 12, "d_model": 8, "d_latents": 8, "num_latents": 4, "num_blocks": 1}
+            | {"num_self_attends_per_block": 1, "num_self_attention_heads": 2, "num_cross_attention_heads": 2}
+            | {"max_position_embeddings": 16, "qk_channels": 8, "v_channels": 8},
+        ),
+        rows(input_ids=tokens(COUNT, 16), labels=some(tokens(COUNT, 16))),
+    ),
+    "Data2Vec (texts)": Kind(
+        of("Data2VecTextForSequenceClassification", LABELED, max_position_embeddings=24), sentences
+    ),
+    "Data2Vec (images)": Kind(of("Data2VecVisionForImageClassification", VISION), images),
     "Reformer (reversible layers)": Kind(
         of(
             "ReformerForSequenceClassification",
