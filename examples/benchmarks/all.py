@@ -22,7 +22,7 @@ from transformers import HfArgumentParser
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results"
 EVIDENCE = HERE.parent / "evidence" / "correlations.json"
-NAMES = ("curvature", "losses", "coverage_of_errors", "spectrum", "noise", "certificate", "scale", "house")
+NAMES = ("curvature", "losses", "coverage_of_errors", "spectrum", "noise", "certificate", "promises", "scale", "house")
 LEVELS = tuple(f"relative sharpness[{level}]" for level in ("0.03", "0.1", "0.3", "1"))
 Figure = tuple[str, float, str, float]
 """What, measured, "<=" or ">=", wanted."""
@@ -119,6 +119,23 @@ def certificate(found: list[dict[str, Any]]) -> Iterator[Figure | None]:
             yield f"certified error, {row['name']}", row["certified"], "<=", limit(row)
 
 
+def promises(found: dict[str, Any]) -> Iterator[Figure | None]:
+    """Figures of ``promises.py``: what fails too often, and what progressive promises beside half of the data."""
+    for name, by_size in found.items():
+        for count, draws in by_size.items():
+            rows = list(draws.values())
+            for way in dict.fromkeys(way for row in rows for way in row):
+                pairs = [row[way] for row in rows if way in row]
+                failed, most = sum(bound < true for bound, true, _ in pairs) / len(pairs), 0.05
+                # as many as so few draws may have where the probability is δ
+                most += 2 * (most * (1 - most) / len(pairs)) ** 0.5
+                yield f"{name}, {int(count):,} examples, {way}: failed of {len(pairs)}", failed, "<=", most
+            if int(count) <= 1000:
+                gaps = [100 * (row["progressive"][0] - row["split 0.5"][0]) for row in rows]
+                what = f"{name}, {int(count):,} examples: progressive over half, points"
+                yield what, sum(gaps) / len(gaps), "<=", 0.0
+
+
 def scale(found: dict[str, Any]) -> Iterator[Figure | None]:
     """Figures of ``scale.py``."""
     if "throughput" in found:
@@ -184,6 +201,7 @@ READERS: dict[str, Callable[[Any], Iterator[Figure | None]]] = {
     "spectrum": spectrum,
     "noise": noise,
     "certificate": certificate,
+    "promises": promises,
     "scale": scale,
     "house": house,
 }

@@ -20,7 +20,7 @@ from hf_pacgen.certify.posterior import DEFAULT_SCALES, PriorScales
 from hf_pacgen.certify.prints import batch_fingerprints
 from hf_pacgen.certify.priors import Prior, PriorLike, resolve_prior
 from hf_pacgen.certify.refinement import refined
-from hf_pacgen.certify.search import Candidate, Case, best_shape, certified_draws, planned_steps, pulled
+from hf_pacgen.certify.search import Candidate, Case, best_shape, certified_draws, on_the_way, planned_steps, pulled
 from hf_pacgen.config import CertificateConfig, PriorGroups, ScoreConfig
 from hf_pacgen.curvature.displacement import SavedWeights
 from hf_pacgen.curvature.run_identity import agree, described
@@ -110,8 +110,8 @@ def certify(
             binary = error_fn is None and unit == "example"  # a share of labels, or one's own errors, may be parts
             beside = held_out_bound(noisy, center, fitted, config.delta, binary=binary)
         counts = {name: parameter.numel() for name, parameter in parameters.items()}
-    about: Any = {"prior": center.description, "unit": unit, "notes": tuple(notes), "held_out": not fitted}
-    about |= {} if beside is None else beside.fields
+    about: Any = {"prior": center.description, "unit": unit, "held_out": not fitted}
+    about |= {"notes": (*notes, *on_the_way(case, chosen)), **({} if beside is None else beside.fields)}
     about["refinement"] = _gain(steps, start, chosen) if steps else None
     return _certificate(case, counts, chosen, *proved, seconds=time.perf_counter() - began, **about)
 

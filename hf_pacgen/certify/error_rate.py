@@ -29,6 +29,13 @@ class ErrorRate:
     objective: Objective
     error_fn: ErrorFunction | None = None
 
+    def __post_init__(self) -> None:
+        if self.error_fn is not None and not callable(self.error_fn):
+            raise TypeError(
+                "error_fn must be a function error_fn(model, batch) -> one error in [0, 1] for each example; got "
+                f"{type(self.error_fn).__name__}."
+            )
+
     @torch.no_grad()
     def __call__(self, batch: Any, index: int) -> Tensor:
         """The errors of one batch, float64 on the CPU."""

@@ -9,7 +9,7 @@ from torch import Tensor
 
 SLACK = 1.01  # rounding is at most half a step; what rounds the difference itself is less than this
 FEW = 0.01  # share of a tensor's weights that may differ in what is taken for a copy
-SMALL = 2.0**-7  # of a tensor's root mean square: smaller weights are rounded as if they were so large
+SMALL = 2.0**-3  # of a tensor's root mean square: smaller weights are rounded as if they were so large
 LEAST = 2.0**-24  # the smallest step of float16
 
 

@@ -72,7 +72,7 @@ class PriorScales:
         *,
         least: float | None = None,
     ) -> None:
-        self.center, self.groups = center, groups
+        self.center, self.groups, self.trained = center, groups, least is not None
         self.grid = torch.tensor(sorted(grid), dtype=torch.float64)
         self.log_weights = torch.full_like(self.grid, -math.log(len(self.grid)))
         if least is not None and len(self.grid) > 1:

@@ -10,8 +10,10 @@ from typing import Any
 from torch import nn
 
 from hf_pacgen.errors import PRIOR_VOUCH
+from hf_pacgen.model.run_state import read_state, run_of, state_files
 
-STATE = "trainer_state.json"
+__all__ = ["check_record"]
+
 ARGUMENTS = "training_args.bin"
 MOST_BYTES = 20_000_000  # of a file that is looked into
 LATER = ("bound", "error_bound")  # what is measured on data that the model was not trained on has one of these
@@ -61,15 +63,9 @@ def check_record(
     return f"The prior is a checkpoint of a training ({said}); it counts as independent of these examples, as you say."
 
 
-def run_of(folder: Path) -> Path:
-    """The folder of the training run that a checkpoint belongs to; any other folder itself."""
-    return folder.parent if folder.name.startswith("checkpoint-") else folder
-
-
 def _signs(folder: Path, model: nn.Module, num_examples: int | None) -> str | None:
     """What tells that a folder holds a trained model, in words."""
-    states = [file for file in (folder / STATE, *sorted(folder.glob(f"checkpoint-*/{STATE}"))) if file.is_file()]
-    known = states[0] if states else None
+    known = next(state_files(folder), None)
     if known is None and not (folder / ARGUMENTS).is_file():
         return None
     said = [f"it has a {known.name if known is not None else ARGUMENTS}"]
@@ -86,8 +82,9 @@ def _signs(folder: Path, model: nn.Module, num_examples: int | None) -> str | No
 
 def _examples_seen(file: Path) -> tuple[float, float] | None:
     """Between how many examples one epoch of a training had; None where its state does not tell."""
-    state = _read(file)
-    if not isinstance(state, dict):
+    try:
+        state = read_state(file)
+    except (OSError, ValueError):  # a broken state tells nothing, but it is there
         return None
     values = [state.get(key) for key in ("global_step", "epoch", "train_batch_size")]
     numbers = [float(value) for value in values if isinstance(value, (int, float)) and value > 0]

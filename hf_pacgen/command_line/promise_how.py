@@ -123,7 +123,7 @@ def trained_promise(call: Run, given: HowArguments) -> None:
         origin=call.origin(found.promise, subject, call.models[0]),
     )
     if call.is_main:
-        places = _save(found, folder)
+        places = _save(found, folder, subject.processor)
         print_after(call, result, found, places)
 
 
@@ -163,11 +163,16 @@ def _unlabeled(call: Run, given: HowArguments, subject: Subject) -> Any:
     return call.load_other(call.models[0], subject, others)
 
 
-def _save(found: TrainedPromise, folder: Path) -> list[Path]:
+def _save(found: TrainedPromise, folder: Path, processor: Any) -> list[Path]:
+    """Every model with its tokenizer or processor, so that each folder can be loaded by itself."""
+    makers = processor if isinstance(processor, tuple) else (processor,)
     places = []
     for number in range(len(found.weights)):
         place = folder if len(found.weights) == 1 else folder / f"model-{number + 1}"
         found.load(number).save_pretrained(place)  # type: ignore[operator]
+        for maker in makers:
+            if callable(getattr(maker, "save_pretrained", None)):
+                maker.save_pretrained(place)
         places.append(place)
     return places
 

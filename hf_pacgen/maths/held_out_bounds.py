@@ -6,6 +6,7 @@ Every bound is one-sided and holds with probability at least 1 - δ over the dra
 from __future__ import annotations
 
 import math
+import numbers
 from collections.abc import Sequence
 
 import numpy
@@ -131,6 +132,6 @@ def check_counts(errors: int, examples: int) -> tuple[int, int]:
 
 def check_delta(delta: float) -> float:
     """δ in (0, 1)."""
-    if not 0 < delta < 1:
-        raise ValueError(f"delta must be in (0, 1), the probability that the bound fails; got {delta}.")
+    if isinstance(delta, bool) or not isinstance(delta, numbers.Real) or not 0 < delta < 1:
+        raise ValueError(f"delta must be in (0, 1), the probability that the bound fails; got {delta!r}.")
     return float(delta)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +18,7 @@ from hf_pacgen.data.losses import is_causal
 from hf_pacgen.distributed.processes import send_to_device
 from hf_pacgen.maths.bounded_losses import Answers, PromisedLoss
 from hf_pacgen.promises.losses import Form, Reader, losses_of, own_mean
-from hf_pacgen.promises.overlap import check_packing, input_fingerprints
+from hf_pacgen.promises.overlap import check_names, check_packing, input_fingerprints, input_names
 from hf_pacgen.promises.selective import chances_of, confidence_of
 from hf_pacgen.promises.visit import Visit, visiting
 
@@ -42,6 +42,7 @@ class Seen:
         form: how examples are labeled; None for the user's own.
         unit: what an independent example is called.
         prints: hashes of the inputs.
+        names: what these inputs are called.
         confidences, label_chances, chances: of examples with one class, the largest probability, that of the label, and
             (for sets) those of all classes; None otherwise.
         own_loss: the mean of the model's own loss, as a Trainer's evaluation has it; None without one.
@@ -54,6 +55,7 @@ class Seen:
     form: Form | None
     unit: str
     prints: list[bytes]
+    names: frozenset[str] = frozenset()
     confidences: Floats | None = None
     label_chances: Floats | None = None
     chances: Floats | None = None
@@ -99,7 +101,8 @@ def examined(
         looking = _Looking(visit, config, error_fn)
         parts = visit.each(looking)
         indices = visit.batches.indices
-    if not parts:
+        names = looking.names
+    if not any(len(part.losses) for part in parts):
         raise ValueError("The held-out data is empty: expected labeled examples that the model never saw, got none.")
     losses = torch.cat([part.losses for part in parts]).numpy()
     prints = [key for part in parts for key in part.prints]
@@ -126,6 +129,7 @@ def examined(
         form=form,
         unit=unit,
         prints=prints,
+        names=names,
         confidences=_joined([part.confidences for part in parts]),
         label_chances=_joined([part.label_chances for part in parts]),
         chances=_joined([part.chances for part in parts]),
@@ -139,6 +143,7 @@ class _Looking:
 
     def __init__(self, visit: Visit, config: PromiseConfig, error_fn: ErrorFunction | None) -> None:
         self.visit, self.config, self.error_fn, self.reader = visit, config, error_fn, Reader(visit.model)
+        self.names: frozenset[str] = frozenset()
 
     def __call__(self, index: int, batch: Any) -> _Part:
         model = self.visit.model
@@ -146,6 +151,7 @@ class _Looking:
             check_packing(model, batch, index, causal=is_causal(model))
         on_device = send_to_device(batch, self.visit.device)
         prints = input_fingerprints(model, batch)
+        self.names |= input_names(model, batch)
         if self.error_fn is not None:
             losses = checked_errors(self.error_fn(model, on_device), count_examples(batch), index)
             return _Part(losses, prints, None, None, None, None, (None, self._declared(losses, index)), False, set())
@@ -221,15 +227,23 @@ def confidences_of(model: nn.Module, data: Any, config: PromiseConfig, options: 
     return torch.cat(found).numpy() if found else numpy.empty(0)
 
 
-def prints_of(model: nn.Module, data: Any, config: PromiseConfig, options: Mapping[str, Any]) -> set[bytes]:
+def prints_of(
+    model: nn.Module, data: Any, config: PromiseConfig, options: Mapping[str, Any], *, names: Collection[str] = ()
+) -> set[bytes]:
     """Hashes of the inputs of all examples of some data.
 
     Raises:
-        ValueError: there are none.
+        ValueError: there are none, or none that could be compared with inputs of these ``names``.
     """
+
+    def look(index: int, batch: Any) -> tuple[frozenset[str], list[bytes]]:
+        return input_names(visit.model, batch), input_fingerprints(visit.model, batch)
+
     with visiting(model, data, stage="training data", seed=config.seed, **options) as visit:
-        found = visit.each(lambda index, batch: input_fingerprints(visit.model, batch))
-    prints = {key for part in found for key in part}
+        found = visit.each(look)
+    prints = {key for _, part in found for key in part}
+    for here in dict.fromkeys(here for here, _ in found):
+        check_names(names, here)
     if not prints:
         raise ValueError("The training data is empty: expected what the model was trained on, got none.")
     return prints

@@ -149,6 +149,8 @@ class _Task:
         if not callable(self.train):
             raise TypeError(f"train must be a function train(model, part); got {type(self.train).__name__}.")
         check_delta(self.delta)
+        rules.flag(self.warm_start, "warm_start")
+        rules.flag(self.assume_independent, "assume_independent")
         if isinstance(self.data, (Sequence, Mapping, DataLoader)) or not (
             hasattr(self.data, "__len__") and hasattr(self.data, "__getitem__")
         ):
@@ -156,11 +158,10 @@ class _Task:
                 "data must be a dataset with one example a row and a length, to be divided; got "
                 f"{type(self.data).__name__}. datasets.Dataset.from_list(rows) makes one of examples."
             )
-        if self.expected_error is not None and not 0 < self.expected_error < 1:
-            raise ValueError(f"expected_error must be in (0, 1), or None; got {self.expected_error}.")
+        for name, share in (("expected_error", self.expected_error), ("train_fraction", self.train_fraction)):
+            if share is not None and (not isinstance(share, (int, float)) or not 0 < share < 1):
+                raise ValueError(f"{name} must be in (0, 1), or None to leave it to us; got {share!r}.")
         rules.seed(self.seed, "seed")
-        if self.train_fraction is not None and not 0 < self.train_fraction < 1:
-            raise ValueError(f"train_fraction must be in (0, 1), the share that trains; got {self.train_fraction}.")
 
     def order(self) -> list[int]:
         """The rows in a random order, which nothing about them decides."""
@@ -275,6 +276,11 @@ class _Task:
         return self.outcome("all", found, whole, first, rest, trained=(len(self.data),))
 
     def progressive(self) -> TrainedPromise:
+        if self.train_fraction is not None:
+            raise ValueError(
+                "how='progressive' heeds no train_fraction, since its models learn from more and more: leave it out, "
+                "or give first_fraction, the share that it begins with."
+            )
         first, size = share_out(len(self.data), self.blocks, self.first_fraction)
         order, generator = self.order(), torch.Generator().manual_seed(self.seed)
         model, trained = copy.deepcopy(self.model), 0

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hf_pacgen.config.settings import count, natural
+from hf_pacgen.config.settings import count
+from hf_pacgen.config.settings import seed as seed_rule
 from hf_pacgen.curvature.run_identity import described
 from hf_pacgen.data.contents import LABEL_NAMES
 from hf_pacgen.maths.distributions import NoiseDistribution
@@ -47,7 +48,7 @@ class NoisyPredictions(nn.Module):
     ) -> None:
         super().__init__()
         self.model, self.noise_scale, self.distribution = unwrap(model), noise_scale, NoiseDistribution(distribution)
-        self.draws, self.seed = count(draws, "draws"), natural(seed, "seed")
+        self.draws, self.seed = count(draws, "draws"), seed_rule(seed, "seed")
         said = described(
             "noise", {"scale": noise_scale, "distribution": self.distribution, "draws": draws, "seed": seed}
         )

@@ -17,7 +17,14 @@ from hf_pacgen.data.losses import IGNORED
 from hf_pacgen.data.own_loss import label_names_of
 from hf_pacgen.model.state import base_model
 
-__all__ = ["check_copies", "check_overlap", "check_packing", "input_fingerprints"]
+__all__ = [
+    "check_copies",
+    "check_names",
+    "check_overlap",
+    "check_packing",
+    "input_fingerprints",
+    "input_names",
+]
 
 MOST_REPEATED = 0.05
 """Share of the examples that may equal another one before they are taken for copies."""
@@ -33,14 +40,32 @@ def input_fingerprints(model: nn.Module, batch: Any) -> list[bytes]:
     """
     if not isinstance(batch, Mapping):
         return list(batch_fingerprints(batch))
-    names, labels = model_inputs(model), {*LABEL_NAMES, *label_names_of(model), *MADE_OF_LABELS, *DERIVED}
-    inputs = {k: v for k, v in batch.items() if k not in labels and (k in names or not _names_all(model, batch))}
+    inputs = _inputs(model, batch)
     tokens = inputs.get("input_ids")
     if isinstance(tokens, Tensor):
         inputs["input_ids"] = _unmasked(model, tokens, batch)
         if "attention_mask" not in inputs and (mask := _not_padding(model, tokens)) is not None:
             inputs["attention_mask"] = mask
     return list(batch_fingerprints(inputs))
+
+
+def input_names(model: nn.Module, batch: Any) -> frozenset[str]:
+    """What the inputs are called that count in the hashes; nothing where they have no names."""
+    return frozenset(map(str, _inputs(model, batch))) if isinstance(batch, Mapping) else frozenset()
+
+
+def check_names(held_out: Collection[str], trained: Collection[str]) -> None:
+    """Refuse training data whose inputs cannot be compared with the held-out ones.
+
+    Raises:
+        ValueError: the two have no input in common, such as token ids and texts: copies would go unseen.
+    """
+    if held_out and not set(held_out) & set(trained):
+        raise ValueError(
+            f"The held-out examples have the inputs {sorted(held_out)}, and the training data has "
+            f"{sorted(trained) or 'none with a name'}: nobody can see whether examples stand in both. Prepare the "
+            "training data as the held-out data, for example with the same tokenizer."
+        )
 
 
 def check_overlap(
@@ -106,6 +131,11 @@ def check_packing(model: nn.Module, batch: Any, index: int, *, causal: bool) -> 
             "stands between others). Pieces of one document depend on each other: what is independent are documents. "
             "Give one document a row; if rows are independent of each other, pass assume_independent=True."
         )
+
+
+def _inputs(model: nn.Module, batch: Mapping[str, Any]) -> dict[str, Any]:
+    names, labels = model_inputs(model), {*LABEL_NAMES, *label_names_of(model), *MADE_OF_LABELS, *DERIVED}
+    return {k: v for k, v in batch.items() if k not in labels and (k in names or not _names_all(model, batch))}
 
 
 def _names_all(model: nn.Module, batch: Mapping[str, Any]) -> bool:

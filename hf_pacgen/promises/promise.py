@@ -24,7 +24,7 @@ from hf_pacgen.promises.overlap import check_copies, check_overlap
 from hf_pacgen.promises.rules import PARTS, rule_of, ruled
 from hf_pacgen.promises.selection import Evaluations, check_selection, evaluations_of, run_folder
 from hf_pacgen.promises.visit import left_out
-from hf_pacgen.results.promise import Promise
+from hf_pacgen.results.promise import ABSTAIN, Promise
 
 EXACT, BETTING = "exact binomial bound, Clopper-Pearson", "betting bound, Waudby-Smith and Ramdas"
 GIVEN = "the model"
@@ -139,10 +139,15 @@ def _promised(
             f"candidates={config.candidates} were compared on {seen.size} held-out examples: expected at most as many "
             "as there are examples, or one of them looks good by chance. Give more examples, or fewer candidates."
         )
+    if rule == ABSTAIN and not seen.binary:
+        raise ValueError(
+            f"max_error limits the share of wrong answers, and loss={config.loss and config.loss.value!r} counts "
+            "something else: leave loss out, or promise the two in two calls, with half of δ each."
+        )
     copies = check_copies(seen.prints, assume_independent=config.assume_independent)
     overlap = None
     if training_data is not None:
-        trained = prints_of(model, training_data, config, options)
+        trained = prints_of(model, training_data, config, options, names=seen.names)
         overlap = check_overlap(seen.prints, trained, assume_independent=config.assume_independent)
     chosen = check_selection(known, candidates=config.candidates, mean_loss=seen.own_loss, accuracy=seen.accuracy)
     if chosen is not None:
@@ -170,6 +175,11 @@ def _promised(
 
 def _rivals(candidates: Any, model: nn.Module, error_fn: ErrorFunction | None) -> dict[str, Any]:
     """The model, and what is compared with it, by name: each a model with an error function or None."""
+    if error_fn is not None and not callable(error_fn):
+        raise TypeError(
+            "error_fn must be a function error_fn(model, batch) -> one error in [0, 1] for each example; got "
+            f"{type(error_fn).__name__}."
+        )
     given = {GIVEN: (model, error_fn)}
     if isinstance(candidates, numbers.Number):  # whether it is a count, the settings say
         return given

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
-import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from hf_pacgen.errors import InputError
+from hf_pacgen.model.run_state import STATE, read_state, run_of, state_files
 from hf_pacgen.model.state import base_model, unwrap
 
 __all__ = ["STATE", "Evaluations", "check_selection", "evaluations_of", "run_folder"]
 
-STATE = "trainer_state.json"
-CHECKPOINT = re.compile(r"checkpoint-\d+")
 SAME_LOSS, SAME_SHARE = 1e-4, 1e-9
 """How near, relatively, the logged loss of the same model on the same data is; and how near a logged accuracy is."""
 
@@ -59,8 +56,12 @@ def evaluations_of(where: str | os.PathLike[str] | None) -> Evaluations | None:
     """
     if where is None:
         return None
+    if not isinstance(where, (str, os.PathLike)):
+        raise TypeError(f"trainer_state must be a folder or a file; got {type(where).__name__}.")
     place = Path(where)
-    files = [place] if not place.is_dir() else list(_files(place))
+    # those of a checkpoint's run know more than its own
+    folders = dict.fromkeys((run_of(place), place)) if place.is_dir() else ()
+    files = [file for folder in folders for file in state_files(folder)] if folders else [place]
     found = [state for file in files if (state := _read(file, named=not place.is_dir())) is not None]
     return max(found, key=lambda state: (state.number, state.best is not None), default=None)
 
@@ -124,17 +125,9 @@ def _named(known: Evaluations, name: str) -> list[float]:
     return [v for one in known.logged for key, v in one.items() if key == name or key.endswith(f"_{name}")]
 
 
-def _files(folder: Path) -> Iterator[Path]:
-    runs = [folder.parent, folder] if CHECKPOINT.fullmatch(folder.name) else [folder]
-    for run in runs:
-        for file in (run / STATE, *sorted(run.glob(f"checkpoint-*/{STATE}"))):
-            if file.is_file():
-                yield file
-
-
 def _read(file: Path, *, named: bool) -> Evaluations | None:
     try:
-        state = json.loads(file.read_text(encoding="utf-8"))
+        state = read_state(file)
         history = state["log_history"]
         logged = [_metrics(entry) for entry in history]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hf_pacgen.config.settings import seed as seed_rule
 from hf_pacgen.data.contents import LABEL_NAMES
 from hf_pacgen.distributed.processes import send_to_device
 from hf_pacgen.measures.session import DataOptions
@@ -54,9 +56,9 @@ class TrainedPromise:
 
     def load(self, number: int) -> nn.Module:
         """Put the weights of one of the models into ``model``, and return it."""
-        if not 0 <= number < len(self.weights):
-            raise ValueError(f"number must be in [0, {len(self.weights) - 1}], that of a model; got {number}.")
-        _put(self.model, self.weights[number])
+        if isinstance(number, bool) or not isinstance(number, numbers.Integral) or not 0 <= number < len(self.weights):
+            raise ValueError(f"number must be in [0, {len(self.weights) - 1}], that of a model; got {number!r}.")
+        _put(self.model, self.weights[int(number)])
         return self.model
 
     def draw(self, seed: int) -> int:
@@ -64,7 +66,7 @@ class TrainedPromise:
 
         A promise is about a draw: do not look at the models' errors and take the best.
         """
-        generator = torch.Generator().manual_seed(seed)
+        generator = torch.Generator().manual_seed(seed_rule(seed, "seed"))
         return int(torch.multinomial(torch.tensor(self.probabilities), 1, generator=generator))
 
     @torch.no_grad()

@@ -28,6 +28,11 @@ def test_errors_must_be_one_for_each_example_in_0_1(solved, errors, match):
         certified(*solved, error_fn=lambda model, batch: errors(len(batch["labels"])))
 
 
+def test_errors_come_from_a_function(solved):
+    with pytest.raises(TypeError, match=r"error_fn must be a function error_fn\(model, batch\).*got float"):
+        certified(*solved, error_fn=0.5)
+
+
 def test_errors_that_cannot_be_defined(solved):
     model, data = solved
 

@@ -36,6 +36,7 @@ def one_weight(w: Tensor) -> Tensor:
         moved(lambda w: w.half()),
         moved(lambda w: w.bfloat16().half().float()),
         moved(one_weight),
+        moved(lambda w: w + 1e-6, "matrix", "bias", "norm"),
         moved(lambda w: w + 1, "matrix"),
         moved(lambda w: w * 2, "bias", "norm", "tiny"),
     ],

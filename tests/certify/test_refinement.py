@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import sys
 from typing import Any
 
 import pytest
 import torch
-from certificates import QUICK, certified
+from certificates import QUICK, Head, batches, certified, problem, trained
 
 from hf_pacgen.certify.splits import train_prior
 from hf_pacgen.config import CertificateConfig
@@ -63,6 +64,27 @@ def test_what_was_trained_too_far_is_met_halfway(solved):
     )
     assert moved.kl < 0.8 * fixed.kl and moved.bound < fixed.bound
     assert torch.equal(model.linear.weight, 20 * prior["linear.weight"])
+
+
+def test_near_a_prior_that_was_trained_it_goes_further(monkeypatch):
+    _, features, labels = problem(n=400)
+    held_out = train_prior(Head(), batches(features, labels), fit)
+    fit(held_out.model, batches(features, labels))
+    with torch.no_grad():
+        for p in held_out.model.parameters():
+            p.mul_(20)  # the same answers, and the prior gives nearly the same
+    config = CertificateConfig(draws=100, refine_steps=1, refine_learning_rate=1e-9)
+    nearer = certified(held_out.model, held_out.certificate_data, config, prior=held_out)
+    search = sys.modules["hf_pacgen.certify.search"]
+    monkeypatch.setattr(search, "NEARER", search.HALFWAY)
+    monkeypatch.setattr(search, "NARROWER", 1)
+    halfway = certified(held_out.model, held_out.certificate_data, config, prior=held_out)
+    assert nearer.kl < 0.8 * halfway.kl and nearer.bound < halfway.bound
+    assert any("The noise is centered near the prior" in note for note in nearer.notes)
+
+
+def fit(model: torch.nn.Module, part: list[dict[str, torch.Tensor]]) -> None:
+    trained(model, torch.cat([b["features"] for b in part]), torch.cat([b["labels"] for b in part]))
 
 
 def test_refinement_never_makes_it_worse(solved):

@@ -11,7 +11,7 @@ import saved_models
 import torch
 from command_runs import Run, refused, write_csv
 from promised import NAMES, texts
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from hf_pacgen.promises.expected import expected_promises, share_out
 from hf_pacgen.results.certificate import rounded_up
@@ -70,6 +70,9 @@ def test_a_split_gives_a_model_with_its_promise(run: Run, files: dict[str, Any],
     model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out")
     untrained = AutoModelForSequenceClassification.from_pretrained(files["model"])
     assert not torch.equal(model.classifier.weight, untrained.classifier.weight)
+    # the folder can be used by itself
+    tokenizers = [AutoTokenizer.from_pretrained(place) for place in (tmp_path / "out", files["model"])]
+    assert tokenizers[0]("a text").input_ids == tokenizers[1]("a text").input_ids
 
 
 def test_progressive_gives_all_models_and_says_which_is_drawn(run: Run, files: dict[str, Any], tmp_path: Path) -> None:

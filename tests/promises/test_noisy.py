@@ -54,6 +54,11 @@ def test_columns_are_those_of_the_model_inside() -> None:
         promised(noisy, table, training_data=table)
 
 
+def test_a_seed_is_one_of_64_bits() -> None:
+    with pytest.raises(ValueError, match=r"seed must be .* less than 2\*\*64"):
+        NoisyPredictions(head(), 0.1, seed=2**64)
+
+
 def test_models_without_classes_are_refused() -> None:
     kind = KINDS["RoBERTa, tokens"]
     batch = {name: value[None] for name, value in kind.rows()[0].items()}

@@ -209,6 +209,19 @@ REFUSED: dict[str, tuple[Any, str]] = {
         lambda: promised(head(), held_out(40, 1, 10) * 2),
         "40 of the 80 held-out examples equal an earlier one.*assume_independent=True",
     ),
+    "batches without examples": (
+        lambda: promised(head(), [{name: value[:0] for name, value in held_out(4, 1)[0].items()}]),
+        "The held-out data is empty: expected labeled examples",
+    ),
+    "a threshold of another loss": (
+        lambda: promised(head(), held_out(400, 1), max_error=0.3, loss="brier"),
+        "max_error limits the share of wrong answers, and loss='brier' counts something else",
+    ),
+    "training data of other inputs": (
+        wrong(training_data=[{"text": ["a", "b"], "labels": torch.tensor([0, 1])}]),
+        r"held-out examples have the inputs \['features'\], and the training data has \['text'\]: nobody can see",
+    ),
+    "training data without names": (wrong(training_data=["a", "b"]), "the training data has none with a name"),
     "a taken name": (wrong(candidates={"the model": head()}), "'the model' is the name of the model itself"),
 }
 
@@ -225,6 +238,10 @@ def test_wrong_kinds() -> None:
         promised(head(), held_out(40, 1), candidates={"a": "./checkpoint-1", "b": head()})
     with pytest.raises(TypeError, match=r"candidates must be their number.*got str. Load models first"):
         promised(head(), held_out(40, 1), candidates="all")
+    with pytest.raises(TypeError, match=r"error_fn must be a function error_fn\(model, batch\).*got int"):
+        promised(head(), held_out(40, 1), error_fn=3)
+    with pytest.raises(TypeError, match="trainer_state must be a folder or a file; got int"):
+        promised(head(), held_out(40, 1), trainer_state=3)
     with pytest.raises(TypeError, match=r"model must be a loaded model.*got str"):
         promised("./model", held_out(40, 1))
     with pytest.raises(TypeError, match=r"Did you mean 'max_error'?"):

@@ -25,9 +25,17 @@ def test_the_vote_is_that_of_the_mean_probabilities() -> None:
     assert torch.equal(vote, torch.as_tensor(mean).argmax(-1))
 
 
+@pytest.mark.parametrize("seed", [2**64, -1, 1.5])
+def test_a_seed_that_is_none(seed: Any) -> None:
+    with pytest.raises(ValueError, match="seed must be an integer of at least 0"):
+        promised().draw(seed)
+
+
 def test_a_model_number_out_of_range() -> None:
     with pytest.raises(ValueError, match=r"number must be in \[0, 0\], that of a model; got 3\."):
         promised().load(3)
+    with pytest.raises(ValueError, match=r"got 0\.5"):
+        promised().load(0.5)  # type: ignore[arg-type]
 
 
 def test_models_without_classes_cannot_disagree_or_vote() -> None:

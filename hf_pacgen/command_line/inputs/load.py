@@ -39,6 +39,7 @@ class Subject:
     title: str  # names both, and shows an example in a second line
     notes: tuple[str, ...]  # what was assumed about them, in sentences
     labels: Labels | None = None  # how raw labels became the model's
+    processor: Any = None  # what made the examples of the data: a tokenizer, an image processor, several of them
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +53,7 @@ class Prepared:
     examples: Any
     title: str
     notes: tuple[str, ...]
+    processor: Any
 
 
 def load_subject(
@@ -64,7 +66,8 @@ def load_subject(
     num_labels = labels.num_labels if labels is not None and new_head else None
     model, new = load_model(name, model_args, data.config, task, num_labels=num_labels, device=device, seed=seed)
     notes = (*_untrained(new, task, new_head, seed), *data.notes)
-    return Subject(model=model, examples=data.examples, title=data.title, notes=notes, labels=labels)
+    made: Any = {"examples": data.examples, "processor": data.processor}
+    return Subject(model=model, title=data.title, notes=notes, labels=labels, **made)
 
 
 def load_data(
@@ -115,6 +118,7 @@ def load_data(
         examples=examples,
         title=f"{_title(name, data_args)} ({columns.title}; {rows})\n{shown}",
         notes=(*taken, *examples.notes),
+        processor=processor,
     )
 
 

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
 from hf_pacgen.errors import InputError, few
+from hf_pacgen.model.run_state import CHECKPOINT, STATE, read_state
 
-CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 MODEL_FILES = ("config.json", "adapter_config.json")
 WEIGHTS = ("*.safetensors", "pytorch_model*.bin", "adapter_model.bin", "*.index.json")
-STATE = "trainer_state.json"
 
 
 def step_of(folder: Path) -> int:
@@ -89,12 +86,12 @@ def _best_step(found: Sequence[Path], name: str) -> int:
     # the last checkpoint knows of all evaluations; its path may be of a machine or a time when the run lay elsewhere
     for file in (found[-1].parent / STATE, *(path / STATE for path in reversed(found))):
         try:
-            state = json.loads(file.read_text(encoding="utf-8"))
+            state = read_state(file)
         except FileNotFoundError:
             continue
         except ValueError as error:
-            raise InputError(f"{str(file)!r} is not JSON ({error}): choose a checkpoint by its step.") from None
-        best = state.get("best_model_checkpoint") if isinstance(state, dict) else None
+            raise InputError(f"{str(file)!r} is no state ({error}): choose a checkpoint by its step.") from None
+        best = state.get("best_model_checkpoint")
         if best:
             return step_of(Path(str(best).replace("\\", "/")))
         break

@@ -79,7 +79,7 @@ def test_what_is_no_run(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"no checkpoint-4 with weights \(--checkpoint best, by trainer_state.json\)"):
         chosen(str(run), "best")
     (run / "checkpoint-10" / "trainer_state.json").write_text("{")
-    with pytest.raises(InputError, match=re.escape("trainer_state.json' is not JSON")):
+    with pytest.raises(InputError, match=re.escape("trainer_state.json' is no state")):
         chosen(str(run), "best")
 
 
