@@ -4,36 +4,23 @@ from __future__ import annotations
 
 import dataclasses
 import numbers
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from hf_pacgen.config import NoiseConfig
+from hf_pacgen.config.prediction import AUTO
 from hf_pacgen.maths.distributions import NoiseDistribution
+from hf_pacgen.maths.noise_scale import row_noise_scale
 from hf_pacgen.model.state import unwrap
 from hf_pacgen.model.storage import independent
-from hf_pacgen.noise.perturbed import check_scale, scaled_noise
+from hf_pacgen.noise.perturbation import Perturbation, ScaleFunction
+from hf_pacgen.noise.perturbed import check_scale
+from hf_pacgen.noise.rows import RowMeanSquares
 
-__all__ = ["AUTO", "Noise", "noise_of", "row_levels"]
-
-AUTO = "auto"
-
-
-def row_levels(weights: Tensor, *, scale: float) -> Tensor:
-    """σ = scale · sqrt(mean of w² over the row), the same for all weights of a row.
-
-    A row is what makes one output: all but the first axis; a vector, such as a bias, is one row.
-
-    >>> row_levels(torch.tensor([[3.0, 4.0], [0.0, 0.0]]), scale=2.0).tolist()
-    [[7.071067810058594, 7.071067810058594], [0.0, 0.0]]
-    """
-    wide = weights.detach().to(torch.promote_types(weights.dtype, torch.float32))
-    flat = wide.reshape(len(wide), -1) if wide.ndim > 1 else wide.reshape(1, -1)
-    size = flat.square().mean(1).sqrt().mul(scale)
-    return size.reshape(-1, *[1] * max(wide.ndim - 1, 0)).expand(wide.shape) if wide.ndim else size.reshape(())
+__all__ = ["Noise", "noise_of"]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -69,8 +56,8 @@ class Noise:
         how: Any = {"distribution": NoiseDistribution.UNIFORM}
         if config is not None:
             how = {"distribution": config.distribution, "gamma": config.gamma, "epsilon": config.epsilon}
-        noise, level = scaled_noise(parameters, self.levels(parameters), model=bare, **how)
-        noise.draw(level, seed, "perturbed")
+        noise = Perturbation(parameters, model=bare, **how)
+        noise.draw(self._level(noise), seed, "perturbed")
         if mirrored:
             noise.mirror()
         try:
@@ -79,13 +66,15 @@ class Noise:
         finally:
             noise.restore()
 
-    def levels(self, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """σ of weights, by name."""
-        config, takes = self.config, frozenset[str]() if self.config is None else self.config.shape.facts.takes
-        if config is None or "row_rms" in takes:
-            return {name: row_levels(p, scale=self.scale) for name, p in parameters.items()}
-        known = {name: getattr(config, name) for name in ("scale", "gamma", "epsilon") if name in takes}
-        return {name: config.shape.facts.level(p.detach(), **known) for name, p in parameters.items()}
+    def _level(self, noise: Perturbation) -> ScaleFunction:
+        config = self.config
+        if config is None or config.shape.uses_rows:
+            rows = RowMeanSquares(noise)
+            rows.read()
+            return lambda block, weights: row_noise_scale(rows.of(block), scale=self.scale)
+        facts = config.shape.facts
+        known = {name: getattr(config, name) for name in ("scale", "gamma", "epsilon") if name in facts.takes}
+        return lambda block, weights: facts.level(weights, **known)
 
     def to_dict(self) -> dict[str, Any]:
         """In words that JSON knows."""
@@ -101,12 +90,17 @@ def noise_of(noise_scale: Any) -> Noise | None:
         ValueError: another word, a negative or infinite number, a shape that needs a curvature.
     """
     if isinstance(noise_scale, NoiseConfig):
-        shape = noise_scale.shape
+        shape, direction, target = noise_scale.shape, noise_scale.direction, noise_scale.target
         if shape.uses_curvature:
             raise ValueError(
                 f"noise_scale has shape={shape.value!r}, whose level follows a curvature that is known in training "
                 "only: expected a shape of the weights alone. Give NoiseConfig(shape='magnitude' or 'isotropic'), or a "
                 "number for row-scaled noise."
+            )
+        if not direction.facts.by_chance or not target.facts.trained:
+            raise ValueError(
+                f"noise_scale has direction={direction.value!r} and target={target.value!r}: predictions are averaged "
+                "over random noise on the trainable weights. Give NoiseConfig(recipe='rows'), or a number."
             )
         return Noise(float(noise_scale.scale or 0.0), noise_scale)
     if isinstance(noise_scale, str):

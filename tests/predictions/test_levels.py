@@ -10,19 +10,7 @@ from torch import nn
 
 from hf_pacgen import NoiseConfig
 from hf_pacgen.config import NoiseShape
-from hf_pacgen.predictions.levels import Noise, noise_of, row_levels
-
-
-def test_a_row_is_what_makes_one_output() -> None:
-    kernel = torch.arange(1.0, 25.0).view(2, 3, 2, 2)
-    sigma = row_levels(kernel, scale=0.5)
-    assert sigma.shape == kernel.shape and sigma.unique().numel() == 2
-    torch.testing.assert_close(sigma[1, 0, 0, 0], 0.5 * kernel[1].square().mean().sqrt())
-    torch.testing.assert_close(row_levels(torch.tensor([3.0, 4.0]), scale=1.0), torch.full((2,), 12.5**0.5))
-    assert (
-        row_levels(torch.tensor(2.0), scale=0.5).item() == 1
-        and row_levels(kernel.bfloat16(), scale=1).dtype == torch.float32
-    )
+from hf_pacgen.predictions.levels import Noise, noise_of
 
 
 def test_levels_are_those_of_the_trainable_weights() -> None:
@@ -32,10 +20,10 @@ def test_levels_are_those_of_the_trainable_weights() -> None:
     with Noise(0.1).on(model, seed=0):
         moved = {name for name, p in model.named_parameters() if not torch.equal(p, before[name])}
     assert moved == {"1.weight", "1.bias"}
-    config = NoiseConfig(shape=NoiseShape.MAGNITUDE, scale=0.1)
-    torch.testing.assert_close(
-        Noise(0.1, config).levels({"w": model[1].weight})["w"], 0.1 * model[1].weight.detach().abs()
-    )
+    for shape, most in ((NoiseShape.MAGNITUDE, 0.1 * before["1.weight"].abs()), (NoiseShape.BOX, torch.tensor(0.02))):
+        how: Any = {"gamma": 0.1} if shape is NoiseShape.MAGNITUDE else {"gamma": 0.0, "epsilon": 0.2}
+        with Noise(0.1, NoiseConfig(shape=shape, scale=0.1, **how)).on(model, seed=0):
+            assert bool(((model[1].weight - before["1.weight"]).abs() <= most * 1.0001).all())
     assert Noise(0.1).to_dict() == {"shape": "rows", "scale": 0.1, "distribution": "uniform"}
 
 
@@ -44,7 +32,9 @@ def test_the_noise_stays_within_its_rows_and_goes_away() -> None:
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     with Noise(0.5).on(model, seed=1):
         for name, p in model.named_parameters():
-            moved, sigma = (p - before[name]).abs(), row_levels(before[name], scale=0.5)
+            clean = before[name] if p.ndim > 1 else before[name][None]
+            sigma = (0.5 * clean.square().mean(1, keepdim=True).sqrt()).expand(clean.shape).reshape(p.shape)
+            moved = (p - before[name]).abs()
             assert bool((moved <= sigma * 1.0001).all()) and 0.4 < (moved / sigma).mean().item() < 0.6
     assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
     with Noise(0.5).on(model, seed=1):
@@ -63,6 +53,10 @@ def test_what_a_size_may_be() -> None:
     for shape in (NoiseShape.PACGEN, NoiseShape.ARTICLE):
         with pytest.raises(ValueError, match=f"noise_scale has shape='{shape.value}', whose level follows a curvature"):
             noise_of(NoiseConfig(shape=shape))
+    for recipe in ("sam", "flat-lora"):
+        with pytest.raises(ValueError, match="predictions are averaged over random noise on the trainable weights"):
+            noise_of(NoiseConfig(recipe=recipe, scale=0.1))  # type: ignore[arg-type]
+    assert noise_of(NoiseConfig(recipe="rows", scale=0.2)).scale == 0.2  # type: ignore[arg-type, union-attr]
     for bad in (True, [0.1]):
         with pytest.raises(ValueError, match=f"a NoiseConfig or 'auto'; got {type(bad).__name__}"):
             noise_of(bad)
