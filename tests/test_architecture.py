@@ -16,7 +16,7 @@ FLOORS: dict[str, str] = {
     "": "errors facts files old_paths register",
     "maths": "arrays binary_kl bounded_losses certified_bound counter_rng distributions held_out_bounds lanczos "
     "likelihoods noise_scale pac_bayes progressive rank_correlation score score_errors selective student truncation",
-    "config": "certificate noise promise score settings sharpness spectrum",
+    "config": "certificate noise promise recipes score settings sharpness spectrum",
     "results": "base certificate diagonal fields landscape lipschitz measures pacgen plan promise relative_sharpness "
     "sharpness spectrum summary worst_case",
     "show": "advice cards.contents cards.document cards.update plots.gap plots.landscape plots.promise "
@@ -29,7 +29,7 @@ FLOORS: dict[str, str] = {
     "diagonal.hutchinson diagonal.replicates diagonal.sampled_labels diagonal.sums diagonal.through_outputs "
     "displacement examination hvp lipschitz operators pass_counts peak_memory run_identity "
     "spectrum tensor_file weight_space",
-    "noise": "curvature_tracker layout perturbation perturbed products",
+    "noise": "curvature_tracker directions frozen layout perturbation perturbed products rows",
     "measures": "comparison hessian landscape origin pacgen plan ranking rehearsal relative_sharpness session "
     "sharpness spectrum worst_case",
     "certify": "certify draws error_rate held_out likeness posterior priors prints records refinement search splits "

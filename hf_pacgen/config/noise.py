@@ -27,6 +27,8 @@ class ShapeFacts:
     # what the scale of random noise may not exceed, where no formula keeps it in its box N_i: a setting or a number
     limit: str | float | None = None
 
+    is_one_level: bool = False  # σ is the scale, whatever the weight
+
     @property
     def takes(self) -> frozenset[str]:
         """What the level depends on, by name."""
@@ -41,7 +43,7 @@ class NoiseShape(Choice):
     PACGEN = "pacgen", ShapeFacts(noise_scale.optimal_noise_scale, 1.0)
     ARTICLE = "article", ShapeFacts(noise_scale.article_noise_scale, 0.05)
     MAGNITUDE = "magnitude", ShapeFacts(noise_scale.magnitude_noise_scale, 0.1, "gamma")
-    ISOTROPIC = "isotropic", ShapeFacts(noise_scale.isotropic_noise_scale, 0.01, "epsilon")
+    ISOTROPIC = "isotropic", ShapeFacts(noise_scale.isotropic_noise_scale, 0.01, "epsilon", is_one_level=True)
     BOX = "box", ShapeFacts(noise_scale.box_noise_scale, 1.0, 1.0)
     # outside of the theory of the box: a row has one level, that of a usual weight of it
     ROWS = "rows", ShapeFacts(noise_scale.row_noise_scale, 0.6)

@@ -70,7 +70,8 @@ class NoisyStep:
         eta = float(run.num_examples or 0) if config.eta == "n" else float(config.eta)
         self.tracker = CurvatureTracker(config, self.noise, eta=eta)
         # None where the noise is random
-        self.ascent = None if config.direction.facts.by_chance else Ascent(self.noise, self.tracker.scale)
+        scale = self.tracker.scale
+        self.ascent = None if config.direction.facts.by_chance else Ascent(self.noise, scale, self.tracker.one_level)
         self._reads_optimizer = self.tracker.source is not None and self.tracker.source.from_optimizer
         if self._reads_optimizer:
             self._read_optimizer(0)
