@@ -34,6 +34,12 @@ class RecipeFacts:
     when: str
 
     @property
+    def row(self) -> str:
+        """What the guide says of it, without its name: settings, gradients, when to use it, source; for a table."""
+        settings = ", ".join(f"`{name}={value!r}`".replace("'", '"') for name, value in self.own.items())
+        return f"{settings or 'the defaults'} | {self.cost} | {self.when} | {self.source}"
+
+    @property
     def fields(self) -> dict[str, Any]:
         """All settings that a recipe decides about."""
         return {**DEFAULTS, **self.own}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -44,6 +45,12 @@ def test_flags_of_a_parser_leave_the_recipe_its_settings() -> None:
     parser = HfArgumentParser(NoiseConfig)  # type: ignore[arg-type]
     (made,) = parser.parse_args_into_dataclasses(["--recipe", "sam", "--scale", "0.1", "--eta", "9"])
     assert made == NoiseConfig(recipe="sam", scale=0.1, eta=9)  # type: ignore[arg-type]
+
+
+def test_the_table_of_the_guide_is_made_of_the_facts() -> None:
+    guide = (Path(__file__).parents[2] / "docs" / "guides" / "train.md").read_text(encoding="utf-8")
+    expected = [f"| `{recipe.value}` | {recipe.facts.row} |" for recipe in NoiseRecipe]
+    assert [line for line in guide.splitlines() if line in expected] == expected
 
 
 APART: list[tuple[dict[str, Any], str]] = [
