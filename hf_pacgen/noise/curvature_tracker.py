@@ -57,7 +57,7 @@ class CurvatureTracker:
         self.rho_is_known = config.rho != "estimate"
         self.num_parameters = sum(parameter.shape.numel() for parameter in noise.parameters.values())
         shape = config.shape.facts
-        known = {name: getattr(config, name) for name in ("scale", "gamma", "epsilon")}
+        known = {"scale": config.largest_scale, "gamma": config.gamma, "epsilon": config.epsilon}
         # the formula is of uniform noise, E u² = σ²/3; for normal noise its minimizer is 1/sqrt(η(H + ρ√m N/3))
         known |= {"eta": eta * (3 / noise.kind.level_ratio), "num_parameters": self.num_parameters}
         self._level = partial(shape.level, **{name: known[name] for name in known.keys() & shape.takes})
@@ -87,7 +87,7 @@ class CurvatureTracker:
     @property
     def one_level(self) -> float | None:
         """σ, where it is the same everywhere."""
-        return float(self.config.scale or 0.0) if self.config.shape.facts.is_one_level else None
+        return self.config.largest_scale if self.config.shape.facts.is_one_level else None
 
     def look(self) -> None:
         """Read from the weights, which must be without noise, what the level depends on besides the weight itself."""
