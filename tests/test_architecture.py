@@ -30,15 +30,15 @@ FLOORS: dict[str, str] = {
     "diagonal.hutchinson diagonal.replicates diagonal.sampled_labels diagonal.sums diagonal.through_outputs "
     "displacement examination hvp lipschitz operators pass_counts peak_memory run_identity "
     "spectrum tensor_file weight_space",
-    "noise": "curvature_tracker directions frozen layout perturbation perturbed products rows",
+    "noise": "auto_scale curvature_tracker directions frozen layout perturbation perturbed products rows",
     "measures": "comparison hessian landscape origin pacgen plan ranking rehearsal relative_sharpness session "
     "sharpness spectrum worst_case",
     "certify": "certify draws error_rate held_out likeness posterior priors prints records refinement search splits "
     "validity",
     "promises": "examine expected how losses noisy overlap promise rules selection selective trained visit",
     "predictions": "levels noisy passes reading size tally",
-    "training": "arguments callback.callback callback.guard clipping consistency estimates hooks micro_batch "
-    "noise_state noisy_step passes predictions run_facts scores trainer trainer_loss",
+    "training": "arguments callback.callback callback.guard clipping consistency estimates follow hooks "
+    "micro_batch noise_state noisy_step passes predictions run_facts scores trainer trainer_loss",
     "command_line": "card certify compare comparison_file comparison_table completion flags inputs.adapters "
     "inputs.chat inputs.choosing inputs.columns inputs.data inputs.examples inputs.fingerprint inputs.formats "
     "inputs.labels inputs.language inputs.load inputs.models inputs.other_tasks inputs.pictures inputs.processors "

@@ -45,10 +45,12 @@ from transformers import logging as transformers_logging
 from transformers.trainer_callback import PrinterCallback
 
 from hf_pacgen import NoiseConfig, PACGenTrainer
+from hf_pacgen.config import NoiseRecipe
 
 PARTS = ["step", "memory", "mnist", "tweets"]
 WRONG = 0.2
 """Part of the labels that are wrong in the second MNIST table."""
+PLAIN_LORA = "plain, LoRA"
 
 
 @dataclass
@@ -134,6 +136,14 @@ def ways() -> dict[str, Callable[..., Trainer]]:
     for source in ("price", "adam"):
         config = NoiseConfig(curvature=source)  # type: ignore[arg-type]
         made[f"shaped noise, {source}"] = lambda *a, config=config, **k: PACGenTrainer(*a, noise=config, **k)
+    for recipe in NoiseRecipe:
+        of_recipe = NoiseConfig(recipe=recipe)
+        if of_recipe.target.facts.trained and recipe is not NoiseRecipe.PACGEN:
+            made[f"recipe {recipe.value}"] = lambda *a, config=of_recipe, **k: PACGenTrainer(*a, noise=config, **k)
+    made[PLAIN_LORA] = lambda model, *a, **k: Trainer(lora(model), *a, **k)
+    for recipe in ("flat-lora", "rows"):
+        under = NoiseConfig(recipe=recipe)  # type: ignore[arg-type]
+        made[f"LoRA, recipe {recipe}"] = lambda m, *a, config=under, **k: PACGenTrainer(lora(m), *a, noise=config, **k)
     truncated = NoiseConfig(distribution="truncated_normal")  # type: ignore[arg-type]
     made["shaped noise, price, truncated normal"] = lambda *a, **k: PACGenTrainer(*a, noise=truncated, **k)
     try:
@@ -148,6 +158,18 @@ def ways() -> dict[str, Callable[..., Trainer]]:
 
         made["IVON"] = ivon
     return made
+
+
+def lora(model: nn.Module) -> nn.Module:
+    """With adapters of rank 8 on the queries and values, as PEFT has them by default."""
+    from peft import LoraConfig, get_peft_model
+
+    return get_peft_model(model, LoraConfig(task_type="SEQ_CLS", target_modules=["query", "value"]))  # type: ignore[arg-type]
+
+
+def plain_of(way: str) -> str:
+    """What a way is compared with."""
+    return PLAIN_LORA if "LoRA" in way else "plain"
 
 
 def minilm_trainer(way: str, steps: int) -> tuple[Trainer, StepTimes]:
@@ -173,7 +195,7 @@ def step_seconds(names: Iterable[str], rounds: int) -> dict[str, float]:
 
 def step_rows(arguments: Arguments) -> list[dict[str, Any]]:
     seconds = step_seconds(ways(), arguments.rounds)
-    rows = [{"training": way, "step / plain step": found / seconds["plain"]} for way, found in seconds.items()]
+    rows = [{"training": way, "step / plain step": found / seconds[plain_of(way)]} for way, found in seconds.items()]
     show("Time of an optimizer step, MiniLM, 16 x 64 tokens, AdamW", rows)
     return rows
 
@@ -187,7 +209,7 @@ def memory_rows(arguments: Arguments) -> list[dict[str, Any]]:
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
         peaks[way] = int(done.stdout.split()[-1])
     rows = [
-        {"training": way, "over plain, in parameter-sized buffers": (peak - peaks["plain"]) / weights}
+        {"training": way, "over plain, in parameter-sized buffers": (peak - peaks[plain_of(way)]) / weights}
         for way, peak in peaks.items()
     ]
     show("Peak memory of training MiniLM", rows)

@@ -27,6 +27,8 @@ class ShapeFacts:
     # what the scale of random noise may not exceed, where no formula keeps it in its box N_i: a setting or a number
     limit: str | float | None = None
 
+    is_one_level: bool = False  # σ is the scale, whatever the weight
+
     @property
     def takes(self) -> frozenset[str]:
         """What the level depends on, by name."""
@@ -41,7 +43,7 @@ class NoiseShape(Choice):
     PACGEN = "pacgen", ShapeFacts(noise_scale.optimal_noise_scale, 1.0)
     ARTICLE = "article", ShapeFacts(noise_scale.article_noise_scale, 0.05)
     MAGNITUDE = "magnitude", ShapeFacts(noise_scale.magnitude_noise_scale, 0.1, "gamma")
-    ISOTROPIC = "isotropic", ShapeFacts(noise_scale.isotropic_noise_scale, 0.01, "epsilon")
+    ISOTROPIC = "isotropic", ShapeFacts(noise_scale.isotropic_noise_scale, 0.01, "epsilon", is_one_level=True)
     BOX = "box", ShapeFacts(noise_scale.box_noise_scale, 1.0, 1.0)
     # outside of the theory of the box: a row has one level, that of a usual weight of it
     ROWS = "rows", ShapeFacts(noise_scale.row_noise_scale, 0.6)
@@ -158,6 +160,20 @@ def _part(value: Any, name: str) -> float:
     return found
 
 
+AUTO = "auto"  # the scale that follows the run
+
+
+def _scale(value: Any, name: str) -> float | str:
+    if isinstance(value, str) and value.strip().lower() == AUTO:
+        return AUTO
+    try:  # a parser of arguments has texts
+        found = float(value) if isinstance(value, str) else value
+    except ValueError:
+        raise ValueError(f"{name} must be a number of at least 0, or 'auto'; got {value!r}.") from None
+    return number(found, name, minimum=0)
+
+
+Scale = Annotated[float | str, _scale]
 Part = Annotated[float, _part]
 InBox = Annotated[NoiseDistribution, _in_box]
 Rho = Annotated[float | str, _rho]
@@ -210,11 +226,12 @@ class NoiseConfig(Config):
     epsilon: NonNegative = option(0.1, "ε of N_i, the level of the noise where there is no curvature.")
     eta: Temperature = option("n", "η, the inverse temperature: a positive number, or 'n', the training examples.")
     rho: Rho = option(0.0, "ρ, the Lipschitz constant of the Hessian: a number, or 'estimate'.")
-    scale: NonNegative | None = option(
+    scale: Scale | None = option(
         None,
-        "Factor of the level, 0 for none. By default the recipe's, or the shape's: 1, for 'article' 0.05, 'magnitude' "
-        "0.1, 'isotropic' 0.01, 'rows' 0.6.",
+        "Factor of the level, 0 for none, or 'auto': from 0 to max_scale, as the run goes. By default the recipe's, or "
+        "the shape's: 1, for 'article' 0.05, 'magnitude' 0.1, 'isotropic' 0.01, 'rows' 0.6.",
     )
+    max_scale: NonNegative | None = option(None, "The largest factor of scale='auto'. By default that of the recipe.")
     antithetic: bool = option(
         None,
         "Average the gradients at w + u and w - u (twice the gradients; Trainer only). By default the recipe's.",
@@ -255,6 +272,13 @@ class NoiseConfig(Config):
         # stored, so that a run's settings say what it did even if a default changes
         if self.scale is None:
             object.__setattr__(self, "scale", self._default_scale())
+        if self.follows_run and self.max_scale is None:
+            object.__setattr__(self, "max_scale", self._default_scale())
+        if not self.follows_run and self.max_scale is not None:
+            raise ValueError(
+                f"max_scale={self.max_scale} is the largest factor of scale='auto'; got scale={self.scale}. Give one "
+                "of them."
+            )
         if self.curvature_every is None:
             object.__setattr__(self, "curvature_every", self.curvature.facts.every)
         refuse_what_does_not_go_together(self)
@@ -263,9 +287,14 @@ class NoiseConfig(Config):
         """Let the recipe say what was not given."""
         recipe = choice(NoiseRecipe, self.recipe, "recipe")
         own_shape = self.shape is None or self.shape == recipe.facts.fields["shape"]
-        for name, value in recipe.facts.fields.items():
-            # the scale is one of the recipe's shape
-            if getattr(self, name) is None and (name != "scale" or own_shape):
+        fields = recipe.facts.fields
+        if self.scale == AUTO:  # up to what the recipe has all along
+            fields = {"max_scale": fields.get("scale")} | fields
+        elif self.scale is not None:
+            fields.pop("max_scale", None)
+        for name, value in fields.items():
+            # the scales are of the recipe's shape
+            if getattr(self, name) is None and (name not in ("scale", "max_scale") or own_shape):
                 object.__setattr__(self, name, value)
 
     def _default_scale(self) -> float:
@@ -273,8 +302,8 @@ class NoiseConfig(Config):
             return self.shape.facts.scale
         raise ValueError(
             f"The radius of an ascent (direction={self.direction.value!r}) in the shape {self.shape.value!r} has no "
-            f"default. Set scale, the largest sqrt(Σ u_i²/σ_i²) with σ the level at scale 1; 0.15 is one for "
-            "shape='isotropic'."
+            f"default. Set {'max_scale' if self.follows_run else 'scale'}, the largest sqrt(Σ u_i²/σ_i²) with σ the "
+            "level at scale 1; 0.15 is one for shape='isotropic'."
         )
 
     @classmethod
@@ -285,7 +314,18 @@ class NoiseConfig(Config):
     @property
     def is_silent(self) -> bool:
         """Whether there is no noise at all."""
-        return self.scale == 0
+        return self.largest_scale == 0
+
+    @property
+    def follows_run(self) -> bool:
+        """Whether the noise is made larger and smaller as the run goes."""
+        return self.scale == AUTO
+
+    @property
+    def largest_scale(self) -> float:
+        """The factor of the level at its largest."""
+        largest = self.max_scale if self.follows_run else self.scale
+        return float(largest or 0.0)
 
     @property
     def second_gradient(self) -> str | None:
@@ -347,13 +387,14 @@ def refuse_what_does_not_go_together(config: NoiseConfig) -> None:
             raise ValueError(f"{first} and {second} do not go together: {why}. {what_to_do}")
     # no weight may leave the box in which ρ bounds the change of the Hessian
     limit = config.shape.facts.limit
-    if limit is None or uphill is not None or config.scale is None:
+    if limit is None or uphill is not None:
         return
-    largest = getattr(config, limit) if isinstance(limit, str) else limit
-    if config.scale > largest:
-        problem = f"shape={config.shape.value!r} with scale={config.scale}"
+    largest, scale = getattr(config, limit) if isinstance(limit, str) else limit, config.largest_scale
+    if scale > largest:
+        name = "max_scale" if config.follows_run else "scale"
+        problem = f"shape={config.shape.value!r} with {name}={scale:g}"
         if isinstance(limit, str):
-            problem += f" needs {limit} of at least {config.scale}; got {largest}. Lower scale, or raise {limit}."
+            problem += f" needs {limit} of at least {scale:g}; got {largest}. Lower {name}, or raise {limit}."
         else:
-            problem += f"; expected at most {largest}. Lower scale, or raise gamma or epsilon."
+            problem += f"; expected at most {largest}. Lower {name}, or raise gamma or epsilon."
         raise ValueError(f"The noise is larger than the box N_i = gamma*|w_i| + epsilon: {problem}")

@@ -34,6 +34,12 @@ class RecipeFacts:
     when: str
 
     @property
+    def row(self) -> str:
+        """What the guide says of it, without its name: settings, gradients, when to use it, source; for a table."""
+        settings = ", ".join(f"`{name}={value!r}`".replace("'", '"') for name, value in self.own.items())
+        return f"{settings or 'the defaults'} | {self.cost} | {self.when} | {self.source}"
+
+    @property
     def fields(self) -> dict[str, Any]:
         """All settings that a recipe decides about."""
         return {**DEFAULTS, **self.own}
@@ -56,16 +62,16 @@ class NoiseRecipe(Choice):
     ROWS = (
         "rows",
         RecipeFacts(
-            own={"shape": "rows", "scale": 0.6},
+            own={"shape": "rows", "scale": "auto", "max_scale": 4.0},
             cost="1",
             source="row-scaled as in Li et al. 2024 (Flat-LoRA, arXiv 2409.14396), on the trained weights",
-            when="wrong labels, at no extra cost and in any Trainer",
+            when="fine-tuning for long, wrong labels, in any Trainer; from scratch with max_scale=0.6",
         ),
     )
     ASCENT = (
         "ascent",
         RecipeFacts(
-            own={"shape": "isotropic", "direction": "previous", "scale": 0.15},
+            own={"shape": "isotropic", "direction": "previous", "scale": "auto", "max_scale": 0.6},
             cost="1",
             source="Becker, Altrock, Risse 2024 (Momentum-SAM, arXiv 2401.12033), with the last gradient alone",
             when="wrong labels and calibration: most of what sam brings at half its cost",

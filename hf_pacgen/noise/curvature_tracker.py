@@ -14,7 +14,7 @@ from hf_pacgen.config import NoiseConfig
 from hf_pacgen.noise.layout import Block
 from hf_pacgen.noise.perturbation import Perturbation
 from hf_pacgen.noise.products import Products
-from hf_pacgen.noise.rows import RowMeanSquares
+from hf_pacgen.noise.rows import RowLevels
 
 
 @dataclass
@@ -57,11 +57,11 @@ class CurvatureTracker:
         self.rho_is_known = config.rho != "estimate"
         self.num_parameters = sum(parameter.shape.numel() for parameter in noise.parameters.values())
         shape = config.shape.facts
-        known = {name: getattr(config, name) for name in ("scale", "gamma", "epsilon")}
+        known = {"scale": config.largest_scale, "gamma": config.gamma, "epsilon": config.epsilon}
         # the formula is of uniform noise, E u² = σ²/3; for normal noise its minimizer is 1/sqrt(η(H + ρ√m N/3))
         known |= {"eta": eta * (3 / noise.kind.level_ratio), "num_parameters": self.num_parameters}
         self._level = partial(shape.level, **{name: known[name] for name in known.keys() & shape.takes})
-        self._rows = RowMeanSquares(noise) if config.shape.uses_rows else None
+        self._rows = RowLevels(noise, self._level) if config.shape.uses_rows else None
         self.source = config.curvature.facts if config.shape.uses_curvature else None
         self.takes_samples = self.source is not None and self.source.from_products
         self.second_moments: dict[str, Tensor | None] = {}
@@ -84,15 +84,20 @@ class CurvatureTracker:
                 work = self._work.setdefault(block.wide, torch.empty(2, block.size, dtype=block.wide))
                 self._buffers[block.index] = work[:, : block.size].unbind()  # the largest block came first
 
+    @property
+    def one_level(self) -> float | None:
+        """σ, where it is the same everywhere."""
+        return self.config.largest_scale if self.config.shape.facts.is_one_level else None
+
     def look(self) -> None:
         """Read from the weights, which must be without noise, what the level depends on besides the weight itself."""
         if self._rows is not None:
             self._rows.read()
 
     def scale(self, block: Block, weights: Tensor) -> Tensor:
-        """σ of a block, which may be overwritten."""
+        """σ of a block, which may be overwritten, and which the next call may overwrite."""
         if self._rows is not None:
-            return self._level(self._rows.of(block))
+            return self._rows.of(block)
         if self.source is None:
             return self._level(weights)
         peak = None

@@ -39,10 +39,11 @@ class Ascent:
 
     Args:
         scale: σ of a block.
+        one_level: σ, where it is the same everywhere, which is done without.
     """
 
-    def __init__(self, noise: Perturbation, scale: ScaleFunction) -> None:
-        self.noise, self._scale = noise, scale
+    def __init__(self, noise: Perturbation, scale: ScaleFunction, one_level: float | None = None) -> None:
+        self.noise, self._scale, self._one_level = noise, scale, one_level
         self.held = Held.NOTHING
 
     @torch.no_grad()
@@ -66,16 +67,15 @@ class Ascent:
             self.forget()
             return False
         self.noise.follow()
-        squares: dict[torch.device, list[Tensor]] = {}
-        for block in self.noise.layout.blocks:
-            steep = self._scale(block, self.noise.weights_of(block)).mul_(self.noise.twin(block))
-            squares.setdefault(block.pool[0], []).append(steep.dot(steep))
-        norm = math.sqrt(self._sum(squares)) if squares else 0.0
+        norm = self._norm()
         if not 0 < norm < math.inf:
             self.forget()
             return False
         for block in self.noise.layout.blocks:
             weights, twin = self.noise.weights_of(block), self.noise.twin(block)
+            if self._one_level is not None and twin.dtype == weights.dtype:
+                torch.add(weights, twin, alpha=factor * self._one_level**2 / norm, out=twin)
+                continue
             sigma = self._scale(block, weights)
             steep = twin.to(weights.dtype) * sigma
             twin.copy_(torch.addcmul(weights, steep, sigma, value=factor / norm))
@@ -108,9 +108,18 @@ class Ascent:
                 twin.copy_(self.noise.part(name, tensors[name]))
         self.held = held
 
-    def _sum(self, squares: Mapping[torch.device, list[Tensor]]) -> float:
+    def _norm(self) -> float:
+        """‖σ g‖, over all weights."""
+        squares: dict[torch.device, list[Tensor]] = {}
+        for block in self.noise.layout.blocks:
+            twin = self.noise.twin(block)
+            if self._one_level is not None:
+                steep = twin.to(block.wide)
+            else:
+                steep = self._scale(block, self.noise.weights_of(block)).mul_(twin)
+            squares.setdefault(block.pool[0], []).append(steep.dot(steep))
         # one wait for each device; in Python's numbers, since not every device has float64
         total = sum(sum(torch.stack(of_device).tolist()) for of_device in squares.values())
-        if not self.noise.divided:
-            return total
-        return self.noise.total(torch.tensor(total, dtype=torch.float64, device=next(iter(squares)))).item()
+        if self.noise.divided:
+            total = self.noise.total(torch.tensor(total, dtype=torch.float64, device=next(iter(squares)))).item()
+        return math.sqrt(total) * (1.0 if self._one_level is None else self._one_level)

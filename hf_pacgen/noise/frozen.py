@@ -232,10 +232,7 @@ class _Product(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
-        total: Tensor | None = None
+        total = gradient.new_zeros(*gradient.shape[:-1], ctx.draw.width)
         for here, rows in ctx.draw.blocks():
-            part = gradient[..., here] @ rows.to(gradient.dtype)
-            total = part if total is None else total.add_(part)
-        if total is None:
-            raise RuntimeError("A linear layer without outputs has no noise.")
+            total += gradient[..., here] @ rows.to(gradient.dtype)
         return total.to(ctx.dtype), None

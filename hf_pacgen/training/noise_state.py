@@ -19,10 +19,12 @@ from hf_pacgen.files import write_atomically
 from hf_pacgen.noise.curvature_tracker import CurvatureTracker, RunningMean
 from hf_pacgen.noise.directions import PREFIX, Ascent
 from hf_pacgen.noise.perturbation import DIVIDED_INTO
+from hf_pacgen.training.follow import FollowedLosses
 
 __all__ = ["NOISE_FILE", "load", "save"]
 
 NOISE_FILE = "pacgen_noise.safetensors"
+FOLLOWS = "follows"  # in the file, what the size of the noise follows
 SETTINGS = "settings"  # in the file; those of releases up to 0.2 do not have them
 REMEDY = (
     "The file is cut short or damaged: resume from another checkpoint, or remove the file to start the running "
@@ -35,12 +37,19 @@ logger = logging.getLogger(__name__)
 
 
 def save(
-    tracker: CurvatureTracker, folder: str | os.PathLike[str], *, writes: bool, ascent: Ascent | None = None
+    tracker: CurvatureTracker,
+    folder: str | os.PathLike[str],
+    *,
+    writes: bool,
+    ascent: Ascent | None = None,
+    follows: FollowedLosses | None = None,
 ) -> None:
-    """Write the state into a checkpoint, if this process ``writes``; under FSDP2 all processes must call.
+    """Write the state into a checkpoint, if this process ``writes``; all processes must call.
 
-    ``ascent`` is one along the gradient of the last step, which a resumed run needs.
+    ``ascent`` is one along the gradient of the last step, and ``follows`` the losses that the size of the noise
+    follows, which a resumed run needs.
     """
+    followed = {} if follows is None else {FOLLOWS: follows.state()}  # a collective
     if not writes and not tracker.noise.divided:
         return
     tensors, values = tracker.state()
@@ -49,12 +58,18 @@ def save(
         tensors, values = tensors | {PREFIX + name: t for name, t in direction.items()}, values | held
     whole = tracker.noise.gathered(tensors)  # a collective under FSDP2
     if writes:
-        values |= {DIVIDED_INTO: tracker.noise.parts, SETTINGS: tracker.config.to_dict()}
+        values |= followed | {DIVIDED_INTO: tracker.noise.parts, SETTINGS: tracker.config.to_dict()}
         content = safetensors.torch.save(whole, {"state": json.dumps(values)})
         write_atomically(Path(folder) / NOISE_FILE, lambda file: file.write(content))
 
 
-def load(tracker: CurvatureTracker, folder: str | os.PathLike[str], *, ascent: Ascent | None = None) -> None:
+def load(
+    tracker: CurvatureTracker,
+    folder: str | os.PathLike[str],
+    *,
+    ascent: Ascent | None = None,
+    follows: FollowedLosses | None = None,
+) -> None:
     """Read the state of a checkpoint.
 
     Settings that are not those of the file are used as they are now.  The running curvature is another's, and starts
@@ -65,6 +80,8 @@ def load(tracker: CurvatureTracker, folder: str | os.PathLike[str], *, ascent: A
     """
     path = Path(folder) / NOISE_FILE
     if not path.is_file():
+        if follows is not None:
+            logger.warning("%s has no %s: the size of the noise follows the run from here on.", folder, NOISE_FILE)
         if ascent is not None:
             logger.warning("%s has no %s: the first step has no direction.", folder, NOISE_FILE)
         if tracker.sums:
@@ -76,6 +93,8 @@ def load(tracker: CurvatureTracker, folder: str | os.PathLike[str], *, ascent: A
     _say_what_changed(tracker, settings, folder)
     if tracker.config.rho == "estimate" and settings.get("rho", "estimate") == "estimate":
         tracker.take_rho(float(values["rho"]))
+    if follows is not None:
+        follows.load_state(values.get(FOLLOWS), folder)
     direction = {name: tensors.pop(PREFIX + name) for name in tracker.noise.parameters if PREFIX + name in tensors}
     if ascent is not None:
         ascent.load_state(direction, values)

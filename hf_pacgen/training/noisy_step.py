@@ -11,6 +11,7 @@ from torch import Tensor
 
 from hf_pacgen.config import NoiseConfig
 from hf_pacgen.distributed.deepspeed import LazyGradients, ZeroStep, zero_optimizer
+from hf_pacgen.noise.auto_scale import AutoScale
 from hf_pacgen.noise.curvature_tracker import CurvatureTracker
 from hf_pacgen.noise.directions import Ascent
 from hf_pacgen.noise.frozen import FrozenNoise
@@ -19,6 +20,7 @@ from hf_pacgen.noise.products import Gradients, PairedProducts, single_products,
 from hf_pacgen.training import noise_state
 from hf_pacgen.training.clipping import GradientRescale, loss_unscale
 from hf_pacgen.training.estimates import estimate, needs_batches, refuse_used_up, rehearse
+from hf_pacgen.training.follow import FollowedLosses, refuse_order
 from hf_pacgen.training.hooks import mark, take_over, unmark
 from hf_pacgen.training.run_facts import Run
 
@@ -61,6 +63,11 @@ class NoisyStep:
                 "eta='n' is the number of training examples, which an iterable dataset does not tell. "
                 "Set eta to a number, such as that of the examples."
             )
+        # None where the noise is the same all along
+        self.follows = None
+        if config.follows_run:
+            refuse_order(run)
+            self.follows = FollowedLosses(AutoScale(run.steps_per_pass), run.processes)
         self._estimates = needs_batches(config)
         if self._estimates:
             refuse_used_up(run)
@@ -70,7 +77,8 @@ class NoisyStep:
         eta = float(run.num_examples or 0) if config.eta == "n" else float(config.eta)
         self.tracker = CurvatureTracker(config, self.noise, eta=eta)
         # None where the noise is random
-        self.ascent = None if config.direction.facts.by_chance else Ascent(self.noise, self.tracker.scale)
+        scale = self.tracker.scale
+        self.ascent = None if config.direction.facts.by_chance else Ascent(self.noise, scale, self.tracker.one_level)
         self._reads_optimizer = self.tracker.source is not None and self.tracker.source.from_optimizer
         if self._reads_optimizer:
             self._read_optimizer(0)
@@ -113,6 +121,8 @@ class NoisyStep:
         self._step, self._ended = step, False
         if callable(prepare := getattr(self.run.optimizer, "train", None)):
             prepare()  # a schedule-free optimizer moves the weights here, and would move the noisy ones later
+        if micro_step == 0 and self.follows is not None:
+            self.follows.begin_step(step)  # here alone: the factor is the same all through a step
         factor = self.factor(step)
         if micro_step == 0:
             self._keys = []
@@ -175,6 +185,8 @@ class NoisyStep:
 
     def observe(self, loss: Tensor) -> None:
         """Hear of the loss of a micro-batch (its share of the loss of the optimizer step), without waiting for it."""
+        if self.follows is not None:
+            self.follows.observe(loss)
 
     def mirror(self) -> None:
         """Turn the noise u of a pair into -u, for others to put on."""
@@ -245,11 +257,11 @@ class NoisyStep:
         return LazyGradients(self.noise.parameters, lambda name: zero.gradient(self.noise.parameters[name]))
 
     def factor(self, step: int) -> float:
-        """The schedule: part of σ that is drawn in an optimizer step, from 0 to 1."""
+        """The schedule, and what follows the run: part of σ that is drawn in an optimizer step, from 0 to 1."""
         total = max(self.run.max_steps, 1)
         rise = (step + 1) / (self.config.warmup_ratio * total) if self.config.warmup_ratio else 1.0
         fall = (total - step) / (self.config.decay_ratio * total) if self.config.decay_ratio else 1.0
-        return max(0.0, min(1.0, rise, fall))
+        return max(0.0, min(1.0, rise, fall)) * (1.0 if self.follows is None else self.follows.factor)
 
     def close(self) -> None:
         """Take the noise off and everything else out of the model."""
@@ -269,11 +281,11 @@ class NoisyStep:
 
     def save(self, folder: str | os.PathLike[str], *, writes: bool = True) -> None:
         """Write the noise state into a checkpoint, if this process ``writes``; all processes must call."""
-        noise_state.save(self.tracker, folder, writes=writes, ascent=self._remembered)
+        noise_state.save(self.tracker, folder, writes=writes, ascent=self._remembered, follows=self.follows)
 
     def load(self, folder: str | os.PathLike[str]) -> None:
         """Read the noise state of a checkpoint; where there is none, say so and start anew."""
-        noise_state.load(self.tracker, folder, ascent=self._remembered)
+        noise_state.load(self.tracker, folder, ascent=self._remembered, follows=self.follows)
 
     @property
     def _remembered(self) -> Ascent | None:
@@ -300,7 +312,7 @@ def _noise_of(config: NoiseConfig, run: Run) -> Perturbation:
             f"target={config.target.value!r} draws noise inside the products of the model, which torch.compile would "
             "trace once and for all. Train without torch_compile, or use recipe='rows'."
         )
-    return FrozenNoise(run.model, scale=float(config.scale or 0.0))
+    return FrozenNoise(run.model, scale=config.largest_scale)
 
 
 def _refuse_under_deepspeed(config: NoiseConfig) -> None:

@@ -50,6 +50,8 @@ class Run:
     clips: bool = True  # gradients, before ``on_pre_optimizer_step``
     compiled: bool = False  # or copied for every pass, by DataParallel: then hooks are run in vain
     loss_fn: LossFunction | OwnLoss | None = None  # None for the model's own
+    steps_per_pass: int | None = None  # of the optimizer, through all the data; None where the data have no length
+    order: str = "random"  # in which they come
 
     def agree_on_noise(self, config: NoiseConfig) -> None:
         """Raise on every process if two of them would draw different noise."""
@@ -185,7 +187,14 @@ def describe_run(
         clips=args.max_grad_norm is not None and args.max_grad_norm > 0,
         compiled=bool(args.torch_compile) or args.n_gpu > 1,
         loss_fn=loss_fn,
+        steps_per_pass=_steps_per_pass(train_dataloader, args.gradient_accumulation_steps),
+        order=str(getattr(args, "train_sampling_strategy", "random")),
     )
+
+
+def _steps_per_pass(loader: Any, accumulation: int) -> int | None:
+    length = _length(loader)
+    return None if length is None else max(1, -(-length // accumulation))  # as the Trainer counts them
 
 
 def rehearse_score(

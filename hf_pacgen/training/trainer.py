@@ -16,6 +16,7 @@ from hf_pacgen.results.noisy_predictions import NoisyPredictions
 from hf_pacgen.results.pacgen import PACGenResult
 from hf_pacgen.training.arguments import PACGenTrainingArguments, as_config
 from hf_pacgen.training.callback.callback import PACGenCallback
+from hf_pacgen.training.follow import NOISE_FACTOR
 from hf_pacgen.training.micro_batch import MicroBatch
 from hf_pacgen.training.noisy_step import ANOTHER_NOISE, NoisyStep
 from hf_pacgen.training.passes import Passes
@@ -136,6 +137,12 @@ class PACGenTrainer(Trainer):
             self._micro_step += 1
         noisy.observe(loss)
         return loss
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """See ``transformers.Trainer.log``; with the size of noise that follows the run, as ``noise_factor``."""
+        if "loss" in logs and self._noisy_step is not None and self._noisy_step.follows is not None:
+            logs[NOISE_FACTOR] = self._noisy_step.follows.factor
+        super().log(logs, *args, **kwargs)
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         # every checkpoint passes here, those on SIGTERM too, which fire no event

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -40,10 +41,29 @@ def test_what_is_given_goes_before_the_recipe() -> None:
     assert NoiseConfig(recipe="rows", shape="magnitude").scale == 0.1  # type: ignore[arg-type]
 
 
+def test_a_scale_that_follows_the_run_has_a_largest() -> None:
+    def largest(**settings: Any) -> Any:
+        made = NoiseConfig(**settings)
+        return made.scale, made.max_scale, made.largest_scale
+
+    assert largest(recipe="rows") == ("auto", 4.0, 4.0) and largest(recipe="rows", max_scale=2) == ("auto", 2, 2.0)
+    assert largest(recipe="rows", scale=0.5) == (0.5, None, 0.5)
+    # what the recipe, or the shape, has all along
+    assert largest(recipe="sam", scale="auto") == ("auto", 0.15, 0.15)
+    assert largest(recipe="rows", shape="magnitude", scale=" Auto") == ("auto", 0.1, 0.1)
+    assert largest(scale="auto") == ("auto", 1.0, 1.0) and NoiseConfig(scale="auto", max_scale=0).is_silent
+
+
 def test_flags_of_a_parser_leave_the_recipe_its_settings() -> None:
     parser = HfArgumentParser(NoiseConfig)  # type: ignore[arg-type]
     (made,) = parser.parse_args_into_dataclasses(["--recipe", "sam", "--scale", "0.1", "--eta", "9"])
     assert made == NoiseConfig(recipe="sam", scale=0.1, eta=9)  # type: ignore[arg-type]
+
+
+def test_the_table_of_the_guide_is_made_of_the_facts() -> None:
+    guide = (Path(__file__).parents[2] / "docs" / "guides" / "train.md").read_text(encoding="utf-8")
+    expected = [f"| `{recipe.value}` | {recipe.facts.row} |" for recipe in NoiseRecipe]
+    assert [line for line in guide.splitlines() if line in expected] == expected
 
 
 APART: list[tuple[dict[str, Any], str]] = [
@@ -62,6 +82,10 @@ APART: list[tuple[dict[str, Any], str]] = [
     ({"recipe": "flat-lora", "distribution": "truncated_normal"}, "target='frozen' and distribution='truncated_norma"),
     ({"recipe": "rows", "consistency": 1}, "consistency=1 and antithetic=False do not go together: the outputs of a p"),
     ({"antithetic": True, "consistency": 1}, "consistency=1 and the curvature 'price', which shape='pacgen' asks for"),
+    ({"scale": "car"}, "scale must be a number of at least 0, or 'auto'; got 'car'."),
+    ({"scale": 0.1, "max_scale": 2}, "max_scale=2 is the largest factor of scale='auto'; got scale=0.1. Give one of t"),
+    ({"recipe": "ascent", "shape": "box", "scale": "auto"}, "has no default. Set max_scale, the largest sqrt("),
+    ({"shape": "isotropic", "scale": "auto", "max_scale": 0.2}, "with max_scale=0.2 needs epsilon of at least 0.2; go"),
     ({"clean_part": 1}, "clean_part must be less than 1, which would be no noise at all; got 1. Use scale=0."),
     ({"shape": "box", "scale": 1.5}, "shape='box' with scale=1.5; expected at most 1.0. Lower scale, or raise gamma "),
 ]

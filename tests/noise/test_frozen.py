@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from training_runs import bert, llama, same, weights
 from transformers import GPT2Config, GPT2LMHeadModel
 
+from hf_pacgen.model.dequantized import dequantize
 from hf_pacgen.noise.frozen import FrozenNoise
 
 peft = pytest.importorskip("peft")
@@ -121,6 +122,42 @@ def test_layers_with_a_product_of_their_own_have_the_noise_added() -> None:
     assert same(weights(model), before) and not any("forward" in vars(m) for m in model.modules())
     layer.base.weight.data += u.T
     assert loss.item() == pytest.approx(model(input_ids=tokens(), labels=tokens()).loss.item(), rel=1e-12)
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_quantized_layers_keep_their_own_product(bits: int) -> None:
+    """The noise is added to what they give, forward and backward, and its level is that of the dequantized weights."""
+    bitsandbytes = pytest.importorskip("bitsandbytes")
+    model = adapted(llama(hidden_size=64, num_attention_heads=2), init_lora_weights=False)
+    for layer in [m for m in model.modules() if hasattr(m, "lora_A")]:
+        weight = layer.base_layer.weight.data
+        sizes = (weight.shape[1], weight.shape[0])
+        if bits == 4:
+            layer.base_layer = bitsandbytes.nn.Linear4bit(*sizes, bias=False, compute_dtype=torch.float32)
+            layer.base_layer.weight = bitsandbytes.nn.Params4bit(weight, requires_grad=False)
+        else:
+            layer.base_layer = bitsandbytes.nn.Linear8bitLt(*sizes, bias=False, has_fp16_weights=False)
+            layer.base_layer.weight = bitsandbytes.nn.Int8Params(weight, requires_grad=False, has_fp16_weights=False)
+        layer.base_layer.to("cpu")
+    noise = FrozenNoise(model, scale=0.2)
+    noise.draw(None, 0)  # type: ignore[arg-type]
+    (first, *_), u = noise.layers, drawn(noise)
+    whole = dequantize(first.base) + first.adapter.get_delta_weight("default").detach()
+    torch.testing.assert_close(first.row_rms(), whole.square().mean(1).sqrt(), rtol=2e-2, atol=0)
+    u = u[str(first.stream)]  # type: ignore[assignment]
+    assert u.square().mean().sqrt().item() == pytest.approx(0.2 * whole.square().mean().sqrt().item(), rel=0.1)  # type: ignore[attr-defined]
+    x, weighting = torch.randn(5, first.width), torch.randn(5, len(first.half_width))
+    found = []
+    for on in (False, True):
+        leaf = x.clone().requires_grad_()
+        if on:
+            noise.apply()
+        out = first.base(leaf)
+        (out * weighting).sum().backward()
+        noise.restore()
+        found.append((out.detach(), leaf.grad))
+    torch.testing.assert_close(found[1][0] - found[0][0], x @ u.T, rtol=1e-3, atol=1e-4)  # type: ignore[attr-defined]
+    torch.testing.assert_close(found[1][1] - found[0][1], weighting @ u, rtol=1e-3, atol=1e-4)  # type: ignore[operator]
 
 
 REFUSED: list[tuple[Any, str]] = [

@@ -105,10 +105,16 @@ def test_an_ascent_is_that_of_a_loop_by_hand(recipe: str, shell: str, geometry: 
     assert difference(weights(run.model), weights(plain.model)) > 1e-6
 
 
+def lora() -> Any:
+    peft = pytest.importorskip("peft")
+    return peft.get_peft_model(llama(), peft.LoraConfig(r=4, target_modules=["q_proj", "v_proj"], lora_alpha=64))
+
+
 def _spread(shell: str, recipe: str, folder: str, size: int) -> None:
     settings: dict[str, Any] = {"per_device_train_batch_size": 4 // size, "gradient_accumulation_steps": 2}
     settings |= {"learning_rate": 1e-2, "max_steps": 8} | ({"ddp_backend": "gloo"} if size > 1 else {})
-    run = trained(shell, NoiseConfig(recipe=recipe), model=llama().double(), **settings)  # type: ignore[arg-type]
+    model = lora() if recipe == "flat-lora" else llama()
+    run = trained(shell, NoiseConfig(recipe=recipe), model=model.double(), **settings)  # type: ignore[arg-type]
     if run.args.world_size != size:
         raise RuntimeError(f"There are {run.args.world_size} processes and not {size}.")
     torch.save(weights(run.model), Path(folder) / f"{size}-{run.args.process_index}.pt")
@@ -116,7 +122,10 @@ def _spread(shell: str, recipe: str, folder: str, size: int) -> None:
 
 @pytest.mark.parametrize(
     ("shell", "recipe"),
-    [("trainer", "sam"), ("trainer", "ascent"), ("callback", "ascent"), ("trainer", "mixed"), ("callback", "rows")],
+    [
+        *(("trainer", recipe) for recipe in ("sam", "ascent", "mixed", "consistency", "flat-lora")),
+        *(("callback", recipe) for recipe in ("rows", "ascent")),
+    ],
 )
 def test_two_processes_train_as_one(shell: str, recipe: str, tmp_path: Path) -> None:
     """All ascend along the gradient of all of a micro-batch."""
@@ -124,4 +133,6 @@ def test_two_processes_train_as_one(shell: str, recipe: str, tmp_path: Path) -> 
     _spread(shell, recipe, str(tmp_path), 1)
     first, second, alone = (torch.load(tmp_path / f"{name}.pt") for name in ("2-0", "2-1", "1-0"))
     assert same(first, second) and difference(first, alone) < 1e-8
-    assert difference(alone, weights(trained("plain", None, model=llama().double(), max_steps=1).model)) > 1e-3
+    model = lora() if recipe == "flat-lora" else llama()
+    plain = trained("plain", None, model=model.double(), learning_rate=1e-2, max_steps=8, gradient_accumulation_steps=2)
+    assert difference(alone, weights(plain.model)) > 1e-4

@@ -164,3 +164,10 @@ def test_the_schedule() -> None:
     engine = engine_for(Network(), NoiseConfig(warmup_ratio=0.5, decay_ratio=0.25), max_steps=8)
     assert [engine.factor(step) for step in range(9)] == [0.25, 0.5, 0.75, 1.0, 1.0, 1.0, 1.0, 0.5, 0.0]
     assert not engine.begin(8) and not engine.noise.applied
+
+
+def test_random_noise_follows_no_gradient() -> None:
+    engine = engine_for(Network(), NoiseConfig())
+    with pytest.raises(RuntimeError, match="direction='random' follows no gradient"):
+        engine.ascend(1.0)
+    engine.close()

@@ -82,9 +82,10 @@ def _with_a_trainer(folder: str, method: str, noise: dict[str, Any]) -> None:
         ("trainer", {"recipe": "rows"}),
         ("trainer", {"recipe": "sam"}),
         ("trainer", {"recipe": "mixed"}),
+        ("trainer", {"recipe": "consistency"}),
         ("callback", {"recipe": "ascent", "shape": "box", "scale": 2.0}),
     ],
-    ids=["trainer", "antithetic", "adam", "estimates", "callback", "rows", "sam", "mixed", "ascent"],
+    ids=["trainer", "antithetic", "adam", "estimates", "callback", "rows", "sam", "mixed", "consistency", "ascent"],
 )
 def test_trainers_on_shards_do_what_they_do_on_replicas(method: str, noise: dict[str, Any], tmp_path: Path) -> None:
     config = getattr(pytest.importorskip("transformers.distributed"), "DistributedConfig", None)

@@ -191,3 +191,24 @@ def test_what_online_training_cannot_give_is_refused_before_it_begins(case: str,
         trainer, written = online("trainer" if case == "pairs" else "callback", folder, tmp_path, **ours)
         trainer.train()
     assert case == "pairs" or (trainer.state.global_step == 0 and not written)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("recipe", ["rows", "ascent", "sam", "mixed", "consistency"])
+def test_trls_trainers_take_every_recipe(recipe: str, folder: Path, tmp_path: Path) -> None:
+    """Weights are clean between micro-batches, and trained otherwise than without."""
+    finals = []
+    for noise in (None, recipe):
+        plain = made("callback", "plain", folder, tmp_path)
+        args = plain.args
+        args.max_steps, args.learning_rate, args.gradient_accumulation_steps = 3, 1e-3, 2
+        recorder = runs.Recorder()
+        kind = type("Both", (PACGenTrainer, trl.SFTTrainer), {})
+        model = LlamaForCausalLM.from_pretrained(folder)
+        tokenizer = saved_models.tokenizer(eos_token="[SEP]", chat_template=TEMPLATE)
+        common: Any = {"train_dataset": data("texts"), "processing_class": tokenizer, "callbacks": [recorder]}
+        kind(model=model, args=args, noise=noise, **common).train()
+        assert runs.same(runs.weights(model), recorder.ended[-1]) and len(recorder.ended) == 3
+        assert all(runs.same(end, begin) for end, begin in zip(recorder.ended, recorder.begun[1:], strict=False))
+        finals.append(runs.weights(model))
+    assert runs.difference(*finals) > 1e-5

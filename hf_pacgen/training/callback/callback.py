@@ -18,6 +18,7 @@ from hf_pacgen.facts import Choice
 from hf_pacgen.results.pacgen import PACGenResult
 from hf_pacgen.training.arguments import as_config
 from hf_pacgen.training.callback.guard import Guard
+from hf_pacgen.training.follow import NOISE_FACTOR, listen
 from hf_pacgen.training.noise_state import NOISE_FILE
 from hf_pacgen.training.noisy_step import ANOTHER_NOISE, NoisyStep
 from hf_pacgen.training.run_facts import (
@@ -134,6 +135,8 @@ class PACGenCallback(TrainerCallback):
         )
         self.noisy_step = NoisyStep(cast(NoiseConfig, self.noise), run)
         # compiled models run no hooks
+        if (follows := self.noisy_step.follows) is not None:
+            self.noisy_step.closing.append(listen(find_trainer(kwargs["model"]), follows))
         self._guard = Guard(run.model, self.noisy_step.noise, watch_forward=not run.compiled)
         self.noisy_step.closing.append(self._guard.close)
         self.noisy_step.ends = self._end_step
@@ -160,6 +163,12 @@ class PACGenCallback(TrainerCallback):
             # weights that were loaded in the middle of a step are not those that its noise was drawn for
             learns = not (self._guard.loaded or (self.noisy_step.drawn and self._guard.passes.missed()))
             self.noisy_step.before_optimizer_step(step, learns=learns)
+
+    def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Add the size of noise that follows the run to the log's entry; no reporter sees it."""
+        follows = None if self.noisy_step is None else self.noisy_step.follows
+        if follows is not None and state.log_history and "loss" in state.log_history[-1]:
+            state.log_history[-1][NOISE_FACTOR] = follows.factor
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Write the noise state into the checkpoint."""
