@@ -6,6 +6,7 @@ import dataclasses
 import numbers
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 from torch import nn
@@ -18,7 +19,7 @@ from hf_pacgen.model.state import unwrap
 from hf_pacgen.model.storage import independent
 from hf_pacgen.noise.perturbation import Perturbation, ScaleFunction
 from hf_pacgen.noise.perturbed import check_scale
-from hf_pacgen.noise.rows import RowMeanSquares
+from hf_pacgen.noise.rows import RowLevels
 
 __all__ = ["Noise", "noise_of"]
 
@@ -69,11 +70,12 @@ class Noise:
     def _level(self, noise: Perturbation) -> ScaleFunction:
         config = self.config
         if config is None or config.shape.uses_rows:
-            rows = RowMeanSquares(noise)
+            rows = RowLevels(noise, partial(row_noise_scale, scale=self.scale))
             rows.read()
-            return lambda block, weights: row_noise_scale(rows.of(block), scale=self.scale)
+            return lambda block, weights: rows.of(block)
         facts = config.shape.facts
-        known = {name: getattr(config, name) for name in ("scale", "gamma", "epsilon") if name in facts.takes}
+        settings = {"scale": self.scale, "gamma": config.gamma, "epsilon": config.epsilon}
+        known = {name: value for name, value in settings.items() if name in facts.takes}
         return lambda block, weights: facts.level(weights, **known)
 
     def to_dict(self) -> dict[str, Any]:
@@ -100,9 +102,14 @@ def noise_of(noise_scale: Any) -> Noise | None:
         if not direction.facts.by_chance or not target.facts.trained:
             raise ValueError(
                 f"noise_scale has direction={direction.value!r} and target={target.value!r}: predictions are averaged "
-                "over random noise on the trainable weights. Give NoiseConfig(recipe='rows'), or a number."
+                "over random noise on the trainable weights. Give NoiseConfig(recipe='rows', scale=0.3), or a number."
             )
-        return Noise(float(noise_scale.scale or 0.0), noise_scale)
+        if noise_scale.follows_run:
+            raise ValueError(
+                "noise_scale has scale='auto', which follows the losses of a training: predictions have none to "
+                "follow. Give NoiseConfig(..., scale=0.3), a number, or noise_scale='auto' with training data."
+            )
+        return Noise(noise_scale.largest_scale, noise_scale)
     if isinstance(noise_scale, str):
         if noise_scale != AUTO:
             raise ValueError(f"noise_scale must be a number >= 0, a NoiseConfig or 'auto'; got {noise_scale!r}.")

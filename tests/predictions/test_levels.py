@@ -57,6 +57,8 @@ def test_what_a_size_may_be() -> None:
         with pytest.raises(ValueError, match="predictions are averaged over random noise on the trainable weights"):
             noise_of(NoiseConfig(recipe=recipe, scale=0.1))  # type: ignore[arg-type]
     assert noise_of(NoiseConfig(recipe="rows", scale=0.2)).scale == 0.2  # type: ignore[arg-type, union-attr]
+    with pytest.raises(ValueError, match=r"scale='auto', which follows the losses of a training.*scale=0.3"):
+        noise_of(NoiseConfig(recipe="rows"))
     for bad in (True, [0.1]):
         with pytest.raises(ValueError, match=f"a NoiseConfig or 'auto'; got {type(bad).__name__}"):
             noise_of(bad)
