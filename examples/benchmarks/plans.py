@@ -4,18 +4,18 @@
     python examples/benchmarks/plans.py --guide docs/guides/scale.md    # puts the tables into the guide
 
 No weights are made: the models are on the meta device.  512 sequences of 1,024 tokens, one a batch for each process.
-All figures are linear in the number of layers once there are a few: they are planned for 4, 6 and 8 layers, seen to
-lie on a line, and that is followed to the model's own number.
+What a pass takes beside its gradients is linear in the number of layers: it is traced for 1 and 2 layers, and followed
+to the model's own number.  Sizes are those of the whole model.
 """
 
 from __future__ import annotations
 
 import json
-import math
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
+from unittest import mock
 
 import torch
 from rich.console import Console
@@ -26,6 +26,8 @@ from transformers import HfArgumentParser, LlamaConfig, LlamaForCausalLM
 from hf_pacgen import Plan, ScoreConfig, plan
 from hf_pacgen.config import HVPMethod
 from hf_pacgen.curvature.pass_counts import diagonal_passes
+from hf_pacgen.curvature.peak_memory import PeakMemory
+from hf_pacgen.model.traces import Trace
 
 RESULTS = Path(__file__).resolve().parent / "results" / "plans.json"
 SIZES: dict[str, dict[str, int]] = {
@@ -33,7 +35,7 @@ SIZES: dict[str, dict[str, int]] = {
     "70B": {"hidden_size": 8192, "intermediate_size": 28672, "num_hidden_layers": 80, "num_attention_heads": 64},
     "405B": {"hidden_size": 16384, "intermediate_size": 53248, "num_hidden_layers": 126, "num_attention_heads": 128},
 }
-PROCESSES, LAYERS = (1, 8, 64), (4, 6, 8)
+PROCESSES, LAYERS = (1, 8, 64), (1, 2)
 EXAMPLES, LENGTH = 512, 1024
 ROOM = 72e9
 """Bytes of a GPU of 80 GB that a score may take: the rest is for kernels, fragments and the collectives' buffers."""
@@ -84,39 +86,63 @@ def llama(size: str, layers: int, dtype: torch.dtype, *, adapter: bool) -> nn.Mo
     return model
 
 
-def planned(size: str) -> list[dict[str, Any]]:
-    """A row for each way and number of processes, with the weights copied and sharded."""
-    rows = []
-    for way, (dtype, adapter, settings) in WAYS.items():
-        config = ScoreConfig(**settings)
-        few = [
-            plan(
-                llama(size, layers, dtype, adapter=adapter),
-                Sequences(),
-                config=config,
-                processes=PROCESSES,
-                batch_size=1,
-                progress=False,
+class Followed(PeakMemory):
+    """Memory of a large model, whose traces are those of a few of its layers, followed along a line.
+
+    Gradients are held beside the pass that adds to them, which is what a second gradient is, and no less than a first.
+    """
+
+    few: ClassVar[list[nn.Module]] = []
+    """The same model with few layers."""
+
+    def _trace(self, kind: str, *, share: int | None = None, dtype: torch.dtype | None = None) -> Trace:
+        key = (kind, share, dtype)
+        if key not in self._traces:
+            kept = kind in ("once", "twice", "drawn")
+            traced = [
+                self._small(model)._trace("fleeting" if kept else kind, share=share, dtype=dtype) for model in self.few
+            ]
+            layers = SIZES[self.size]["num_hidden_layers"]
+            sizes = (
+                p.numel() * (p if dtype is None else torch.empty(0, dtype=dtype)).element_size()
+                for p in self.parameters.values()
             )
-            for layers in LAYERS
-        ]
-        for processes in PROCESSES:
-            for weights in ("copied", "sharded")[: 1 + (processes > 1)]:
-                found = [made.layout(processes, weights) for made in few]
-                row = {"way": way, "processes": processes, "weights": weights, "refused": found[0].get("refused")}
-                full = SIZES[size]["num_hidden_layers"]
-                row["trainable"] = followed([made.num_parameters for made in few], full)
-                row["gradients"], row["flops"] = few[0].backwards, followed([made.flops or 0.0 for made in few], full)
-                if not row["refused"]:
-                    phases = {n: followed([one["memory"][n] for one in found], full) for n in found[0]["memory"]}
-                    row["peak_in"] = max(phases, key=lambda name: phases[name])
-                    row["peak_bytes"], wire = phases[row["peak_in"]], followed([o["wire_bytes"] for o in found], full)
-                    # a batch of a sequence for each process has as many times fewer of them
-                    number = -(-EXAMPLES // processes)
-                    fewer = few[0].backwards - diagonal(config, few[0], EXAMPLES) + diagonal(config, few[0], number)
-                    row["wire_bytes"] = wire * fewer / few[0].backwards if weights == "sharded" else wire
-                rows.append(row)
-                Console(stderr=True).print(f"[dim]{size} {row}[/]")
+            own = sum(sizes) if kept else 0
+            peak, flops = (followed([getattr(one, what) for one in traced], layers) for what in ("peak", "flops"))
+            self._traces[key] = Trace(round(own + peak), round(flops))
+        return self._traces[key]
+
+    size: ClassVar[str] = ""
+    known: ClassVar[dict[Any, PeakMemory]] = {}
+
+    def _small(self, model: nn.Module) -> PeakMemory:
+        key = id(model), self.method, self.low
+        if key not in self.known:
+            parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+            self.known[key] = PeakMemory(model, parameters, self.batch, self.config, self.method, low=self.low)
+        return self.known[key]
+
+
+def planned(size: str, way: str) -> list[dict[str, Any]]:
+    """A row for each number of processes, with the weights copied and sharded."""
+    dtype, adapter, settings = WAYS[way]
+    config, rows = ScoreConfig(**settings), []
+    Followed.size, Followed.few = size, [llama(size, layers, dtype, adapter=adapter) for layers in LAYERS]
+    model = llama(size, SIZES[size]["num_hidden_layers"], dtype, adapter=adapter)
+    with mock.patch("hf_pacgen.measures.plan.PeakMemory", Followed):
+        made = plan(model, Sequences(), config=config, processes=PROCESSES, batch_size=1, progress=False)
+    for processes in PROCESSES:
+        for weights in ("copied", "sharded")[: 1 + (processes > 1)]:
+            row = {"way": way, "trainable": made.num_parameters, "gradients": made.backwards, "flops": made.flops}
+            layout = made.layout(processes, weights)
+            row |= {key: value for key, value in layout.items() if key not in ("forwards", "backwards", "seconds")}
+            if weights == "sharded" and "refused" not in row:
+                # a batch of a sequence for each process has as many times fewer of them
+                number = -(-EXAMPLES // processes)
+                fewer = made.backwards - diagonal(config, made, EXAMPLES) + diagonal(config, made, number)
+                row["wire_bytes"] = round(row["wire_bytes"] * fewer / made.backwards)
+            rows.append(row)
+            Console(stderr=True).print(f"[dim]{size} {row}[/]")
     return rows
 
 
@@ -127,12 +153,11 @@ def diagonal(config: ScoreConfig, made: Plan, batches: int) -> int:
 
 
 def followed(values: list[float], layers: int) -> float:
-    """The value for so many layers, of those for a few, which must lie on a line."""
-    first, middle, last = values
-    slope = (last - first) / (LAYERS[2] - LAYERS[0])
-    if not math.isclose(middle, first + slope * (LAYERS[1] - LAYERS[0]), rel_tol=1e-3):
-        raise SystemExit(f"Expected figures linear in the number of layers, got {values} for {LAYERS}: plan for more.")
-    return first + slope * (layers - LAYERS[0])
+    """The value for so many layers, of those for a few, which grow with their number."""
+    first, second = values
+    if second < first:
+        raise SystemExit(f"Expected figures that grow with the number of layers, got {values} for {LAYERS}.")
+    return first + (second - first) / (LAYERS[1] - LAYERS[0]) * (layers - LAYERS[0])
 
 
 # ------------------------------------------------------------------------------------------------------ tables
@@ -140,7 +165,7 @@ def followed(values: list[float], layers: int) -> float:
 
 def cell(row: dict[str, Any]) -> str:
     """Peak memory of a process, and whether it fits."""
-    if row["refused"]:
+    if "refused" in row:
         return "refused"
     peak = row["peak_bytes"] / 1e9
     return f"**{peak:,.0f} GB**" if row["peak_bytes"] <= ROOM else f"{peak:,.0f} GB"
@@ -154,13 +179,13 @@ def tables(figures: dict[str, Any]) -> str:
     ]
     cost = ["| model | scored | backward passes | operations | hours of one GPU | sent by each of 64, sharded |"]
     cost.append("|---|---|" + "---:|" * 4)
-    for size in (name for name in SIZES if name in figures):
-        for way in WAYS:
-            rows = [row for row in figures[size] if row["way"] == way]
+    for size in SIZES:
+        for way in (way for way in WAYS if way in figures.get(size, {})):
+            rows = figures[size][way]
             lines.append(f"| {size} | {way} | " + " | ".join(cell(row) for row in rows) + " |")
             first, last = rows[0], rows[-1]
             speed = FLOPS["float32" if "float32" in way else "bfloat16"]
-            wire = "refused" if last["refused"] else f"{last['wire_bytes'] / 1e12:,.1f} TB"
+            wire = "refused" if "refused" in last else f"{last['wire_bytes'] / 1e12:,.1f} TB"
             hours = first["flops"] / speed / 3600
             cost.append(f"| {size} | {way} | {first['gradients']:,} | {first['flops']:.2g} | {hours:,.1f} | {wire} |")
     return "\n".join([*lines, "", *cost])
@@ -188,11 +213,12 @@ def main() -> None:
         return
     path = Path(arguments.output)
     figures = json.loads(path.read_text(encoding="utf-8")) if arguments.output and path.is_file() else {}
-    for size in arguments.sizes:
-        figures[size] = planned(size)
-        if arguments.output:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+    for way in WAYS:
+        for size in arguments.sizes:
+            figures[size] = figures.get(size, {}) | {way: planned(size, way)}
+            if arguments.output:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
     Console(width=200).print(tables(figures))
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import tiny
 import torch
@@ -59,8 +61,9 @@ def test_weights_come_back_bit_for_bit() -> None:
 
 def test_the_planned_memory_is_the_allocators() -> None:
     torch.manual_seed(0)
-    sizes = {"vocab_size": 1024, "n_embd": 512, "n_layer": 4, "n_head": 8, "n_positions": 128}
-    model: nn.Module = GPT2LMHeadModel(GPT2Config(**sizes, bos_token_id=0, eos_token_id=0)).cuda().eval()  # type: ignore[arg-type]
+    sizes: dict[str, Any] = {"vocab_size": 1024, "n_embd": 512, "n_layer": 4, "n_head": 8, "n_positions": 128}
+    model: nn.Module = GPT2LMHeadModel(GPT2Config(**sizes, bos_token_id=0, eos_token_id=0))
+    model = model.cuda().eval()
     tokens = torch.randint(1024, (8, 128), device="cuda")
     batches = [{"input_ids": tokens, "labels": tokens}] * 2
     config = ScoreConfig(passes=1)
