@@ -187,7 +187,7 @@ def tables(figures: dict[str, Any]) -> str:
             speed = FLOPS["float32" if "float32" in way else "bfloat16"]
             wire = "refused" if "refused" in last else f"{last['wire_bytes'] / 1e12:,.1f} TB"
             hours = first["flops"] / speed / 3600
-            cost.append(f"| {size} | {way} | {first['gradients']:,} | {first['flops']:.2g} | {hours:,.1f} | {wire} |")
+            cost.append(f"| {size} | {way} | {first['gradients']:,} | {first['flops']:.2g} | {hours:.2g} | {wire} |")
     return "\n".join([*lines, "", *cost])
 
 
