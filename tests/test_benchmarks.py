@@ -32,7 +32,8 @@ def test_the_script_for_gpus_keeps_what_it_has_when_time_is_up(tmp_path: Path, m
     call(monkeypatch, *common, "--parts", "steps")
     rows = json.loads(output.read_text())
     assert "score" in rows and [row["noise"] for row in rows["steps"]] == ["none", *gpu.recipes()]
-    assert all(row["seconds"] > 0 for row in rows["steps"])
+    assert rows["steps"][0]["seconds"] > 0
+    assert all("seconds" in row or row["why not"] for row in rows["steps"])  # a recipe may be for adapters alone
 
 
 def test_products_have_ratios_to_a_gradient_and_say_what_is_refused() -> None:
