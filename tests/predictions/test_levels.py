@@ -58,7 +58,7 @@ def test_what_a_size_may_be() -> None:
             noise_of(NoiseConfig(recipe=recipe, scale=0.1))  # type: ignore[arg-type]
     assert noise_of(NoiseConfig(recipe="rows", scale=0.2)).scale == 0.2  # type: ignore[arg-type, union-attr]
     with pytest.raises(ValueError, match=r"scale='auto', which follows the losses of a training.*scale=0.3"):
-        noise_of(NoiseConfig(recipe="rows"))
+        noise_of(NoiseConfig(recipe="rows"))  # type: ignore[arg-type]
     for bad in (True, [0.1]):
         with pytest.raises(ValueError, match=f"a NoiseConfig or 'auto'; got {type(bad).__name__}"):
             noise_of(bad)
