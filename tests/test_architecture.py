@@ -37,7 +37,7 @@ FLOORS: dict[str, str] = {
     "validity",
     "promises": "examine expected how losses noisy overlap promise rules selection selective trained visit",
     "predictions": "levels noisy passes reading size tally",
-    "training": "arguments callback.callback callback.guard clipping consistency estimates follow hooks "
+    "training": "arguments averages callback.callback callback.guard clipping consistency estimates follow hooks "
     "micro_batch noise_state noisy_step passes predictions run_facts scores trainer trainer_loss",
     "command_line": "card certify compare comparison_file comparison_table completion flags inputs.adapters "
     "inputs.chat inputs.choosing inputs.columns inputs.data inputs.examples inputs.fingerprint inputs.formats "

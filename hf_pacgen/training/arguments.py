@@ -12,6 +12,7 @@ from transformers import TrainingArguments
 
 from hf_pacgen.config import NoiseConfig, ScoreConfig
 from hf_pacgen.config.settings import Config
+from hf_pacgen.training.averages import check_decay
 
 C = TypeVar("C", bound=Config)
 _HELP = "{}: the settings of {} as JSON ('{{}}' for the defaults){} or a file."
@@ -43,11 +44,19 @@ class PACGenTrainingArguments(TrainingArguments):
         default=None, metadata={"help": _HELP.format("Score every evaluation", "ScoreConfig", "")}
     )
 
+    ema: float | None = field(
+        default=None, metadata={"help": "Decay of a moving average of the weights, which is evaluated and saved: 0.99."}
+    )
+    evaluate_ema: bool = field(
+        default=True, metadata={"help": "Evaluate and save the average; otherwise the weights that are trained."}
+    )
+
     def __post_init__(self) -> None:
         # before the base reads JSON, whose errors would not name the setting
         noise, score = self.noise_config, self.score_config
         self.noise = None if noise is None else noise.to_dict()
         self.score = None if score is None else score.to_dict()
+        self.ema = check_decay(self.ema)
         super().__post_init__()
 
     @property

@@ -15,6 +15,7 @@ from hf_pacgen.config import NoiseConfig, ScoreConfig
 from hf_pacgen.results.noisy_predictions import NoisyPredictions
 from hf_pacgen.results.pacgen import PACGenResult
 from hf_pacgen.training.arguments import PACGenTrainingArguments, as_config
+from hf_pacgen.training.averages import Averaging, check_decay
 from hf_pacgen.training.callback.callback import PACGenCallback
 from hf_pacgen.training.follow import NOISE_FACTOR
 from hf_pacgen.training.micro_batch import MicroBatch
@@ -54,6 +55,11 @@ class PACGenTrainer(Trainer):
 
     Args:
         noise, score: settings; by default those of the arguments, if they are PACGenTrainingArguments.
+        ema: decay of an exponential moving average of the weights, such as 0.99 (a ← d a + (1 - d) w after every
+            optimizer step); it is evaluated, scored and saved, and in the model at the end.  Checkpoints keep the
+            weights that are trained in a file of their own, and a resumed run goes on with both.
+        evaluate_ema: False to evaluate and save the weights that are trained; the average is then to be had from
+            :meth:`averaged_weights`.
         *args, **kwargs: those of ``transformers.Trainer``.
 
     Raises:
@@ -65,10 +71,14 @@ class PACGenTrainer(Trainer):
         *args: Any,
         noise: NoiseConfig | dict[str, Any] | str | None = None,
         score: ScoreConfig | dict[str, Any] | None = None,
+        ema: float | None = None,
+        evaluate_ema: bool = True,
         **kwargs: Any,
     ) -> None:
         self.noise = as_config(NoiseConfig, noise, "noise")
         self.score = as_config(ScoreConfig, score, "score")
+        self.ema, self.evaluate_ema = check_decay(ema), evaluate_ema
+        self._averaging: Averaging | None = None  # while training
         self._scores = Scores()
         # made when a training begins, or at the first step by hand
         self._noisy_step: NoisyStep | None = None
@@ -83,6 +93,8 @@ class PACGenTrainer(Trainer):
         if isinstance(self.args, PACGenTrainingArguments):
             self.noise = self.noise or self.args.noise_config
             self.score = self.score or self.args.score_config
+            if self.ema is None:
+                self.ema, self.evaluate_ema = self.args.ema, self.args.evaluate_ema
         callbacks = [c for c in self.callback_handler.callbacks if isinstance(c, PACGenCallback)]
         if self._has_noise:
             refuse_unsupported(self.args)
@@ -90,12 +102,14 @@ class PACGenTrainer(Trainer):
             if any(c.noise is not None for c in callbacks):
                 both = "The PACGenTrainer and a PACGenCallback both have noise"
                 raise ValueError(f"{both}, which would add up. Give it to one only.")
+        if self.ema is not None and any(c.ema is not None for c in callbacks):
+            raise ValueError("The PACGenTrainer and a PACGenCallback both have ema. Give it to one only.")
         if self.score is None and all(c.score is None for c in callbacks):
             refuse_unknown_metric(self.args)
-            if self.noise is None and not callbacks:
+            if self.noise is None and self.ema is None and not callbacks:
                 logger.warning(
-                    "This PACGenTrainer trains as the plain Trainer does: it has neither noise nor score. Pass "
-                    "noise=NoiseConfig(), score=ScoreConfig(), or both."
+                    "This PACGenTrainer trains as the plain Trainer does: it has neither noise nor score, nor ema. "
+                    "Pass noise=NoiseConfig(), score=ScoreConfig(), ema=0.99, or several of them."
                 )
         self.add_callback(_Steps(self))
 
@@ -113,6 +127,18 @@ class PACGenTrainer(Trainer):
         finally:
             self._candidates = None
             self._close_noise()
+            if self._averaging is not None:
+                self._averaging.close()
+
+    def averaged_weights(self) -> Any:
+        """``with trainer.averaged_weights():`` the model has the average of ``ema`` inside, its own weights afterwards.
+
+        Raises:
+            ValueError: there is none.
+        """
+        if self._averaging is None:
+            raise ValueError("There is no average of the weights: pass ema=0.99, for instance, and train.")
+        return self._averaging.average.on()
 
     def training_step(
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
@@ -312,9 +338,20 @@ class _Steps(TrainerCallback):
             noisy = trainer._start_noise(kwargs["train_dataloader"])
             if trainer._resumed_from is not None:
                 noisy.load(trainer._resumed_from)
+        if trainer.ema is not None:
+            how = {"evaluates": trainer.evaluate_ema, "resumed_from": trainer._resumed_from}
+            trainer._averaging = Averaging(trainer, trainer.ema, **how)
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.trainer._micro_step, self.trainer._learns = 0, True
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.trainer._end_step(state.global_step)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.trainer._averaging is not None:
+            self.trainer._averaging.after_step()
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.trainer._averaging is not None:
+            self.trainer._averaging.finish()

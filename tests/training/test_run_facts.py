@@ -176,10 +176,10 @@ def test_a_best_model_by_a_score_that_is_not_computed_is_refused(metric: str, tm
 
 def test_what_does_nothing_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     Trainer(tiny.bert(), arguments(tmp_path), callbacks=[PACGenCallback])
-    assert "This PACGenCallback does nothing: it has neither noise nor score. Pass" in caplog.text
+    assert "This PACGenCallback does nothing: it has neither noise nor score, nor ema. Pass" in caplog.text
     caplog.clear()
     PACGenTrainer(tiny.bert(), arguments(tmp_path))
-    assert "trains as the plain Trainer does: it has neither noise nor score. Pass noise=" in caplog.text
+    assert "trains as the plain Trainer does: it has neither noise nor score, nor ema. Pass" in caplog.text
     caplog.clear()
     for given in ({"noise": {"scale": 0.0}}, {"score": {}}):
         PACGenTrainer(tiny.bert(), arguments(tmp_path), **given)

@@ -17,6 +17,7 @@ from hf_pacgen.data.own_loss import OwnLoss
 from hf_pacgen.facts import Choice
 from hf_pacgen.results.pacgen import PACGenResult
 from hf_pacgen.training.arguments import as_config
+from hf_pacgen.training.averages import AVERAGE_FILE, Averaging, check_decay
 from hf_pacgen.training.callback.guard import Guard
 from hf_pacgen.training.follow import NOISE_FACTOR, listen
 from hf_pacgen.training.noise_state import NOISE_FILE
@@ -63,6 +64,7 @@ class PACGenCallback(TrainerCallback):
     Args:
         noise, score: settings, or None.
         score_on: "evaluate", "epoch" or "end".
+        ema, evaluate_ema: as for :class:`~hf_pacgen.training.trainer.PACGenTrainer`: a moving average of the weights.
     """
 
     def __init__(
@@ -70,19 +72,23 @@ class PACGenCallback(TrainerCallback):
         noise: NoiseConfig | dict[str, Any] | str | None = None,
         score: ScoreConfig | dict[str, Any] | None = None,
         score_on: ScoreOn | str = ScoreOn.EVALUATE,
+        ema: float | None = None,
+        evaluate_ema: bool = True,
     ) -> None:
         self.noise = as_config(NoiseConfig, noise, "noise")
         self.score = as_config(ScoreConfig, score, "score")
+        self.ema, self.evaluate_ema = check_decay(ema), evaluate_ema
+        self._averaging: Averaging | None = None  # while training
         self.score_on = choice(ScoreOn, score_on, "score_on")
         if self.score_on.facts not in vars(PACGenCallback):
             raise ValueError(
                 f"score_on={self.score_on.value!r} is the event {self.score_on.facts}, at which a PACGenCallback does "
                 "not score. Choose another, or let it hear of the event."
             )
-        if self.noise is None and self.score is None:
+        if self.noise is None and self.score is None and self.ema is None:
             logger.warning(
-                "This PACGenCallback does nothing: it has neither noise nor score. Pass noise=NoiseConfig(), "
-                "score=ScoreConfig(), or both, to an instance of it."
+                "This PACGenCallback does nothing: it has neither noise nor score, nor ema. Pass noise=NoiseConfig(), "
+                "score=ScoreConfig(), ema=0.99, or several of them, to an instance of it."
             )
         if self.noise is not None and (asks := self.noise.second_gradient) is not None:
             raise ValueError(
@@ -116,12 +122,20 @@ class PACGenCallback(TrainerCallback):
         loader, model = kwargs.get("train_dataloader"), kwargs.get("model")
         if self.score is not None and loader is not None and model is not None:
             rehearse_score(args, model, self.score, loader, loss_fn=_loss_of(model))
-        if self.noise is None or not is_on(self.noise):
-            return
-        refuse_unsupported(args)
-        self._start(args, state, **kwargs)
-        if state.global_step and self.noisy_step is not None:
-            self.noisy_step.load(_resumed_from(args, state.global_step, model))
+        before = _resumed_from(args, state.global_step, model) if state.global_step else None
+        if is_on(self.noise):
+            refuse_unsupported(args)
+            self._start(args, state, **kwargs)
+            if before is not None and self.noisy_step is not None:
+                self.noisy_step.load(before)
+        if self.ema is not None and model is not None:
+            trainer = find_trainer(model)
+            if trainer is None:
+                raise ValueError(
+                    "ema is evaluated and saved by the Trainer, and this PACGenCallback could not find it. Let a "
+                    "transformers Trainer call it, or train without ema."
+                )
+            self._averaging = Averaging(trainer, self.ema, evaluates=self.evaluate_ema, resumed_from=before)
 
     def _start(self, args: Any, state: Any, **kwargs: Any) -> None:
         run = describe_run(
@@ -164,6 +178,11 @@ class PACGenCallback(TrainerCallback):
             learns = not (self._guard.loaded or (self.noisy_step.drawn and self._guard.passes.missed()))
             self.noisy_step.before_optimizer_step(step, learns=learns)
 
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Take the weights into their average."""
+        if self._averaging is not None:
+            self._averaging.after_step()
+
     def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Add the size of noise that follows the run to the log's entry; no reporter sees it."""
         follows = None if self.noisy_step is None else self.noisy_step.follows
@@ -198,7 +217,9 @@ class PACGenCallback(TrainerCallback):
             self._scores(args, state, "train", **kwargs)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Score at the end of the training, and take everything out of the model."""
+        """Score at the end of the training, and take everything out of the model but the average."""
+        if self._averaging is not None:
+            self._averaging.finish()
         if self.score_on.facts == "on_train_end":
             self._scores(args, state, "train", **kwargs)
         self._candidates = None
@@ -229,7 +250,9 @@ class PACGenCallback(TrainerCallback):
     def _close(self) -> None:
         if self.noisy_step is not None:
             self.noisy_step.close()
-        self.noisy_step = self._guard = None
+        if self._averaging is not None:
+            self._averaging.close()
+        self.noisy_step = self._guard = self._averaging = None
 
 
 UNKNOWN_LOSS = (
@@ -264,6 +287,6 @@ def _resumed_from(args: TrainingArguments, step: int, model: nn.Module | None) -
                 return os.fspath(given)
         frame = frame.f_back  # type: ignore[assignment]
     given = args.resume_from_checkpoint
-    if isinstance(given, str) and os.path.isfile(os.path.join(given, NOISE_FILE)):
+    if isinstance(given, str) and any(os.path.isfile(os.path.join(given, name)) for name in (NOISE_FILE, AVERAGE_FILE)):
         return given
     return _checkpoint(args, step, model)
