@@ -19,8 +19,13 @@ from hf_pacgen.training.noise_state import NOISE_FILE
 RECIPES = [recipe.value for recipe in NoiseRecipe]
 
 
+# those whose size follows the run have none in the first steps
+FIXED = {"rows": {"scale": 0.6}, "ascent": {"scale": 0.15}}
+
+
 def config(recipe: str, **changes: Any) -> NoiseConfig:
-    return NoiseConfig(recipe=recipe, **{"gamma": 0.0, "epsilon": 0.05, **changes})  # type: ignore[arg-type]
+    settings = {"gamma": 0.0, "epsilon": 0.05, **FIXED.get(recipe, {}), **changes}
+    return NoiseConfig(recipe=recipe, **settings)  # type: ignore[arg-type]
 
 
 def lora(**changes: Any) -> nn.Module:
