@@ -79,7 +79,7 @@ def _with_a_trainer(folder: str, method: str, noise: dict[str, Any]) -> None:
         ("trainer", {"curvature": "adam"}),
         ("trainer", {"curvature": "hutchinson", "rho": "estimate", "rho_every": 4}),
         ("callback", {}),
-        ("trainer", {"recipe": "rows"}),
+        ("trainer", {"recipe": "rows", "scale": 0.6}),
         ("trainer", {"recipe": "sam"}),
         ("trainer", {"recipe": "mixed"}),
         ("trainer", {"recipe": "consistency"}),
