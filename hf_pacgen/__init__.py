@@ -31,9 +31,11 @@ if TYPE_CHECKING:  # type checkers read this, and not _NAMES; a test compares th
     from hf_pacgen.measures.spectrum import hessian_spectrum
     from hf_pacgen.measures.worst_case import worst_case_sharpness
     from hf_pacgen.noise.perturbed import perturbed
+    from hf_pacgen.predictions.noisy import noisy_predictions
     from hf_pacgen.promises.promise import promise
     from hf_pacgen.register import metric_path, register
     from hf_pacgen.results.certificate import Certificate
+    from hf_pacgen.results.noisy_predictions import NoisyPredictions
     from hf_pacgen.results.pacgen import PACGenResult
     from hf_pacgen.results.plan import Plan
     from hf_pacgen.results.promise import Promise
@@ -53,6 +55,8 @@ __all__ += ["expected_sharpness", "worst_case_sharpness", "SharpnessConfig"]
 __all__ += ["relative_sharpness", "RelativeSharpnessConfig"]
 # noise
 __all__ += ["perturbed", "NoiseConfig", "PACGenCallback", "PACGenTrainer", "PACGenTrainingArguments"]
+# predictions
+__all__ += ["noisy_predictions", "NoisyPredictions"]
 # promises
 __all__ += ["promise", "Promise"]
 # certificates
@@ -76,9 +80,11 @@ _NAMES = {
     "measures.spectrum": "hessian_spectrum",
     "measures.worst_case": "worst_case_sharpness",
     "noise.perturbed": "perturbed",
+    "predictions.noisy": "noisy_predictions",
     "promises.promise": "promise",
     "register": "metric_path register",
     "results.certificate": "Certificate",
+    "results.noisy_predictions": "NoisyPredictions",
     "results.pacgen": "PACGenResult",
     "results.plan": "Plan",
     "results.promise": "Promise",

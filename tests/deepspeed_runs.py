@@ -36,8 +36,8 @@ CASES: dict[str, dict[str, Any]] = {
     "clipped": {"noise": PRICE | {"draw": "step"}, "max_grad_norm": 0.1},
     "hutchinson": {"noise": PRICE | {"curvature": "hutchinson", "rho": "estimate", "rho_every": 3}},
     "callback": {"noise": PRICE, "callback": True},
-    "rows": {"noise": {"recipe": "rows"}},
-    "ascent": {"noise": {"recipe": "ascent"}},
+    "rows": {"noise": {"recipe": "rows", "scale": 0.6}},
+    "ascent": {"noise": {"recipe": "ascent", "scale": 0.15}},
     "silent": {"noise": {"scale": 0}},
     "plain": {},
 }

@@ -14,13 +14,14 @@ LARGE = 60
 FLOORS: dict[str, str] = {
     # from the ground up; a module imports from its own folder and from those above it in this list
     "": "errors facts files old_paths register",
-    "maths": "arrays binary_kl bounded_losses certified_bound counter_rng distributions held_out_bounds lanczos "
-    "likelihoods noise_scale pac_bayes progressive rank_correlation score score_errors selective student truncation",
-    "config": "certificate noise promise recipes score settings sharpness spectrum",
-    "results": "base certificate diagonal fields landscape lipschitz measures pacgen plan promise relative_sharpness "
-    "sharpness spectrum summary worst_case",
+    "maths": "arrays binary_kl bounded_losses calibration certified_bound counter_rng distributions held_out_bounds "
+    "lanczos likelihoods noise_scale pac_bayes progressive rank_correlation score score_errors selective student "
+    "truncation",
+    "config": "certificate noise prediction promise recipes score settings sharpness spectrum",
+    "results": "base certificate diagonal fields landscape lipschitz measures noisy_predictions pacgen plan promise "
+    "relative_sharpness sharpness spectrum summary worst_case",
     "show": "advice cards.contents cards.document cards.update plots.gap plots.landscape plots.promise "
-    "plan plots.runs plots.score plots.spectrum plots.style tables wording",
+    "plan plots.reliability plots.runs plots.score plots.spectrum plots.style tables wording",
     "distributed": "deepspeed processes shards wire",
     "model": "adapters dequantized embeddings fingerprint parameters precision run_state state storage traces",
     "data": "batches checks checksums collation contents inspection likelihoods losses objective outputs own_loss "
@@ -35,13 +36,14 @@ FLOORS: dict[str, str] = {
     "certify": "certify draws error_rate held_out likeness posterior priors prints records refinement search splits "
     "validity",
     "promises": "examine expected how losses noisy overlap promise rules selection selective trained visit",
+    "predictions": "levels noisy passes reading size tally",
     "training": "arguments callback.callback callback.guard clipping consistency estimates follow hooks "
-    "micro_batch noise_state noisy_step passes run_facts scores trainer trainer_loss",
+    "micro_batch noise_state noisy_step passes predictions run_facts scores trainer trainer_loss",
     "command_line": "card certify compare comparison_file comparison_table completion flags inputs.adapters "
     "inputs.chat inputs.choosing inputs.columns inputs.data inputs.examples inputs.fingerprint inputs.formats "
     "inputs.labels inputs.language inputs.load inputs.models inputs.other_tasks inputs.pictures inputs.processors "
     "inputs.recorded inputs.runs inputs.sound_folder inputs.sounds inputs.tasks inputs.texts inputs.weights main "
-    "parser printing promise promise_how promise_table quiet register run_options score sharpness suggestions",
+    "parser predict printing promise promise_how promise_table quiet register run_options score sharpness suggestions",
     "evaluate_module": "pacgen.app pacgen.pacgen",
 }
 """Every module of every folder, by name: a new file needs a decision where it belongs."""

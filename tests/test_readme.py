@@ -24,7 +24,15 @@ def masked(text: str) -> list[str]:
 
 
 def test_there_are_programs() -> None:
-    assert {page for page, _, _ in PROGRAMS} == {"README", "score", "train", "promise", "certify", "measures"}
+    assert {page for page, _, _ in PROGRAMS} == {
+        "README",
+        "score",
+        "train",
+        "predict",
+        "promise",
+        "certify",
+        "measures",
+    }
 
 
 @pytest.mark.parametrize(("page", "program", "expected"), PROGRAMS, ids=[page for page, _, _ in PROGRAMS])

@@ -2,6 +2,7 @@
 
     python examples/benchmarks/scale.py --output examples/benchmarks/results/scale.json
     python examples/benchmarks/scale.py --parts linear large
+    python examples/benchmarks/scale.py --parts plans    # what plan() says, against scores that are run
 
 Every figure is measured in processes of its own with one thread each.  The rows of a GPU (GPT-2 small beside
 curvlinops and hessian-eigenthings, an 8B Llama) are measured where there is one.  ``large`` takes up to 12 GB.
@@ -22,6 +23,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+import psutil
 import torch
 from common import TWEETS, absent, gradients, interleaved, minilm, pass_over, record, show, tweets
 from rich.console import Console
@@ -36,10 +38,10 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
-from hf_pacgen import ScoreConfig, hessian_vector_product, pacgen
+from hf_pacgen import ScoreConfig, hessian_vector_product, pacgen, plan
 
-PARTS = ["throughput", "linear", "large", "gpt2_cuda", "llama_cuda"]
-WANTED = {"throughput": 1.85, "exponent": 1.1, "peak / weights": 6.0}
+PARTS = ["throughput", "linear", "large", "plans", "gpt2_cuda", "llama_cuda"]
+WANTED = {"throughput": 1.85, "exponent": 1.1, "peak / weights": 6.0, "planned memory": 0.15, "planned time": 0.30}
 
 
 @dataclass
@@ -51,6 +53,7 @@ class Arguments:
     rounds: int = field(default=3, metadata={"help": "Times that one and two processes take turns; the best counts."})
     tweets: int = field(default=256, metadata={"help": "Tweets of the throughput."})
     batch_size: int = field(default=1, metadata={"help": "Sequences in a batch of the large model, of 8 in all."})
+    case: str = field(default="", metadata={"help": "Case of a plan; used by the others."})
     worker: str = field(default="", metadata={"help": "The part to measure in this very process; used by the others."})
 
 
@@ -126,6 +129,73 @@ def large(arguments: Arguments) -> dict[str, Any]:
         "loss": result.loss,
         "rho": result.hessian_lipschitz,
     }
+
+
+CASES: dict[str, tuple[torch.dtype, tuple[int, int], dict[str, Any]]] = {
+    "float32, small batches": (torch.float32, (1, 32), {"passes": 1}),
+    "float32, large batches": (torch.float32, (8, 128), {"passes": 1}),
+    "float32, Gauss-Newton alone": (
+        torch.float32,
+        (4, 64),
+        {"passes": 1, "estimator": "gauss_newton", "lipschitz_directions": 0},
+    ),
+    "float32, reverse over reverse": (torch.float32, (2, 64), {"passes": 1, "hvp": "reverse_over_reverse"}),
+    "bfloat16": (torch.bfloat16, (1, 32), {"passes": 1}),
+}
+"""Data type, sequences and tokens of a batch, settings."""
+
+
+def case(name: str) -> tuple[nn.Module, list[dict[str, Tensor]], ScoreConfig]:
+    """A GPT-2-like model of 16M parameters, and 6 batches."""
+    dtype, shape, settings = CASES[name]
+    sizes: dict[str, Any] = {"vocab_size": 4096, "n_embd": 512, "n_layer": 4, "n_head": 8, "n_positions": 128}
+    torch.manual_seed(0)
+    model = GPT2LMHeadModel(GPT2Config(**sizes, bos_token_id=0, eos_token_id=0)).to(dtype).eval()
+    tokens = [torch.randint(4096, shape) for _ in range(6)]
+    return model, [{"input_ids": t, "labels": t} for t in tokens], ScoreConfig(**settings)
+
+
+def planned(arguments: Arguments) -> dict[str, Any]:
+    """What plan() says of a case."""
+    model, batches, config = case(arguments.case)
+    began = time.perf_counter()
+    made = plan(model, batches, config=config, progress=False)
+    layout = made.layout()
+    figures = {"forwards": made.forwards, "backwards": made.backwards, "peak, MB": layout["peak_bytes"] / 1e6}
+    return figures | {"seconds": made.seconds, "seconds of the plan": time.perf_counter() - began}
+
+
+def scored(arguments: Arguments) -> dict[str, Any]:
+    """What its score takes: memory as the system sees it, without what Python and the libraries have."""
+    model, batches, config = case(arguments.case)
+    weights = sum(p.numel() * p.element_size() for p in model.parameters())
+    warm = torch.zeros(1, 2, dtype=torch.long)  # what is loaded with the first pass is not the score's
+    tiny = GPT2LMHeadModel(GPT2Config(n_layer=1, n_embd=8, n_head=1, vocab_size=8, bos_token_id=0, eos_token_id=0))
+    pacgen(tiny, [{"input_ids": warm, "labels": warm}], progress=False)
+    before = psutil.Process().memory_info().rss - weights
+    result = pacgen(model, batches, config=config, progress=False)
+    return {"peak, MB": (_peak() - before) / 1e6, "seconds": result.seconds}
+
+
+def compare_plans(arguments: Arguments) -> list[dict[str, Any]]:
+    rows = []
+    for name in CASES:
+        arguments.case = name
+        said, real = measure("planned", arguments), measure("scored", arguments)
+        rows.append(
+            {
+                "case": name,
+                "backwards": said["backwards"],
+                "peak planned, MB": said["peak, MB"],
+                "peak, MB": real["peak, MB"],
+                "ratio of peaks": said["peak, MB"] / real["peak, MB"],
+                "seconds planned": said["seconds"],
+                "seconds": real["seconds"],
+                "ratio of seconds": said["seconds"] / real["seconds"],
+                "seconds of the plan": said["seconds of the plan"],
+            }
+        )
+    return rows
 
 
 def _peak() -> float:
@@ -270,6 +340,8 @@ WORKERS: dict[str, Callable[[Arguments], Any]] = {
     "throughput": throughput,
     "linear": linear,
     "large": large,
+    "planned": planned,
+    "scored": scored,
     "gpt2_cuda": gpt2_cuda,
     "llama_cuda": llama_cuda,
 }
@@ -279,7 +351,7 @@ def measure(part: str, arguments: Arguments, processes: int = 1) -> Any:
     """Run a part in processes of its own, and read what the first of them printed last."""
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
     command = [sys.executable, *(launcher if part == "throughput" else []), __file__, "--worker", part]
-    command += ["--tweets", str(arguments.tweets), "--batch_size", str(arguments.batch_size)]
+    command += ["--tweets", str(arguments.tweets), "--batch_size", str(arguments.batch_size), "--case", arguments.case]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
     # glibc keeps freed blocks of up to 32 MB to itself, unless told that large ones go back to the system
     environment["MALLOC_MMAP_THRESHOLD_"] = str(1 << 20)
@@ -310,8 +382,11 @@ def report(part: str, arguments: Arguments) -> Any:
         return None
     if part == "throughput" and absent(part, TWEETS):
         return None
-    figures = compare_throughput(arguments) if part == "throughput" else measure(part, arguments)
-    if part == "linear":
+    compared = {"throughput": compare_throughput, "plans": compare_plans}
+    figures = compared[part](arguments) if part in compared else measure(part, arguments)
+    if part == "plans":
+        show("What plan() says, over what a score takes (wanted: memory within 15 %, time within 30 %)", figures)
+    elif part == "linear":
         rows = [{"parameters": size, **times} for size, times in figures["seconds"].items()]
         show("Seconds of a gradient and of a Hessian-vector product, batch 4 x 64", rows)
         Console().print(f"time of a product ~ parameters^{figures['exponent']:.2f} (wanted: at most 1.1)")
@@ -330,7 +405,7 @@ def main() -> None:
         return
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     about = {"torch": torch.__version__, "machine": platform.machine(), "cores": os.cpu_count(), "gpu": gpu}
-    tasks = {part: lambda part=part: report(part, arguments) for part in WORKERS}
+    tasks = {part: lambda part=part: report(part, arguments) for part in PARTS}
     record(arguments.parts, tasks, arguments.output, **about)
 
 

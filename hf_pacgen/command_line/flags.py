@@ -41,6 +41,15 @@ FLAGS = {
         "--seed --source-prefix --split --streaming --task --template --text-column --text-pair-column --train "
         "--train-fraction --trainer-state --training-data --training-split --trust-remote-code --unlabeled -h"
     ),
+    "predict": (
+        "--assistant-only --audio-column --base-model --batch-size --checkpoint --choice-columns "
+        "--completion-only --data --dataset --dataset-config --device --draws --dtype --eos --help "
+        "--image-column --label-column --load-in-4bit --mask-share --max-examples --max-length "
+        "--max-training-examples --no-completion-only --no-progress --noise-scale --output --plot --predictions "
+        "--progress --quiet --random-head --revision --sample-by --seed --source-prefix --split --streaming "
+        "--task --template --text-column --text-pair-column --top-classes --training-data --training-split "
+        "--trust-remote-code -h"
+    ),
     "certify": (
         "--assistant-only --assume-independent --audio-column --base-model --batch-size --bound --checkpoint "
         "--choice-columns --completion-only --dataset --dataset-config --delta --device --distribution --draws "
@@ -63,7 +72,7 @@ SWITCHES = (
 )
 """Those that take no value."""
 SEVERAL = (
-    "--choice-columns --dataset --etas --eval-dataset --held-out --levels --parameters --prior-scales "
+    "--choice-columns --data --dataset --etas --eval-dataset --held-out --levels --parameters --prior-scales "
     "--processes --training-data --unlabeled"
 )
 """Those that take several."""

@@ -20,6 +20,7 @@ COMMANDS = {
     "sharpness": "sharpness and top curvature of a solution",
     "compare": "all measures of several checkpoints, side by side",
     "promise": "what error a model may be promised on new examples",
+    "predict": "predictions averaged over noise on the weights",
     "certify": "bound a model's error on new examples",
     "card": "write a result into a model card",
     "register": 'make evaluate.load("pacgen") work everywhere',

@@ -24,7 +24,7 @@ from hf_pacgen.command_line.quiet import quiet
 from hf_pacgen.config.settings import Config, Count, Natural, option
 from hf_pacgen.errors import InputError, refusing
 
-OUTPUTS = ("output", "json", "csv", "plot")  # the flags that name files to write
+OUTPUTS = ("output", "json", "csv", "predictions", "plot")  # the flags that name files to write
 STDOUT = "-"
 
 
@@ -205,7 +205,7 @@ def _check_output(flag: str, output: str) -> None:
     ):
         path.parent.mkdir(parents=True, exist_ok=True)
     if path.is_dir():
-        kind = {"--csv": "csv", "--plot": "png"}.get(flag, "json")
+        kind = {"--csv": "csv", "--plot": "png", "--predictions": "csv"}.get(flag, "json")
         name = f"the name of a {kind.upper()} file, such as {path / 'result'}.{kind}"
         raise InputError(f"{flag} {output!r} is a folder: expected {name}.")
     if not os.access(path.parent, os.W_OK):

@@ -165,6 +165,12 @@ class _Examination:
         self.guard.add("a product against a difference", f"{method.value} differs by {share:.1g} of its length")
         # one-sided differences bound what the central one errs by
         if share <= APART + around.asymmetry or (kinked and _leans(product, around.product)):
+            if share > APART:
+                self.guard.note(
+                    f"Products of {method.value} are the curvature at the weights themselves. Over a short step the "
+                    f"gradient changes by another amount ({share:.0%} off): it jumps at kinks ({KINKS}), which no "
+                    "second derivative sees, or bends strongly."
+                )
             return method
         return self._changed(
             method, f"differ from a difference of gradients along the same direction by {share:.0%} of its length"

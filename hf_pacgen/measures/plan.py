@@ -207,6 +207,12 @@ class _Planned:
         phases = {"checks": checks, "rho": rho, "repeats": repeats, "diagonal": diagonal}
         total = checks + rho + repeats + diagonal
         memory = self._memory()
+        if max(counts) > 1:
+            self.notes.append(
+                "Of sharded weights, memory and bytes sent are those of fully_shard on the blocks that the model names "
+                "(_no_split_modules) and on the rest, one block after another; they were compared with two processes "
+                "on a CPU (it was up to a third more), not on a GPU. Their time is not given: it depends on the wire."
+            )
         layouts = [self._layout(p, sharded, phases, memory) for p in counts for sharded in (False, True)[: 1 + (p > 1)]]
         buffers = [b for b in self.model.buffers() if b is not None]
         weights = list(self.model.parameters())

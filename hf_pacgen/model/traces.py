@@ -7,6 +7,7 @@ alive at each moment are added up.  So the peak is that of the real pass, to wha
 from __future__ import annotations
 
 import copy
+import gc
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
@@ -23,15 +24,23 @@ from torch.utils.flop_counter import FlopCounterMode
 __all__ = ["LiveMemory", "StandIn", "Trace"]
 
 
+STEP = 1.01
+"""How far memory grows until cycles are looked for again."""
+
+
 class LiveMemory(TorchDispatchMode):
     """Counts the bytes of the tensors made inside that are alive, and the most there were.
 
     Attributes:
         live, peak: bytes, of storages; ``known`` tensors, which were there before, do not count.
+
+    With ``collecting``, what only reference cycles hold does not count: recomputed layers leave such cycles, and when
+    Python finds them is chance.
     """
 
-    def __init__(self, known: Iterable[Tensor] = ()) -> None:
+    def __init__(self, known: Iterable[Tensor] = (), *, collecting: bool = False) -> None:
         super().__init__()
+        self._next: float | None = 0.0 if collecting else None
         self.live = self.peak = 0
         self._sizes: dict[int, int] = {}
         for tensor in known:
@@ -51,8 +60,11 @@ class LiveMemory(TorchDispatchMode):
         if key not in self._sizes:
             self._sizes[key] = storage.nbytes()
             self.live += storage.nbytes()
-            self.peak = max(self.peak, self.live)
             weakref.finalize(storage, self._forget, key)
+            if self._next is not None and self.live > self._next:
+                gc.collect()
+                self._next = max(self._next, STEP * self.live)
+            self.peak = max(self.peak, self.live)
 
     def _forget(self, key: int) -> None:
         self.live -= self._sizes.pop(key, 0)
@@ -114,7 +126,7 @@ class StandIn:
         known = [*self.model.parameters(), *self.model.buffers(), *self._given]
         with self._mode, self._fleeting() if fleeting else nullcontext(), FlopCounterMode(display=False) as flops:
             try:
-                with LiveMemory(known) as memory:
+                with _frozen(), LiveMemory(known, collecting=True) as memory:
                     work()
             finally:
                 for parameter in self.parameters.values():
@@ -149,3 +161,17 @@ class StandIn:
         # on the CPU, whose fused attention keeps what that of a GPU keeps; of the meta device it would be another
         dtype = self._dtype if self._dtype is not None and like.is_floating_point() else like.dtype
         return torch.empty(like.shape, dtype=dtype, device="cpu")
+
+
+@contextmanager
+def _frozen() -> Iterator[None]:
+    """Cycles are looked for among what is made inside alone, which is quick."""
+    gc.collect()
+    ours = gc.get_freeze_count() == 0
+    if ours:
+        gc.freeze()
+    try:
+        yield
+    finally:
+        if ours:
+            gc.unfreeze()

@@ -2,13 +2,13 @@
 
 from hf_pacgen.promises.expected import ExpectedPromise, expected_promises
 from hf_pacgen.promises.how import TrainedPromise, train_and_promise
-from hf_pacgen.promises.noisy import NoisyPredictions
+from hf_pacgen.promises.noisy import NoisyModel
 from hf_pacgen.promises.selective import FILE, SelectiveClassifier, save_selective
 
 __all__ = [
     "FILE",
     "ExpectedPromise",
-    "NoisyPredictions",
+    "NoisyModel",
     "SelectiveClassifier",
     "TrainedPromise",
     "expected_promises",

@@ -18,14 +18,14 @@ from hf_pacgen.model.state import base_model, unwrap
 from hf_pacgen.noise.perturbed import perturbed
 from hf_pacgen.promises.selective import chances_of
 
-__all__ = ["NoisyPredictions"]
+__all__ = ["NoisyModel"]
 
 
-class NoisyPredictions(nn.Module):
+class NoisyModel(nn.Module):
     """A classifier that answers with the mean probabilities of a model under draws of noise on its weights.
 
     The draws are the same for every input, so that its answers are deterministic, and may be promised as those of any
-    other model: ``promise(NoisyPredictions(model, 0.01), held_out, max_error=0.05)``.
+    other model: ``promise(NoisyModel(model, 0.01), held_out, max_error=0.05)``.
 
     Args:
         model: of transformers with one class for an example, or another with ``logits`` among its outputs.
@@ -76,7 +76,7 @@ class NoisyPredictions(nn.Module):
             logits = outputs.get("logits") if isinstance(outputs, Mapping) else getattr(outputs, "logits", None)
             if not isinstance(logits, Tensor) or logits.ndim != 2:
                 raise ValueError(
-                    "NoisyPredictions averages the probabilities of classes: expected a model with logits (examples, "
+                    "NoisyModel averages the probabilities of classes: expected a model with logits (examples, "
                     f"classes) among its outputs; got {type(outputs).__name__}. Take the plain model."
                 )
             total = total + chances_of(logits).double() / self.draws

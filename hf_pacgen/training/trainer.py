@@ -12,6 +12,7 @@ from transformers import Trainer, TrainerCallback
 from transformers.trainer_utils import EvalLoopOutput, get_last_checkpoint
 
 from hf_pacgen.config import NoiseConfig, ScoreConfig
+from hf_pacgen.results.noisy_predictions import NoisyPredictions
 from hf_pacgen.results.pacgen import PACGenResult
 from hf_pacgen.training.arguments import PACGenTrainingArguments, as_config
 from hf_pacgen.training.callback.callback import PACGenCallback
@@ -19,6 +20,7 @@ from hf_pacgen.training.follow import NOISE_FACTOR
 from hf_pacgen.training.micro_batch import MicroBatch
 from hf_pacgen.training.noisy_step import ANOTHER_NOISE, NoisyStep
 from hf_pacgen.training.passes import Passes
+from hf_pacgen.training.predictions import predict_noisy
 from hf_pacgen.training.run_facts import (
     Candidates,
     agree_on_settings,
@@ -193,6 +195,27 @@ class PACGenTrainer(Trainer):
             accelerator=self.accelerator,
             loss_fn=loss_of_trainer(self),
         )
+
+    def predict_noisy(
+        self,
+        test_dataset: Any = None,
+        noise_scale: float | str | NoiseConfig = "auto",
+        draws: int = 8,
+        **options: Any,
+    ) -> NoisyPredictions:
+        """Predictions averaged over noise on the weights: :func:`hf_pacgen.noisy_predictions` of the Trainer's model.
+
+        Batches are made by the Trainer's collator, in ``per_device_eval_batch_size``; ``"auto"`` finds the size of the
+        noise on its ``train_dataset``, without any held-out data.
+
+        Args:
+            test_dataset: by default the ``eval_dataset``.
+            noise_scale, draws, options: as for :func:`hf_pacgen.noisy_predictions`.
+
+        Raises:
+            ValueError: no data to predict on, no training data for "auto", and what the function raises.
+        """
+        return predict_noisy(self, test_dataset, noise_scale, draws, **options)
 
     @property
     def last_score(self) -> PACGenResult | None:

@@ -148,6 +148,7 @@ def test_kinks_are_left_to_reverse_over_reverse() -> None:
     found, between = diagonal(model), diagonal(model, hvp="reverse_over_reverse")
     assert found.trace == between.trace and found.hvp_method is HVPMethod.REVERSE_OVER_REVERSE
     assert any("the gradient jumps at kinks" in note for note in found.notes)
+    assert any("which no second derivative sees" in note for note in between.notes)
     named = diagonal(model, hvp="finite_difference")
     assert any("Use hvp='auto' for the curvature between kinks" in note for note in named.notes)
 

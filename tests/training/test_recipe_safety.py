@@ -19,12 +19,12 @@ from hf_pacgen.training.noise_state import NOISE_FILE
 RECIPES = [recipe.value for recipe in NoiseRecipe]
 
 
-# those whose size follows the run have none in the first steps
-FIXED = {"rows": {"scale": 0.6}, "ascent": {"scale": 0.15}}
+# of those whose size would follow the run, and be 0 in the first pass
+SIZES = {"rows": 0.6, "ascent": 0.15}
 
 
 def config(recipe: str, **changes: Any) -> NoiseConfig:
-    settings = {"gamma": 0.0, "epsilon": 0.05, **FIXED.get(recipe, {}), **changes}
+    settings = {"gamma": 0.0, "epsilon": 0.05, "scale": SIZES.get(recipe), **changes}
     return NoiseConfig(recipe=recipe, **settings)  # type: ignore[arg-type]
 
 

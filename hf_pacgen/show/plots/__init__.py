@@ -11,6 +11,7 @@ these work in servers and threads too; in a notebook, ``axes.figure`` as the las
 from hf_pacgen.show.plots.gap import plot_gap
 from hf_pacgen.show.plots.landscape import plot_loss_slice
 from hf_pacgen.show.plots.promise import plot_coverage_risk
+from hf_pacgen.show.plots.reliability import plot_reliability
 from hf_pacgen.show.plots.runs import plot_runs
 from hf_pacgen.show.plots.score import plot_by_module, plot_hessian_diagonal
 from hf_pacgen.show.plots.spectrum import plot_spectral_density
@@ -22,6 +23,7 @@ __all__ = [
     "plot_gap",
     "plot_hessian_diagonal",
     "plot_loss_slice",
+    "plot_reliability",
     "plot_runs",
     "plot_spectral_density",
     "save_figure",

@@ -1,0 +1,1 @@
+"""Predictions averaged over noise on the weights, and the size of that noise."""
