@@ -130,6 +130,12 @@ class StepTimes(TrainerCallback):
             self.seconds.append(self.clock() - self.began)
 
 
+def of_one_size(recipe: NoiseRecipe) -> NoiseConfig:
+    """The recipe with noise from the first step on, also where its size follows the run."""
+    config = NoiseConfig(recipe=recipe)
+    return NoiseConfig(recipe=recipe, scale=0.15) if config.follows_run else config
+
+
 def ways() -> dict[str, Callable[..., Trainer]]:
     """Plain AdamW, shaped noise from its sources, and IVON: how to make a Trainer of each."""
     made: dict[str, Callable[..., Trainer]] = {"plain": Trainer}
@@ -137,12 +143,12 @@ def ways() -> dict[str, Callable[..., Trainer]]:
         config = NoiseConfig(curvature=source)  # type: ignore[arg-type]
         made[f"shaped noise, {source}"] = lambda *a, config=config, **k: PACGenTrainer(*a, noise=config, **k)
     for recipe in NoiseRecipe:
-        of_recipe = NoiseConfig(recipe=recipe)
+        of_recipe = of_one_size(recipe)
         if of_recipe.target.facts.trained and recipe is not NoiseRecipe.PACGEN:
             made[f"recipe {recipe.value}"] = lambda *a, config=of_recipe, **k: PACGenTrainer(*a, noise=config, **k)
     made[PLAIN_LORA] = lambda model, *a, **k: Trainer(lora(model), *a, **k)
     for recipe in ("flat-lora", "rows"):
-        under = NoiseConfig(recipe=recipe)  # type: ignore[arg-type]
+        under = of_one_size(NoiseRecipe(recipe))
         made[f"LoRA, recipe {recipe}"] = lambda m, *a, config=under, **k: PACGenTrainer(lora(m), *a, noise=config, **k)
     truncated = NoiseConfig(distribution="truncated_normal")  # type: ignore[arg-type]
     made["shaped noise, price, truncated normal"] = lambda *a, **k: PACGenTrainer(*a, noise=truncated, **k)

@@ -114,7 +114,9 @@ def _spread(shell: str, recipe: str, folder: str, size: int) -> None:
     settings: dict[str, Any] = {"per_device_train_batch_size": 4 // size, "gradient_accumulation_steps": 2}
     settings |= {"learning_rate": 1e-2, "max_steps": 8} | ({"ddp_backend": "gloo"} if size > 1 else {})
     model = lora() if recipe == "flat-lora" else llama()
-    run = trained(shell, NoiseConfig(recipe=recipe), model=model.double(), **settings)  # type: ignore[arg-type]
+    level = {"rows": 0.6, "ascent": 0.15}.get(recipe)  # else one that has not begun so early in a run
+    noise = NoiseConfig(recipe=recipe, scale=level)  # type: ignore[arg-type]
+    run = trained(shell, noise, model=model.double(), **settings)
     if run.args.world_size != size:
         raise RuntimeError(f"There are {run.args.world_size} processes and not {size}.")
     torch.save(weights(run.model), Path(folder) / f"{size}-{run.args.process_index}.pt")
