@@ -38,6 +38,7 @@ CASES: dict[str, dict[str, Any]] = {
     "callback": {"noise": PRICE, "callback": True},
     "rows": {"noise": {"recipe": "rows", "scale": 0.6}},
     "ascent": {"noise": {"recipe": "ascent", "scale": 0.15}},
+    "average": {"noise": ISOTROPIC, "ema": 0.7},
     "silent": {"noise": {"scale": 0}},
     "plain": {},
 }
@@ -56,7 +57,14 @@ class Examples(Dataset[dict[str, Tensor]]):
 
 
 def trainer_of(
-    folder: Path, stage: int | None, *, noise: Any = None, callback: bool = False, kind: Any = None, **changes: Any
+    folder: Path,
+    stage: int | None,
+    *,
+    noise: Any = None,
+    callback: bool = False,
+    kind: Any = None,
+    ema: float | None = None,
+    **changes: Any,
 ) -> Trainer:
     """A Trainer of a tiny model; its stage of ZeRO, or None for DistributedDataParallel."""
     AcceleratorState._reset_state()
@@ -81,7 +89,7 @@ def trainer_of(
         return Trainer(model, args, callbacks=[PACGenCallback(noise=noise)], **data)
     if noise is None and kind is None:
         return Trainer(model, args, **data)
-    return (kind or PACGenTrainer)(model, args, noise=noise, **data)
+    return (kind or PACGenTrainer)(model, args, noise=noise, ema=ema, **data)
 
 
 def weights(trainer: Trainer) -> dict[str, Tensor]:

@@ -38,7 +38,9 @@ def distance(found: dict[str, Tensor], expected: dict[str, Tensor]) -> float:
 
 
 @pytest.mark.parametrize("stage", [1, 2])
-@pytest.mark.parametrize("case", ["isotropic", "price", "clipped", "hutchinson", "callback", "rows", "ascent"])
+@pytest.mark.parametrize(
+    "case", ["isotropic", "price", "clipped", "hutchinson", "callback", "rows", "ascent", "average"]
+)
 def test_noise_is_that_of_replicas(found: dict[str, Any], case: str, stage: int) -> None:
     noisy, replicas = found[f"{case} {stage}"], found[f"{case} None"]
     # estimates by Hessian-vector products of almost the same weights are almost the same
