@@ -23,7 +23,7 @@ FLOORS: dict[str, str] = {
     "show": "advice cards.contents cards.document cards.update plots.gap plots.landscape plots.promise "
     "plan plots.reliability plots.runs plots.score plots.spectrum plots.style tables wording",
     "distributed": "deepspeed processes shards wire",
-    "model": "adapters dequantized embeddings fingerprint parameters precision run_state state storage traces",
+    "model": "adapters ctc dequantized embeddings fingerprint parameters precision run_state state storage traces",
     "data": "batches checks checksums collation contents inspection likelihoods losses objective outputs own_loss "
     "recognition sharded_objective units",
     "curvature": "ascent checkpoint checks diagonal.blend diagonal.estimate diagonal.exact diagonal.gauss_newton "

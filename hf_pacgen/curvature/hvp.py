@@ -22,9 +22,9 @@ from hf_pacgen.data.losses import BatchLoss
 from hf_pacgen.data.objective import Objective
 from hf_pacgen.model.precision import full_precision
 from hf_pacgen.model.state import (
-    double_backward_attention,
     evaluation_mode,
     transformable,
+    twice_differentiable,
     uses_reentrant_checkpointing,
 )
 
@@ -219,7 +219,7 @@ def _exactly(
     product.space.displace(at, whole=product.method.facts.reads_all_rows)
     stored = product.space.stored(product.space.trained(direction))
     vector = {name: stored[name].to(parameter.dtype) for name, parameter in objective.parameters.items()}
-    with double_backward_attention(objective.model):
+    with twice_differentiable(objective.model):
         return way(objective, batch, index, vector)
 
 
@@ -285,7 +285,7 @@ def traced_product(
     bare = SimpleNamespace(model=model, parameters=parameters, loss=lambda batch, index: loss())
 
     def work() -> None:
-        with double_backward_attention(model):
+        with twice_differentiable(model):
             ways[method](bare, None, 0, vector)
 
     return work

@@ -12,10 +12,11 @@ import torch
 from torch import nn
 
 from hf_pacgen.distributed.deepspeed import engine_module
+from hf_pacgen.model.ctc import differentiable_ctc
 
 __all__ = [
     "base_model",
-    "double_backward_attention",
+    "twice_differentiable",
     "evaluation_mode",
     "forget_caches",
     "fresh_caches",
@@ -178,8 +179,8 @@ def uses_reentrant_checkpointing(model: nn.Module) -> bool:
 
 
 @contextmanager
-def double_backward_attention(model: nn.Module) -> Iterator[None]:
-    """Attention that can be differentiated twice, whatever implementation the model was loaded with.
+def twice_differentiable(model: nn.Module) -> Iterator[None]:
+    """Attention, and the loss of CTC, that can be differentiated twice, whatever the model was loaded with.
 
     The fused kernels behind scaled-dot-product attention have no second derivative, its math
     backend has.  Implementations outside torch (flash, flex) are swapped for sdpa meanwhile.
@@ -192,7 +193,7 @@ def double_backward_attention(model: nn.Module) -> Iterator[None]:
             swapped.append((config, name))
             config._attn_implementation = "sdpa"  # type: ignore[union-attr]
     try:
-        with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+        with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH), differentiable_ctc():
             yield
     finally:
         for config, name in swapped:

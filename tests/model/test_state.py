@@ -14,11 +14,11 @@ from torch import Tensor, nn
 
 from hf_pacgen.model.state import (
     base_model,
-    double_backward_attention,
     evaluation_mode,
     preserved,
     seed_everything,
     transformable,
+    twice_differentiable,
     unwrap,
     uses_checkpointing,
     uses_reentrant_checkpointing,
@@ -176,16 +176,16 @@ def test_attention_can_be_differentiated_twice_and_is_put_back() -> None:
     model: Any = tiny.make("bert")
     expected = second_derivative(tiny.make("bert", "eager"), batch)
     model.config._attn_implementation = "sdpa"
-    with double_backward_attention(model):
+    with twice_differentiable(model):
         torch.testing.assert_close(second_derivative(model, batch), expected, rtol=1e-8, atol=1e-12)
     model.config._attn_implementation = "flash_attention_2"  # not installed: it could not even run
-    with pytest.raises(ZeroDivisionError), double_backward_attention(model):
+    with pytest.raises(ZeroDivisionError), twice_differentiable(model):
         assert model.config._attn_implementation == "sdpa"
         torch.testing.assert_close(second_derivative(model, batch), expected, rtol=1e-8, atol=1e-12)
         raise ZeroDivisionError
     assert model.config._attn_implementation == "flash_attention_2"
     eager: Any = tiny.make("bert", "eager")
-    with double_backward_attention(eager):
+    with twice_differentiable(eager):
         assert eager.config._attn_implementation == "eager"
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hf_pacgen.config import Estimator, Likelihood, ScoreConfig
+from hf_pacgen.config import Estimator, HVPMethod, Likelihood, ScoreConfig
 from hf_pacgen.curvature.checkpoint import Checkpoint
 from hf_pacgen.curvature.diagonal.blend import blend_, blend_share
 from hf_pacgen.curvature.diagonal.exact import Exact
@@ -18,6 +18,7 @@ from hf_pacgen.curvature.diagonal.hutchinson import Hutchinson
 from hf_pacgen.curvature.diagonal.sampled_labels import SampledLabels, find_likelihood, refuse_likelihood
 from hf_pacgen.curvature.diagonal.sums import DiagonalSums, pooled_trace
 from hf_pacgen.curvature.diagonal.through_outputs import EXACT, find_outputs
+from hf_pacgen.curvature.examination import examine
 from hf_pacgen.curvature.operators import Tick
 from hf_pacgen.curvature.weight_space import Vector, WeightSpace
 from hf_pacgen.data.losses import BatchLoss, LossKind, require_units
@@ -107,6 +108,9 @@ def _estimated(
     with processes.together():
         way = _supported(space, config, drawn=drawn)
         estimator, notes = way.estimator, way.notes
+    if estimator.facts.needs_products and HVPMethod(config.hvp) not in space.resolved:
+        examine(space, config.hvp)  # nobody has asked for products, which take the place of what the loss does not have
+    with processes.together():
         parts = _Parts.of(estimator, space, config)
         if parts.gradients is not None:
             parts.gradients.outputs, parts.gradients.likelihood = way.outputs, way.likelihood

@@ -12,7 +12,7 @@ from hf_pacgen.config import Estimator
 from hf_pacgen.curvature.diagonal.sums import DiagonalSums
 from hf_pacgen.curvature.weight_space import Vector, WeightSpace
 from hf_pacgen.data.losses import BatchLoss
-from hf_pacgen.model.state import double_backward_attention, evaluation_mode
+from hf_pacgen.model.state import evaluation_mode, twice_differentiable
 
 __all__ = ["Exact"]
 
@@ -50,7 +50,7 @@ class Exact:
         """Add a batch; returns whether its numbers were finite, and its loss."""
         objective, found = self.space.objective, self.space.zeros()
         parameters = list(objective.parameters.values())
-        with double_backward_attention(objective.model), _second_derivatives():
+        with twice_differentiable(objective.model), _second_derivatives():
             result = objective.loss(batch, index)
             gradients = torch.autograd.grad(result.total, parameters, create_graph=True, allow_unused=True)
             for total, parameter, gradient in zip(found.values(), parameters, gradients, strict=True):

@@ -16,6 +16,7 @@ from torch import Tensor
 from hf_pacgen.curvature.weight_space import Vector, WeightSpace
 from hf_pacgen.data.losses import BatchLoss
 from hf_pacgen.data.outputs import caught, named_outputs
+from hf_pacgen.model.ctc import differentiable_ctc
 from hf_pacgen.model.embeddings import dense
 
 __all__ = ["find_outputs", "output_gradients"]
@@ -37,7 +38,7 @@ def find_outputs(space: WeightSpace) -> tuple[tuple[str, ...], float] | None:
         return None
     index, batch = objective.first
     space.restore()
-    with caught(objective.model) as found:
+    with caught(objective.model) as found, differentiable_ctc():
         total = objective.loss(batch, index).total
     if not total.requires_grad:
         return None
@@ -61,7 +62,7 @@ def find_outputs(space: WeightSpace) -> tuple[tuple[str, ...], float] | None:
                 break
         if best is not None:
             _curved(total, [named[n] for n in best[0]], 0)
-    except REFUSALS:  # the loss has no second derivative, as CTC
+    except REFUSALS:  # the loss has no second derivative
         return None
     return best
 
@@ -72,7 +73,7 @@ def output_gradients(
     """Jᵀ B v, Jᵀ v and the loss of a batch, at w."""
     objective = space.objective
     space.restore()
-    with caught(objective.model) as found, torch.enable_grad():
+    with caught(objective.model) as found, torch.enable_grad(), differentiable_ctc():
         result = objective.loss(batch, index)
     true = BatchLoss(result.total.detach(), result.units)
     if not result.total.requires_grad:
