@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import BertConfig, BertForQuestionAnswering
 
-from hf_pacgen import ScoreConfig, hessian_diagonal
+from hf_pacgen import ScoreConfig, hessian_diagonal, hessian_vector_product
 from hf_pacgen.curvature.diagonal.through_outputs import find_outputs
 from hf_pacgen.curvature.weight_space import WeightSpace
 from hf_pacgen.data.batches import Batches
@@ -126,7 +126,7 @@ def test_it_errs_less_than_probes(kind: str) -> None:
 
 
 class Heard(nn.Module):
-    """Frames of sound, whose loss has no second derivative."""
+    """Frames of sound."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -137,16 +137,62 @@ class Heard(nn.Module):
         return self.head(frames)  # type: ignore[no-any-return]
 
 
-def test_a_loss_without_second_derivative_is_left_to_probes() -> None:
-    def loss(model: Any, batch: Tensor) -> tuple[Tensor, int]:
-        spoken, lengths = torch.tensor([[1, 2], [3, 1]]), torch.tensor([2, 2])
-        heard = model(batch).log_softmax(-1).transpose(0, 1)
-        return nn.functional.ctc_loss(heard, spoken, torch.tensor([6, 6]), lengths, reduction="sum"), 2
+def spoken(model: Any, batch: Tensor) -> tuple[Tensor, int]:
+    labels, lengths = torch.tensor([[1, 2], [3, 1]]), torch.tensor([2, 2])
+    heard = model(batch).log_softmax(-1).transpose(0, 1)
+    return nn.functional.ctc_loss(heard, labels, torch.tensor([6, 6]), lengths, reduction="sum"), 2
 
-    data = [torch.randn(2, 6, 4, generator=torch.Generator().manual_seed(i)).double() for i in range(3)]
-    found = hessian_diagonal(Heard(), data, loss_fn=loss, progress=False)
-    assert found.estimator == "hutchinson"
+
+def sounds() -> list[Tensor]:
+    return [torch.randn(2, 6, 4, generator=torch.Generator().manual_seed(i)).double() for i in range(3)]
+
+
+def test_ctc_goes_through_its_outputs() -> None:
+    """The head is linear in its weights, so the Gauss-Newton diagonal is the Hessian's."""
+    model, options = Heard(), {"loss_fn": spoken, "progress": False}
+    found = hessian_diagonal(model, sounds(), config=ScoreConfig(estimator="gauss_newton", passes=1000), **options)
+    exact = hessian_diagonal(model, sounds(), config=ScoreConfig(estimator="exact"), **options)
+    assert hessian_diagonal(model, sounds(), **options).estimator == "blend"
+    for name, parameter in model.named_parameters():
+        differences = []
+        for entry in range(parameter.numel()):
+            along = {n: torch.zeros_like(p, requires_grad=False) for n, p in model.named_parameters()}
+            along[name].view(-1)[entry] = 1
+            product = hessian_vector_product(model, sounds(), along, method="finite_difference", **options)
+            differences.append(product[name].view(-1)[entry])
+        truth = torch.stack(differences).view_as(parameter)
+        assert torch.allclose(exact.values[name], truth, rtol=1e-4, atol=1e-6)
+        assert (found.values[name] - truth).norm() < 0.1 * truth.norm()
+
+
+class Once(torch.autograd.Function):
+    """The square, whose derivative has none."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:  # type: ignore[override]
+        ctx.save_for_backward(x)
+        return x.square()
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> Any:  # type: ignore[override]
+        return 2 * gradient * ctx.saved_tensors[0]
+
+
+@pytest.mark.parametrize("estimator", ["blend", "gauss_newton"])
+def test_a_loss_without_second_derivative_is_left_to_probes(estimator: str) -> None:
+    """Whose products are looked at first: by autograd there are none, or zeros."""
+
+    def loss(model: Any, batch: Tensor) -> tuple[Tensor, int]:
+        return Once.apply(model(batch)).sum(), len(batch)  # type: ignore[no-untyped-call]
+
+    found = hessian_diagonal(
+        Heard(), sounds(), loss_fn=loss, config=ScoreConfig(estimator=estimator, passes=200), progress=False
+    )
+    assert found.estimator == "hutchinson" and found.hvp_method == "finite_difference"
     assert any("or a loss of its outputs with a second derivative" in note for note in found.notes)
+    truth = sum(2 * 5 * (batch.square().sum() + 12) for batch in sounds()) / 6
+    assert found.trace == pytest.approx(float(truth), rel=0.05)
 
 
 def test_a_part_of_the_loss_beside_the_outputs_is_named() -> None:

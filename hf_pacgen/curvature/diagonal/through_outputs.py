@@ -7,12 +7,14 @@ with E v vᵀ = 1, signs scatter it least.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from hf_pacgen.curvature.hvp import default_displacement
 from hf_pacgen.curvature.weight_space import Vector, WeightSpace
 from hf_pacgen.data.losses import BatchLoss
 from hf_pacgen.data.outputs import caught, named_outputs
@@ -60,11 +62,35 @@ def find_outputs(space: WeightSpace) -> tuple[tuple[str, ...], float] | None:
                 best = names, left
             if best and best[1] <= EXACT:
                 break
-        if best is not None:
-            _curved(total, [named[n] for n in best[0]], 0)
+        if best is None:
+            return None
+        outputs = [named[n] for n in best[0]]
+        _curved(total, outputs, 0)
+        slopes = torch.autograd.grad(total, outputs, create_graph=True)
+        constant = {n: slope for n, slope in zip(best[0], slopes, strict=True) if not slope.requires_grad}
+        return None if constant and _moves(space, constant, batch, index) else best
     except REFUSALS:  # the loss has no second derivative
         return None
-    return best
+
+
+def _moves(space: WeightSpace, constant: dict[str, Tensor], batch: Any, index: int) -> bool:
+    """Whether slopes of the loss that autograd takes for constant change with the weights.
+
+    Those of a loss that is linear in its outputs do not; those of one whose backward pass has no graph do.
+    """
+    z = space.trained(space.signs(0, "slopes"))
+    try:
+        space.displace([(z, default_displacement(space) / math.sqrt(space.num_parameters))])
+        with caught(space.objective.model) as found, torch.enable_grad():
+            total = space.objective.loss(batch, index).total
+        named = named_outputs(found[-1])
+        after = torch.autograd.grad(total, [named[name] for name in constant])
+    finally:
+        space.restore()
+    return any(
+        float((there - here).norm()) > 100 * torch.finfo(here.dtype).eps * float(here.norm())
+        for there, here in zip(after, constant.values(), strict=True)
+    )
 
 
 def output_gradients(
