@@ -32,6 +32,7 @@ def test_there_are_programs() -> None:
         "promise",
         "certify",
         "measures",
+        "scale",
     }
 
 

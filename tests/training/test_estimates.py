@@ -174,6 +174,6 @@ def test_what_a_score_cannot_take_is_refused_before_the_training() -> None:
         trainer = Odd if data is DATA else Trainer
         run = trainer(llama(), arguments(), train_dataset=data, callbacks=callbacks)
         cause = "old_logps" if data is DATA else "gave other batches in a second pass"
-        with pytest.raises(ValueError, match=rf"The training was not begun.*{cause}.*train without a score"):
+        with pytest.raises(ValueError, match=rf"The training was not begun.*{cause}.*Train without a score"):
             run.train()
     assert not began
