@@ -21,6 +21,9 @@ _PROCESS = os.getpid()
 
 import pytest  # noqa: E402
 
+# imports DeepSpeed, and is run by a test
+collect_ignore = ["deepspeed_runs.py"]
+
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 

@@ -83,7 +83,7 @@ def plan(
     >>> loss = lambda model, batch: (model(batch).square().sum(), len(batch))
     >>> found = plan(layer, [torch.ones(3, 4)], loss_fn=loss, progress=False, config=ScoreConfig(passes=1))
     >>> found.num_parameters, found.passes["diagonal"]
-    (10, {'forwards': 4, 'backwards': 4})
+    (10, {'forwards': 5, 'backwards': 6})
     """
     accelerator = options.pop("accelerator", None)
     if accelerator is not None and accelerator.num_processes > 1:
