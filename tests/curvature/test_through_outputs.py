@@ -149,7 +149,7 @@ def sounds() -> list[Tensor]:
 
 def test_ctc_goes_through_its_outputs() -> None:
     """The head is linear in its weights, so the Gauss-Newton diagonal is the Hessian's."""
-    model, options = Heard(), {"loss_fn": spoken, "progress": False}
+    model, options = Heard(), dict[str, Any](loss_fn=spoken, progress=False)
     found = hessian_diagonal(model, sounds(), config=ScoreConfig(estimator="gauss_newton", passes=1000), **options)
     exact = hessian_diagonal(model, sounds(), config=ScoreConfig(estimator="exact"), **options)
     assert hessian_diagonal(model, sounds(), **options).estimator == "blend"

@@ -34,7 +34,8 @@ WAYS: dict[str, dict[str, Any]] = {
 def test_it_is_that_of_torch_with_its_gradient(way: str, reduction: str) -> None:
     how: dict[str, Any] = {"targets": TARGETS, "input_lengths": torch.tensor([7, 5, 6, 7]), "target_lengths": LENGTHS}
     how |= WAYS[way] | {"reduction": reduction}
-    found, expected = [], []
+    found: list[Tensor] = []
+    expected: list[Tensor] = []
     for function, kept in ((ctc_loss, found), (functional.ctc_loss, expected)):
         log_probs = frames()
         loss = function(log_probs, **how)
@@ -49,7 +50,8 @@ def test_it_is_that_of_torch_with_its_gradient(way: str, reduction: str) -> None
 
 def test_what_cannot_be_said_is_infinite() -> None:
     log_probs = torch.zeros(1, 1, 3, dtype=torch.float64).log_softmax(-1)
-    for function in (ctc_loss, functional.ctc_loss):
+    both: tuple[Any, ...] = (ctc_loss, functional.ctc_loss)
+    for function in both:
         assert function(log_probs, torch.tensor([[1, 2]]), [1], [2], reduction="sum").item() == torch.inf
     single = torch.randn(5, 3, dtype=torch.float64).log_softmax(-1)
     mine, torchs = (

@@ -66,8 +66,8 @@ def find_outputs(space: WeightSpace) -> tuple[tuple[str, ...], float] | None:
             return None
         outputs = [named[n] for n in best[0]]
         _curved(total, outputs, 0)
-        slopes = torch.autograd.grad(total, outputs, create_graph=True)
-        constant = {n: slope for n, slope in zip(best[0], slopes, strict=True) if not slope.requires_grad}
+        ways = torch.autograd.grad(total, outputs, create_graph=True)
+        constant = {name: way for name, way in zip(best[0], ways, strict=True) if not way.requires_grad}
         return None if constant and _moves(space, constant, batch, index) else best
     except REFUSALS:  # the loss has no second derivative
         return None
