@@ -59,7 +59,8 @@ class WeightAverage:
 
     def __init__(self, model: nn.Module, decay: float) -> None:
         self.decay, self.count = decay, 0
-        self.weights = independent({n: p for n, p in unwrap(model).named_parameters() if p.requires_grad})
+        self.model = unwrap(model)
+        self.weights = self._trainable()
         for name, weight in self.weights.items():
             if is_sharded(weight) or hasattr(weight, "ds_id"):
                 raise ValueError(
@@ -70,6 +71,15 @@ class WeightAverage:
         self._update = get_ema_multi_avg_fn(decay)
         self.on_model = False
 
+    def _trainable(self) -> dict[str, nn.Parameter]:
+        return independent({n: p for n, p in self.model.named_parameters() if p.requires_grad})
+
+    def _follow(self) -> None:
+        """Take in weights that are trained from this step on; those that no longer are stay."""
+        for name, weight in self._trainable().items():
+            if name not in self.weights:
+                self.weights[name], self.average[name] = weight, self._wide(weight).clone()
+
     @staticmethod
     def _wide(weight: Tensor) -> Tensor:
         return weight.detach().to(torch.promote_types(weight.dtype, torch.float32))
@@ -77,6 +87,7 @@ class WeightAverage:
     @torch.no_grad()
     def update(self) -> None:
         """Take in the weights after an optimizer step."""
+        self._follow()
         now = [self._wide(weight) for weight in self.weights.values()]
         averages = list(self.average.values())
         if self.count:

@@ -100,13 +100,6 @@ class NoisyStep:
 
     # ------------------------------------------------------------------------------------------------ the step
 
-    def begin(self, step: int, micro_step: int = 0) -> bool:
-        """Draw the noise of a micro-batch and put it on the weights; False where there is none to put on."""
-        if not self.draw(step, micro_step):
-            return False
-        self.noise.apply()
-        return True
-
     @property
     def outdated(self) -> bool:
         """Whether parameters were frozen or unfrozen since: the noise is of those that were trainable then."""
@@ -155,7 +148,7 @@ class NoisyStep:
     @property
     def drawn(self) -> bool:
         """Whether there has been noise since the last optimizer step."""
-        return bool(self._keys)
+        return bool(self._keys) or (self.ascent is not None and self.ascent.held.facts)
 
     @contextmanager
     def first_gradient(self) -> Iterator[None]:

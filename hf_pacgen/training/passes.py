@@ -87,7 +87,7 @@ class Passes:
 
     def missed(self) -> bool:
         """Whether the step has gradients, and none of them was taken at the noise; then that is so no more."""
-        if self.throughout or self.taken or all(p.grad is None for p in self.noise.parameters.values()):
+        if self.throughout or self.taken or all(p.grad is None for p in self.model.parameters()):
             return False
         logger.warning(UNSEEN)
         self.throughout = True

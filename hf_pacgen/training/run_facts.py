@@ -108,12 +108,18 @@ def is_on(noise: NoiseConfig | None) -> bool:
 
 
 def agree_on_settings(
-    args: TrainingArguments, noise: NoiseConfig | None, score: ScoreConfig | None, *, score_on: str | None = None
+    args: TrainingArguments,
+    noise: NoiseConfig | None,
+    score: ScoreConfig | None,
+    *,
+    score_on: str | None = None,
+    ema: tuple[float | None, bool] = (None, True),
 ) -> None:
     """Raise on every process if two of them train with different noise, or are to score in another way or moment."""
     # a process that does not score would never come to the comparison that a score begins with
     moment = {} if score is None else score.to_dict() | {"score_on": score_on}
     mine = {"the setting": {} if noise is None else noise.to_dict(), "the setting of the score:": moment}
+    mine["the setting of the average:"] = dict(zip(("ema", "evaluate_ema"), ema, strict=True))
     agree(Processes(_state(args)), mine)
 
 

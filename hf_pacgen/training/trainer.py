@@ -12,6 +12,7 @@ from transformers import Trainer, TrainerCallback
 from transformers.trainer_utils import EvalLoopOutput, get_last_checkpoint
 
 from hf_pacgen.config import NoiseConfig, ScoreConfig
+from hf_pacgen.config.settings import flag
 from hf_pacgen.results.noisy_predictions import NoisyPredictions
 from hf_pacgen.results.pacgen import PACGenResult
 from hf_pacgen.training.arguments import PACGenTrainingArguments, as_config
@@ -72,12 +73,12 @@ class PACGenTrainer(Trainer):
         noise: NoiseConfig | dict[str, Any] | str | None = None,
         score: ScoreConfig | dict[str, Any] | None = None,
         ema: float | None = None,
-        evaluate_ema: bool = True,
+        evaluate_ema: bool | None = None,
         **kwargs: Any,
     ) -> None:
         self.noise = as_config(NoiseConfig, noise, "noise")
         self.score = as_config(ScoreConfig, score, "score")
-        self.ema, self.evaluate_ema = check_decay(ema), evaluate_ema
+        self.ema = check_decay(ema)
         self._averaging: Averaging | None = None  # while training
         self._scores = Scores()
         # made when a training begins, or at the first step by hand
@@ -93,8 +94,9 @@ class PACGenTrainer(Trainer):
         if isinstance(self.args, PACGenTrainingArguments):
             self.noise = self.noise or self.args.noise_config
             self.score = self.score or self.args.score_config
-            if self.ema is None:
-                self.ema, self.evaluate_ema = self.args.ema, self.args.evaluate_ema
+            self.ema = self.args.ema if self.ema is None else self.ema
+            evaluate_ema = self.args.evaluate_ema if evaluate_ema is None else evaluate_ema
+        self.evaluate_ema = flag(True if evaluate_ema is None else evaluate_ema, "evaluate_ema")
         callbacks = [c for c in self.callback_handler.callbacks if isinstance(c, PACGenCallback)]
         if self._has_noise:
             refuse_unsupported(self.args)
@@ -127,8 +129,7 @@ class PACGenTrainer(Trainer):
         finally:
             self._candidates = None
             self._close_noise()
-            if self._averaging is not None:
-                self._averaging.close()
+            self._close_average()
 
     def averaged_weights(self) -> Any:
         """``with trainer.averaged_weights():`` the model has the average of ``ema`` inside, its own weights afterwards.
@@ -313,6 +314,10 @@ class PACGenTrainer(Trainer):
         if self._noisy_step is not None:
             self._noisy_step.before_optimizer_step(step, learns=self._learns)
 
+    def _close_average(self) -> None:
+        if self._averaging is not None:
+            self._averaging.close()
+
     def _close_noise(self) -> None:
         if self._noisy_step is not None:
             self._noisy_step.close()
@@ -328,8 +333,10 @@ class _Steps(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         trainer = self.trainer
         trainer._close_noise()  # that of steps by hand
+        trainer._close_average()  # that of a batch size that was too large
         trainer._candidates = Candidates(trainer.args)
-        agree_on_settings(trainer.args, trainer.noise, trainer.score)
+        ema = trainer.ema, trainer.evaluate_ema
+        agree_on_settings(trainer.args, trainer.noise, trainer.score, ema=ema)
         if trainer.score is not None and trainer.eval_dataset is not None:  # else it scores when it is asked
             loader = kwargs["train_dataloader"]
             how: Any = {"accelerator": trainer.accelerator, "loss_fn": loss_of_trainer(trainer)}

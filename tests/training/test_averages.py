@@ -161,6 +161,50 @@ def test_decays_are_numbers_below_1(decay: Any, message: str) -> None:
         check_decay(decay)
 
 
+def test_a_batch_size_that_was_too_large_leaves_no_second_average() -> None:
+    """The training begins twice then, in one call of train()."""
+
+    class TooLarge(PACGenTrainer):
+        def training_step(self, *args: Any, **kwargs: Any) -> Any:
+            if self._train_batch_size > 2 and self.state.global_step == 2:
+                raise RuntimeError("CUDA out of memory.")
+            return super().training_step(*args, **kwargs)
+
+    how: dict[str, Any] = {"auto_find_batch_size": True, "per_device_train_batch_size": 8, "eval_strategy": "steps"}
+    args = arguments(learning_rate=1e-2, max_steps=4, eval_steps=4, **how)
+    trainer = TooLarge(bert(), args, train_dataset=Sentences(), eval_dataset=Sentences(16, seed=1), ema=DECAY)
+    steps = Steps()
+    trainer.add_callback(steps)
+    trainer.train()
+    assert trainer._train_batch_size <= 2 and not {"evaluate", "_save_checkpoint"} & vars(trainer).keys()
+    assert difference(weights(trainer.model), by_hand(steps.seen[-4:])) < 1e-6
+    # what was evaluated last is what is in the model now
+    found = [entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry][-1]
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(found, rel=1e-6)
+
+
+def test_weights_that_are_unfrozen_later_have_an_average_too() -> None:
+    model = nn.Linear(2, 2)
+    model.bias.requires_grad_(False)
+    average = WeightAverage(model, 0.5)
+    average.update()
+    model.bias.requires_grad_(True)
+    average.update()
+    with torch.no_grad():
+        model.bias.add_(1.0)
+    average.update()
+    assert torch.allclose(average.average["bias"], model.bias - 0.5)
+
+
+def test_an_own_setting_goes_before_that_of_the_arguments() -> None:
+    args = arguments(PACGenTrainingArguments, ema=0.5)
+    trainer = PACGenTrainer(bert(), args, train_dataset=Sentences(), evaluate_ema=False)
+    assert trainer.ema == 0.5 and trainer.evaluate_ema is False
+    for kind in (lambda: PACGenCallback(ema=0.5, evaluate_ema="no"), lambda: made("trainer", evaluate_ema="no")):  # type: ignore[arg-type]
+        with pytest.raises(ValueError, match="evaluate_ema must be True or False; got 'no'"):
+            kind()
+
+
 def test_two_averages_are_refused() -> None:
     with pytest.raises(ValueError, match="PACGenTrainer and a PACGenCallback both have ema"):
         PACGenTrainer(bert(), arguments(), train_dataset=Sentences(), ema=0.9, callbacks=[PACGenCallback(ema=0.9)])

@@ -74,7 +74,8 @@ def engine_for(model: nn.Module, config: NoiseConfig, **changes: Any) -> NoisySt
 def one_step(engine: NoisyStep, backward: Callable[[float], None], step: int, batches: int = 1) -> None:
     """A training step as the PACGenTrainer does it; ``backward`` adds a share of the gradient."""
     for micro_step in range(batches):
-        assert engine.begin(step, micro_step)
+        assert engine.draw(step, micro_step)
+        engine.noise.apply()
         if engine.config.antithetic:
             backward(0.5 / batches)
             engine.mirror()
@@ -163,7 +164,7 @@ def test_a_checkpoint_without_the_noise_state_says_so(tmp_path: Path, caplog: py
 def test_the_schedule() -> None:
     engine = engine_for(Network(), NoiseConfig(warmup_ratio=0.5, decay_ratio=0.25), max_steps=8)
     assert [engine.factor(step) for step in range(9)] == [0.25, 0.5, 0.75, 1.0, 1.0, 1.0, 1.0, 0.5, 0.0]
-    assert not engine.begin(8) and not engine.noise.applied
+    assert not engine.draw(8) and not engine.noise.applied
 
 
 def test_random_noise_follows_no_gradient() -> None:

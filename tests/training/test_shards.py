@@ -85,7 +85,8 @@ def gradient(engine: NoisyStep, made: nn.Module, part: dict[str, Tensor], step: 
     """The gradient of a micro-batch at noisy weights, as the PACGenTrainer takes it."""
     pair = engine.config.antithetic
     try:
-        noisy = engine.begin(step, micro)
+        if noisy := engine.draw(step, micro):
+            engine.noise.apply()
         (made(**part).loss / of / (2 if pair and noisy else 1)).backward()
         if noisy and pair:
             engine.mirror()

@@ -12,7 +12,7 @@ from torch import nn
 from transformers import TrainerCallback, TrainingArguments
 
 from hf_pacgen.config import NoiseConfig, ScoreConfig
-from hf_pacgen.config.settings import choice
+from hf_pacgen.config.settings import choice, flag
 from hf_pacgen.data.own_loss import OwnLoss
 from hf_pacgen.facts import Choice
 from hf_pacgen.results.pacgen import PACGenResult
@@ -77,7 +77,7 @@ class PACGenCallback(TrainerCallback):
     ) -> None:
         self.noise = as_config(NoiseConfig, noise, "noise")
         self.score = as_config(ScoreConfig, score, "score")
-        self.ema, self.evaluate_ema = check_decay(ema), evaluate_ema
+        self.ema, self.evaluate_ema = check_decay(ema), flag(evaluate_ema, "evaluate_ema")
         self._averaging: Averaging | None = None  # while training
         self.score_on = choice(ScoreOn, score_on, "score_on")
         if self.score_on.facts not in vars(PACGenCallback):
@@ -118,7 +118,8 @@ class PACGenCallback(TrainerCallback):
         """Set the noise up, and take over the state of a checkpoint."""
         self._close()
         self._candidates, self._model = Candidates(args), kwargs.get("model")
-        agree_on_settings(args, self.noise, self.score, score_on=self.score_on.value)
+        how: Any = {"score_on": self.score_on.value, "ema": (self.ema, self.evaluate_ema)}
+        agree_on_settings(args, self.noise, self.score, **how)
         loader, model = kwargs.get("train_dataloader"), kwargs.get("model")
         if self.score is not None and loader is not None and model is not None:
             rehearse_score(args, model, self.score, loader, loss_fn=_loss_of(model))
