@@ -228,9 +228,19 @@ def test_a_first_pass_without_gradients_that_a_backward_pass_repeats_is_refused(
         loss.backward()
 
 
+ELSEWHERE: dict[str, tuple[dict[str, Any], list[bool]]] = {
+    "noise": ({"curvature_every": 1, "epsilon": 0.05}, [False, True, True, True]),
+    # it begins with the second step, which is missed and gives the third no direction
+    "ascent": ({"recipe": "ascent", "scale": 0.15}, [False, False, False, True]),
+}
+
+
+@pytest.mark.parametrize("noise", ELSEWHERE)
 @pytest.mark.parametrize("shell", SHELLS)
-def test_a_loss_from_elsewhere_in_the_model_is_noticed(shell: str, caplog: pytest.LogCaptureFixture) -> None:
-    """It multiplies the weights by hand: the first step has no noise and teaches nothing, the others have it."""
+def test_a_loss_from_elsewhere_in_the_model_is_noticed(
+    shell: str, noise: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It multiplies the weights by hand: the first step with noise has none and teaches nothing, the others have it."""
     felt: list[bool] = []
 
     class ByHand(Trainer):
@@ -240,9 +250,9 @@ def test_a_loss_from_elsewhere_in_the_model_is_noticed(shell: str, caplog: pytes
 
     model = llama(tied=False)
     before = weights(model)
-    noise = NoiseConfig(curvature_every=1, epsilon=0.05)
+    settings, expected = ELSEWHERE[noise]
     with caplog.at_level(logging.WARNING):
-        trainer = make(shell, noise, model=model, trainer=ByHand, max_steps=3, learning_rate=0.0)
+        trainer = make(shell, NoiseConfig(**settings), model=model, trainer=ByHand, max_steps=4, learning_rate=0.0)
         trainer.train()
     assert caplog.text.count("A gradient was taken without noise") == 1
-    assert felt == [False, True, True] and same(weights(model), before)
+    assert felt == expected and same(weights(model), before)
