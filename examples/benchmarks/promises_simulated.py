@@ -22,6 +22,7 @@ from unittest import mock
 
 import torch
 from datasets import Dataset
+from promises import Head
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
@@ -34,18 +35,6 @@ from hf_pacgen.promises import train_and_promise
 DELTA, COUNT, TEST = 0.2, 60, 4_000
 Batch = dict[str, Tensor]
 CERTIFY: Any = importlib.import_module("hf_pacgen.certify.certify")
-
-
-class Head(nn.Module):
-    """Two logits of a few features."""
-
-    def __init__(self, size: int) -> None:
-        super().__init__()
-        self.linear = nn.Linear(size, 2)
-
-    def forward(self, features: Tensor, labels: Tensor | None = None) -> dict[str, Tensor]:
-        logits = self.linear(features)
-        return {"logits": logits} | ({} if labels is None else {"loss": nn.functional.cross_entropy(logits, labels)})
 
 
 def drawn(count: int, size: int, seed: int) -> tuple[Tensor, Tensor]:
